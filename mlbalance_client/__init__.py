@@ -1,0 +1,1 @@
+"""A client-side load balancer for model replicas."""

@@ -1,0 +1,53 @@
+"""The values that the core speaks in. Tokens are tokens, times are seconds, identities are strings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import NewType
+
+ReplicaId = NewType("ReplicaId", str)
+
+_NO_LABELS: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One model server, as discovery names it.
+
+    ``id`` is stable across re-addressing (a registry's id, else host:port) and is what rendezvous hashes.
+    ``models``: the models it serves (labels ``model`` or ``models``); empty means any.
+    ``priority``: lower first, as in DNS SRV.
+    """
+
+    id: ReplicaId
+    url: str
+    weight: float = 1.0
+    zone: str | None = None
+    priority: int = 0
+    labels: Mapping[str, str] = field(default=_NO_LABELS, hash=False)
+    models: frozenset[str] = frozenset()
+
+    def serves(self, model: str | None) -> bool:
+        """Whether a call for ``model`` may go here; a call that names none may go anywhere."""
+        return not self.models or model is None or model in self.models
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a replica said it did, in tokens; ``None`` where it did not say."""
+
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+class Verdict(StrEnum):
+    """How a charge was settled."""
+
+    OK = "ok"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    ABANDONED = "abandoned"

@@ -1,0 +1,107 @@
+"""The neutral exceptions. Each face (httpx, httpx2) raises a subclass that is also its library's class.
+
+BalancerError
+├── ConfigError            the caller's: a target, option or key is wrong; names it and the way out
+├── NoReplicas             the fleet's: nobody is known who could serve this call
+├── NoCapacity             the fleet's: somebody is known, nobody has room; carries ``retry_after_s``
+├── QueueTimeout           the fleet's: waited for room as long as allowed
+├── DeadlineExceeded       the caller's deadline passed first
+├── AttemptsExhausted      the replicas': every attempt failed without an answer; carries ``attempts``
+└── StreamInterrupted      one replica's: broke after the commit point; carries ``bytes_delivered``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class FailureKind(StrEnum):
+    """How an attempt ended without a usable answer."""
+
+    CONNECT = "connect"
+    CONNECT_TIMEOUT = "connect_timeout"
+    WRITE = "write"
+    WRITE_TIMEOUT = "write_timeout"
+    READ = "read"
+    READ_TIMEOUT = "read_timeout"
+    PROTOCOL = "protocol"
+    UNREAD = "unread"
+    STATUS = "status"
+    IN_BAND = "in_band"
+    CANCELLED = "cancelled"
+
+    @property
+    def never_sent(self) -> bool:
+        """True if no byte of the request can have reached the replica's application."""
+        return self in (FailureKind.CONNECT, FailureKind.CONNECT_TIMEOUT)
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptReport:
+    """What one attempt did. Times in seconds since the call began."""
+
+    number: int
+    replica: str
+    url: str
+    started_s: float
+    ended_s: float | None = None
+    status: int | None = None
+    failure: FailureKind | None = None
+    detail: str = ""
+
+    def __str__(self) -> str:
+        what = self.failure or (self.status and f"HTTP {self.status}") or "open"
+        return f"#{self.number} {self.replica} ({self.url}): {what}{': ' + self.detail if self.detail else ''}"
+
+
+class BalancerError(Exception):
+    """Base of all errors that this library raises of its own."""
+
+
+class ConfigError(BalancerError, ValueError):
+    """A target, option or configuration key cannot be used; the message names it and the allowed values."""
+
+
+class NoReplicas(BalancerError):
+    """No replica is known that serves this call."""
+
+
+class NoCapacity(BalancerError):
+    """Replicas are known, none has room. ``retry_after_s``: when to ask again, in seconds, if known."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class QueueTimeout(BalancerError):
+    """The call waited for room as long as it was allowed to."""
+
+
+class DeadlineExceeded(BalancerError):
+    """The call's deadline passed before an answer began."""
+
+
+class AttemptsExhausted(BalancerError):
+    """Every attempt failed and none got an HTTP answer. ``attempts``: one report each, in order."""
+
+    def __init__(self, attempts: Sequence[AttemptReport]) -> None:
+        self.attempts = tuple(attempts)
+        tries = "; ".join(map(str, self.attempts))
+        super().__init__(f"{len(self.attempts)} attempt(s) failed without an answer: {tries}")
+
+    @property
+    def kind(self) -> FailureKind:
+        """How the last attempt failed; a face chooses its library's class by it."""
+        return self.attempts[-1].failure or FailureKind.PROTOCOL
+
+
+class StreamInterrupted(BalancerError):
+    """The answer broke off after its first content. ``bytes_delivered``: body bytes the caller has received."""
+
+    def __init__(self, message: str, *, bytes_delivered: int, kind: FailureKind = FailureKind.PROTOCOL) -> None:
+        super().__init__(message)
+        self.bytes_delivered = bytes_delivered
+        self.kind = kind
