@@ -1,0 +1,125 @@
+"""The whole configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, SerializeAsAny
+
+from mlbalance_client.errors import ConfigError
+
+from . import sources
+from .base import Section, given
+from .discovery import DiscoveryConfig
+from .http import HttpConfig
+from .kinds import config_type, discovery_kinds
+from .picking import PickingConfig
+
+
+class LoadReportsConfig(Section):
+    """What replicas tell of their load."""
+
+    kind: Literal["none"] = Field(
+        default="none",
+        description="Where reports come from. `none`: the client goes by its own record of what it sent.",
+    )
+
+
+class RetriesConfig(Section):
+    """When a failed call is sent again, before anything of an answer was seen."""
+
+    max_attempts: int = Field(
+        default=2,
+        ge=1,
+        le=5,
+        description="How often a call may be sent at most, each time to another replica. 2: one replica's "
+        "failure is hidden, an overload is not multiplied. What was never sent does not "
+        "count.",
+    )
+
+
+class AdmissionConfig(Section):
+    """Waiting for room."""
+
+
+class HedgingConfig(Section):
+    """Asking a second replica when the first is slow."""
+
+
+class OutlierDetectionConfig(Section):
+    """Taking out replicas that fail."""
+
+
+class SlowStartConfig(Section):
+    """Leading new replicas up to full load."""
+
+
+class HealthChecksConfig(Section):
+    """Asking replicas how they are."""
+
+
+def _of_its_kind(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    kind = value.get("kind")
+    if kind is None:
+        raise ConfigError(f"kind is required; available: {', '.join(discovery_kinds())}")
+    if not isinstance(kind, str):
+        raise ConfigError(f"kind: given {given(kind)}; available: {', '.join(discovery_kinds())}")
+    return config_type(kind).model_validate(dict(value))
+
+
+class BalancerConfig(Section):
+    """Everything that can be set, immutable. Unknown keys and wrong values raise ConfigError.
+
+    Sections may be given as models or as plain tables:
+    ``BalancerConfig(discovery={"kind": "static", "replicas": ["http://10.0.0.1:8000"]})``.
+    """
+
+    discovery: Annotated[SerializeAsAny[DiscoveryConfig], BeforeValidator(_of_its_kind)]
+    load_reports: LoadReportsConfig = LoadReportsConfig()
+    picking: PickingConfig = PickingConfig()
+    admission: AdmissionConfig = AdmissionConfig()
+    hedging: HedgingConfig = HedgingConfig()
+    retries: RetriesConfig = RetriesConfig()
+    outlier_detection: OutlierDetectionConfig = OutlierDetectionConfig()
+    slow_start: SlowStartConfig = SlowStartConfig()
+    health_checks: HealthChecksConfig = HealthChecksConfig()
+    http: HttpConfig = HttpConfig()
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        description="Makes picks repeatable, for tests and simulation. Unset: drawn from the system.",
+    )
+
+    def __init__(self, /, **sections: Any) -> None:
+        super().__init__(**sections)
+
+    @classmethod
+    def load(cls, path: str | Path, *, env: Mapping[str, str] | None = None) -> Self:
+        """Read a TOML file. Variables ``MLBALANCE_<SECTION>__<KEY>`` come before what it says.
+
+        ``env``: where to look for them, instead of ``os.environ``. Raises ConfigError if the file cannot be read or any key is wrong.
+        """
+        return sources.build(cls, *sources.from_file(path), env)
+
+    @classmethod
+    def from_target(
+        cls, target: str | Path | BalancerConfig | None = None, *, env: Mapping[str, str] | None = None
+    ) -> BalancerConfig:
+        """The configuration that a target stands for.
+
+        ``target``: a discovery URL (``static://h:p,h:p``), one replica's own URL (``http://h:p``), the path
+        of a TOML file, or ``None`` for the variable ``MLBALANCE_TARGET``. Variables
+        ``MLBALANCE_<SECTION>__<KEY>`` come before what it says. A configuration is complete and taken as it
+        is. ``env``: instead of ``os.environ``. Raises ConfigError.
+        """
+        if isinstance(target, BalancerConfig):
+            return target
+        return sources.build(cls, *sources.from_target(target, env), env)
+
+    def redacted(self) -> dict[str, Any]:
+        """All settings in force as plain JSON-able values, secrets masked."""
+        return self.model_dump(mode="json")

@@ -1,0 +1,142 @@
+"""What all sections share: immutable, unknown keys refused, and every mistake told in our own words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from typing import Any, NamedTuple, NoReturn, Self
+
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+
+from mlbalance_client.errors import ConfigError
+
+from .describe import allowed, is_secret
+from .urls import scrubbed
+
+_SHOWN_CHARS = 60
+
+
+class Problem(NamedTuple):
+    """One wrong key: where it is, and what is wrong with it."""
+
+    path: tuple[str | int, ...]
+    message: str
+
+    def __str__(self) -> str:
+        return f"{dotted(self.path)}: {self.message}" if self.path else self.message
+
+
+class InvalidConfig(ConfigError):
+    """A ConfigError that knows its ``problems``; ``where`` is the file or section they are in."""
+
+    def __init__(self, problems: Iterable[Problem], where: str = "") -> None:
+        self.problems = tuple(problems)
+        lines = [str(problem) for problem in self.problems]
+        if len(lines) == 1:
+            message = f"{where}: {lines[0]}" if where else lines[0]
+        else:
+            message = "\n  ".join([f"{where or 'configuration'}: {len(lines)} problems", *lines])
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _revive, (type(self), self.problems, str(self))
+
+
+class Section(BaseModel):
+    """Base of every section. Wrong values raise ConfigError, one line a key, never pydantic's own error."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True, protected_namespaces=()
+    )
+
+    def __init__(self, /, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise InvalidConfig(_problems(error, type(self))) from None
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """As pydantic's, but a mistake raises ConfigError."""
+        try:
+            return super().model_validate(obj, **options)
+        except ValidationError as error:
+            raise InvalidConfig(_problems(error, cls)) from None
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keys_are_strings(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
+            raise ValueError("keys must be strings")
+        return handler(value)
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise ConfigError(f"{name}: a configuration is immutable; make a new one instead")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise ConfigError(f"{name}: a configuration is immutable; make a new one instead")
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    """``("discovery", "replicas", 1, "url")`` as ``discovery.replicas[1].url``."""
+    text = ""
+    for step in path:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}"
+    return text.removeprefix(".")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The way out for an unknown name: the nearest known one, and all of them."""
+    names = sorted(known)
+    close = get_close_matches(name, names, 1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}known: {', '.join(names) or 'none yet'}"
+
+
+def given(value: Any) -> str:
+    """What was given, fit for a line; of containers only what they are, for they may hold secrets."""
+    match value:
+        case bool() | None | float():
+            return repr(value)
+        case int():
+            return repr(value) if value.bit_length() < 128 else "a huge number"
+        case str():
+            text = repr(scrubbed(value))
+            return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"
+        case dict():
+            return "a table"
+        case list() | tuple() | set():
+            return "a list"
+        case _:
+            return f"a {type(value).__name__}"
+
+
+def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[Problem]:
+    for entry in error.errors(include_url=False):
+        path = tuple(step for step in entry["loc"] if step != "[key]")
+        cause = entry.get("ctx", {}).get("error")
+        if isinstance(cause, InvalidConfig):
+            yield from (Problem(path + inner.path, inner.message) for inner in cause.problems)
+        else:
+            yield Problem(path, _message(entry["type"], path, entry["input"], cause, model))
+
+
+def _message(
+    kind: str, path: tuple[str | int, ...], value: Any, cause: Exception | None, model: type[BaseModel]
+) -> str:
+    if cause is not None:
+        return str(cause)
+    if kind == "extra_forbidden":
+        return f"unknown key; {nearest(str(path[-1]), model.model_fields)}"
+    field = model.model_fields.get(str(path[0])) if path else None
+    expected = allowed(field) if field else "a table"
+    if kind == "missing":
+        return f"is required: {expected}"
+    shown = "a secret" if field and is_secret(field) else given(value)
+    return f"given {shown}; must be {expected}"
+
+
+def _revive(cls: type[InvalidConfig], problems: tuple[Problem, ...], message: str) -> InvalidConfig:
+    error = cls(problems)
+    error.args = (message,)
+    return error

@@ -1,0 +1,188 @@
+"""What happens, as one stream of frozen values: logs, metrics and traces are subscribers to it.
+
+``at`` is in seconds of the client's monotonic clock; ``call`` is the id that a call has in this client.
+Events hold plain text and numbers only, and no secrets: URLs are those of replicas, without a query.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from threading import Lock
+
+from .config.urls import scrubbed
+
+LOGGER = logging.getLogger("mlbalance_client")
+LOGGER.addHandler(logging.NullHandler())
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """A replica was chosen and charged. ``candidates``: how many were compared; tokens are estimates."""
+
+    at: float
+    call: str
+    attempt: int
+    replica: str
+    reason: str
+    prompt_tokens: int
+    predicted_hit_tokens: int
+    candidates: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptStarted:
+    """A call is on its way to ``url``; ``attempt`` counts from 1."""
+
+    at: float
+    call: str
+    attempt: int
+    replica: str
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnded:
+    """An attempt is over, with a ``status`` or a ``failure`` (a FailureKind), of which ``detail`` tells more."""
+
+    at: float
+    call: str
+    attempt: int
+    replica: str
+    took_s: float
+    status: int | None = None
+    failure: str | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FailedOver:
+    """A call goes from one replica to another; ``attempt`` is the number of the one that failed."""
+
+    at: float
+    call: str
+    attempt: int
+    from_replica: str
+    to_replica: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A charge was closed. Tokens as the replica counted them, ``None`` where it did not say."""
+
+    at: float
+    call: str
+    replica: str
+    verdict: str
+    total_s: float
+    ttft_s: float | None = None
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicasChanged:
+    """Discovery named other replicas than before, by id; ``total``: how many there are now."""
+
+    at: float
+    source: str
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: tuple[str, ...]
+    total: int
+
+
+Event = Picked | AttemptStarted | AttemptEnded | FailedOver | Settled | ReplicasChanged
+Subscriber = Callable[[Event], None]
+
+
+class _Subscription:
+    __slots__ = ("call", "failed")
+
+    def __init__(self, call: Subscriber) -> None:
+        self.call = call
+        self.failed = False
+
+
+class EventStream:
+    """Hands events to subscribers, in the thread and order in which they happen.
+
+    It is false while nobody listens, so that callers need not even make the event::
+
+        if events:
+            events.emit(...)
+    """
+
+    __slots__ = ("_lock", "_subscriptions")
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._subscriptions: tuple[_Subscription, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self._subscriptions)
+
+    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
+        """Call ``subscriber`` with every event from now on, until the returned function is called.
+
+        It must be quick and not block. What it raises is logged once and harms nobody.
+        """
+        subscription = _Subscription(subscriber)
+        with self._lock:
+            self._subscriptions += (subscription,)
+
+        def unsubscribe() -> None:
+            with self._lock:
+                self._subscriptions = tuple(s for s in self._subscriptions if s is not subscription)
+
+        return unsubscribe
+
+    def emit(self, event: Event) -> None:
+        """Tell everybody."""
+        for subscription in self._subscriptions:
+            try:
+                subscription.call(event)
+            except Exception:
+                if not subscription.failed:
+                    subscription.failed = True
+                    LOGGER.exception(
+                        "event subscriber %r failed; its later errors are not logged", subscription.call
+                    )
+
+
+def logging_subscriber(logger: logging.Logger = LOGGER) -> Subscriber:
+    """A subscriber that logs: failovers and an emptied fleet as warnings, other changes of the fleet as info.
+
+    All else is debug. The fields are in the record's ``extra``, named ``mlbalance.<field>``.
+    """
+
+    def log(event: Event) -> None:
+        level = _level(event)
+        if logger.isEnabledFor(level):
+            values = {field.name: _plain(getattr(event, field.name)) for field in fields(event)}
+            text = " ".join(
+                f"{name}={value}"
+                for name, value in values.items()
+                if name != "at" and value not in (None, "")
+            )
+            extra = {f"mlbalance.{name}": value for name, value in values.items()}
+            logger.log(level, "%s %s", type(event).__name__, text, extra=extra)
+
+    return log
+
+
+def _level(event: Event) -> int:
+    match event:
+        case FailedOver():
+            return logging.WARNING
+        case ReplicasChanged():
+            return logging.INFO if event.total else logging.WARNING
+        case _:
+            return logging.DEBUG
+
+
+def _plain(value: object) -> object:
+    return scrubbed(value) if isinstance(value, str) else value
