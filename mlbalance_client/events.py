@@ -44,7 +44,7 @@ class AttemptStarted:
 
 @dataclass(frozen=True, slots=True)
 class AttemptEnded:
-    """An attempt is over, with a ``status`` or a ``failure`` (a FailureKind), of which ``detail`` tells more."""
+    """An attempt is over: ``status``, or ``failure`` (a FailureKind) of which ``detail`` tells more."""
 
     at: float
     call: str

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 from mlbalance_client.errors import ConfigError
 
 from . import sources
-from .base import Section, given
+from .base import InvalidConfig, Problem, Section, given
 from .discovery import DiscoveryConfig
 from .http import HttpConfig
 from .kinds import config_type, discovery_kinds
@@ -64,11 +64,14 @@ def _of_its_kind(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     kind = value.get("kind")
-    if kind is None:
-        raise ConfigError(f"kind is required; available: {', '.join(discovery_kinds())}")
     if not isinstance(kind, str):
-        raise ConfigError(f"kind: given {given(kind)}; available: {', '.join(discovery_kinds())}")
-    return config_type(kind).model_validate(dict(value))
+        fault = "is required" if kind is None else f"given {given(kind)}"
+        raise InvalidConfig([Problem(("kind",), f"{fault}; known: {', '.join(discovery_kinds())}")])
+    try:
+        model = config_type(kind)
+    except ConfigError as error:
+        raise InvalidConfig([Problem(("kind",), str(error))]) from error
+    return model.model_validate(dict(value))
 
 
 class BalancerConfig(Section):
@@ -98,16 +101,21 @@ class BalancerConfig(Section):
         super().__init__(**sections)
 
     @classmethod
-    def load(cls, path: str | Path, *, env: Mapping[str, str] | None = None) -> Self:
+    def load(cls, path: str | os.PathLike[str], *, env: Mapping[str, str] | None = None) -> Self:
         """Read a TOML file. Variables ``MLBALANCE_<SECTION>__<KEY>`` come before what it says.
 
-        ``env``: where to look for them, instead of ``os.environ``. Raises ConfigError if the file cannot be read or any key is wrong.
+        ``env``: where to look for them, instead of ``os.environ``. Raises ConfigError if the file cannot be
+        read or any key is wrong.
         """
+        env = os.environ if env is None else env
         return sources.build(cls, *sources.from_file(path), env)
 
     @classmethod
     def from_target(
-        cls, target: str | Path | BalancerConfig | None = None, *, env: Mapping[str, str] | None = None
+        cls,
+        target: str | os.PathLike[str] | BalancerConfig | None = None,
+        *,
+        env: Mapping[str, str] | None = None,
     ) -> BalancerConfig:
         """The configuration that a target stands for.
 
@@ -118,6 +126,7 @@ class BalancerConfig(Section):
         """
         if isinstance(target, BalancerConfig):
             return target
+        env = os.environ if env is None else env
         return sources.build(cls, *sources.from_target(target, env), env)
 
     def redacted(self) -> dict[str, Any]:

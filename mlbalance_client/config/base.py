@@ -104,16 +104,20 @@ def given(value: Any) -> str:
             text = repr(scrubbed(value))
             return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"
         case dict():
-            return "a table"
+            return "a table" if value else "an empty table"
         case list() | tuple() | set():
-            return "a list"
+            return "a list" if value else "an empty list"
         case _:
             return f"a {type(value).__name__}"
 
 
 def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[Problem]:
-    for entry in error.errors(include_url=False):
-        path = tuple(step for step in entry["loc"] if step != "[key]")
+    entries = error.errors(include_url=False)
+    paths = [entry["loc"] for entry in entries]
+    for entry in entries:
+        path = entry["loc"]
+        if entry["type"] == "too_short" and any(other[: len(path)] == path != other for other in paths):
+            continue  # a list is short only for the items that were refused
         cause = entry.get("ctx", {}).get("error")
         if isinstance(cause, InvalidConfig):
             yield from (Problem(path + inner.path, inner.message) for inner in cause.problems)
@@ -129,11 +133,11 @@ def _message(
     if kind == "extra_forbidden":
         return f"unknown key; {nearest(str(path[-1]), model.model_fields)}"
     field = model.model_fields.get(str(path[0])) if path else None
-    expected = allowed(field) if field else "a table"
+    expected = allowed(field) if field else "table"
     if kind == "missing":
         return f"is required: {expected}"
     shown = "a secret" if field and is_secret(field) else given(value)
-    return f"given {shown}; must be {expected}"
+    return f"given {shown}; allowed: {expected}"
 
 
 def _revive(cls: type[InvalidConfig], problems: tuple[Problem, ...], message: str) -> InvalidConfig:

@@ -16,7 +16,6 @@ _WORDS = {
     float: "number",
     str: "text",
     SecretStr: "secret",
-    NoneType: "none",
 }
 _BOUNDS = (("ge", ">= {}"), ("gt", "> {}"), ("le", "<= {}"), ("lt", "< {}"))
 _LENGTHS = (("min_length", "at least {} long"), ("max_length", "at most {} long"))
@@ -30,21 +29,21 @@ class Unit:
 
 
 def allowed(field: FieldInfo) -> str:
-    """What a field takes, with its bounds: ``number, >= 1``."""
+    """What a field takes, with its bounds: ``number >= 1``."""
     return _phrase(field.annotation, field.metadata)
 
 
 def type_words(annotation: Any) -> str:
-    """The type alone: ``list of integer``."""
+    """The type alone: ``list of integers``."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return type_words(args[0])
     if origin is Literal:
         return "one of " + ", ".join(map(str, args)) if len(args) > 1 else str(args[0])
     if origin in (Union, UnionType):
-        return " or ".join(map(type_words, args))
+        return " or ".join(type_words(arg) for arg in args if arg is not NoneType)
     if origin in (tuple, list, frozenset):
-        return f"list of {type_words(args[0])}"
+        return f"list of {type_words(args[0])}s"
     if origin is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
         return "table"
     return _WORDS.get(annotation, "value")
@@ -92,7 +91,7 @@ def is_structured(field: FieldInfo) -> bool:
 
 
 def _phrase(annotation: Any, metadata: Sequence[Any]) -> str:
-    return ", ".join(filter(None, (type_words(annotation), bounds(annotation, metadata))))
+    return " ".join(filter(None, (type_words(annotation), bounds(annotation, metadata))))
 
 
 def _flat(metadata: Sequence[Any]) -> Iterator[Any]:

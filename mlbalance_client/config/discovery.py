@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
@@ -103,8 +102,3 @@ class StaticConfig(DiscoveryConfig):
                 for host in url.authority.split(",")
             ],
         }
-
-
-def is_table(value: Any) -> bool:
-    """Whether a raw value can hold keys."""
-    return isinstance(value, Mapping)

@@ -11,6 +11,7 @@ from typing import Any
 
 from mlbalance_client.errors import ConfigError
 
+from .base import nearest
 from .discovery import DiscoveryConfig, StaticConfig
 
 GROUP = "mlbalance_client.discovery"
@@ -47,6 +48,4 @@ def _entry_point(kind: str) -> EntryPoint:
     for point in entry_points(group=GROUP):
         if point.name == kind:
             return point
-    raise ConfigError(
-        f"discovery kind {kind[:40]!r} is not installed; available: {', '.join(discovery_kinds())}"
-    )
+    raise ConfigError(f"discovery kind {kind[:40]!r} is not installed; {nearest(kind, discovery_kinds())}")

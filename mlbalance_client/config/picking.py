@@ -52,7 +52,8 @@ class PickingConfig(Section):
         default=1_000_000,
         ge=1,
         description="What a replica's prefix cache is believed to hold at most, shrunk where answers show "
-        "misses. An 8B Llama takes 128 KiB a token, so an 80 GB GPU holds about 430,000, and twice that in FP8.",
+        "misses. An 8B Llama takes 128 KiB a token: an 80 GB GPU holds about 430,000, in FP8 twice "
+        "that.",
     )
     bound_factor: Annotated[float, Unit("factor")] = Field(
         default=1.5,

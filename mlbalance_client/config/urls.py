@@ -75,7 +75,7 @@ def replica_url(text: str) -> ReplicaURL:
 def target_url(text: str) -> TargetURL:
     """Split a discovery URL; what its parts mean is up to the kind. Raises ConfigError."""
     scheme, _, rest = text.partition("://")
-    kind, plus, tls = scheme.partition("+")
+    kind, plus, tls = scheme.lower().partition("+")
     if plus and tls != "https":
         raise _bad(text, f"unknown suffix after {kind!r}; only +https (TLS to the replicas) is known")
     rest, _, query = rest.partition("?")
