@@ -53,7 +53,9 @@ class AttemptReport:
 
     def __str__(self) -> str:
         what = self.failure or (self.status and f"HTTP {self.status}") or "open"
-        return f"#{self.number} {self.replica} ({self.url}): {what}{': ' + self.detail if self.detail else ''}"
+        return (
+            f"#{self.number} {self.replica} ({self.url}): {what}{': ' + self.detail if self.detail else ''}"
+        )
 
 
 class BalancerError(Exception):
@@ -101,7 +103,9 @@ class AttemptsExhausted(BalancerError):
 class StreamInterrupted(BalancerError):
     """The answer broke off after its first content. ``bytes_delivered``: body bytes the caller has received."""
 
-    def __init__(self, message: str, *, bytes_delivered: int, kind: FailureKind = FailureKind.PROTOCOL) -> None:
+    def __init__(
+        self, message: str, *, bytes_delivered: int, kind: FailureKind = FailureKind.PROTOCOL
+    ) -> None:
         super().__init__(message)
         self.bytes_delivered = bytes_delivered
         self.kind = kind

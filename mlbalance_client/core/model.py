@@ -8,6 +8,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import NewType
 
+from .fingerprint import Fingerprint
+
 ReplicaId = NewType("ReplicaId", str)
 
 _NO_LABELS: Mapping[str, str] = MappingProxyType({})
@@ -27,7 +29,7 @@ class Replica:
     weight: float = 1.0
     zone: str | None = None
     priority: int = 0
-    labels: Mapping[str, str] = field(default=_NO_LABELS, hash=False)
+    labels: Mapping[str, str] = field(default_factory=lambda: _NO_LABELS, hash=False)
     models: frozenset[str] = frozenset()
 
     def serves(self, model: str | None) -> bool:
@@ -51,3 +53,23 @@ class Verdict(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     ABANDONED = "abandoned"
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What one call asks of a replica, as far as picking goes.
+
+    ``prompt_tokens`` and ``output_tokens`` are estimates. ``text_bytes`` is what the prompt estimate rests on
+    and ``extra_tokens`` what was added for parts that are not text. ``route`` tells kinds of calls apart whose
+    outputs differ in length. ``session`` is a 64-bit key. ``blind``: no first content will be seen, only the end.
+    """
+
+    fingerprint: Fingerprint
+    prompt_tokens: int
+    output_tokens: int
+    text_bytes: int = 0
+    extra_tokens: int = 0
+    model: str | None = None
+    route: str = ""
+    session: int | None = None
+    blind: bool = False

@@ -1,0 +1,193 @@
+"""One attempt from its first byte to its settlement, and the body that a caller reads.
+
+A ``Flow`` belongs to the engine; an ``AnswerBody`` belongs to the caller and knows its flow, never the other way
+round, so that a body which the caller drops can be noticed and its flow ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+
+from .core.fleet import Pick
+from .core.model import Usage, Verdict
+from .core.report import CallReport
+from .dialects.base import AnswerWatch, InBandError, Sign
+from .errors import FailureKind, StreamInterrupted
+from .wire import WireAnswer, WireError
+
+HELD_BYTES = 64 * 1024
+
+
+class Flow:
+    """An attempt's answer: reads it up to the commit point, then passes it on; settles its pick exactly once."""
+
+    __slots__ = (
+        "_chunks", "_clock", "_on_end", "_watch", "blind", "buffered", "delivered", "idle_since", "number", "pick",
+        "report", "settled", "whole", "wire",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        number: int,
+        pick: Pick,
+        wire: WireAnswer,
+        watch: AnswerWatch,
+        report: CallReport,
+        clock: Callable[[], float],
+        on_end: Callable[[Flow, Verdict, Usage | None], None],
+        *,
+        blind: bool,
+    ) -> None:
+        self.number = number
+        self.pick = pick
+        self.wire = wire
+        self.report = report
+        self.blind = blind
+        self.buffered: list[bytes] = []
+        self.delivered = 0
+        self.idle_since: float | None = None
+        self.settled = False
+        self.whole = False
+        self._watch = watch
+        self._chunks: AsyncIterator[bytes] = aiter(wire)
+        self._clock = clock
+        self._on_end = on_end
+
+    async def until_commit(self) -> Sign:
+        """Read up to the first content; what was read stays buffered. Raises WireError."""
+        feed = self._watch.feed
+        async for chunk in self._chunks:
+            self.buffered.append(chunk)
+            sign = feed(chunk)
+            if sign is not Sign.PREAMBLE:
+                return sign
+        self.whole = True
+        return Sign.CONTENT
+
+    async def hold(self) -> bool:
+        """Read the rest of a failing answer, so that it can be delivered later; False if it is too large."""
+        size = sum(map(len, self.buffered))
+        while size <= HELD_BYTES:
+            chunk = await anext(self._chunks, None)
+            if chunk is None:
+                self.whole = True
+                return True
+            self.buffered.append(chunk)
+            size += len(chunk)
+        return False
+
+    @property
+    def in_band_error(self) -> InBandError | None:
+        """The engine's error inside a 200 answer, if the first event was one."""
+        return self._watch.error
+
+    async def next_chunk(self) -> bytes | None:
+        """The next bytes for the caller, unchanged, or None at the end. Raises StreamInterrupted."""
+        if self.buffered:
+            chunk = self.buffered.pop(0)
+        elif self.whole:
+            await self._finish()
+            return None
+        else:
+            try:
+                read = await anext(self._chunks, None)
+            except WireError as error:
+                await self.aclose(Verdict.FAILED)
+                raise StreamInterrupted(
+                    f"the answer of {self.pick.replica.id} broke off after {self.delivered} bytes: {error}",
+                    bytes_delivered=self.delivered,
+                    kind=error.kind,
+                ) from error
+            if read is None:
+                self.whole = True
+                await self._finish()
+                return None
+            chunk = read
+            self._watch.passed(chunk)
+        self.delivered += len(chunk)
+        return chunk
+
+    async def _finish(self) -> None:
+        ending = self._watch.end()
+        self.settle(Verdict.FAILED if ending.error else Verdict.OK, ending.usage)
+        await self.wire.aclose()
+
+    def settle(self, verdict: Verdict, usage: Usage | None = None) -> None:
+        """Settle the pick; only the first call counts."""
+        if not self.settled:
+            self.settled = True
+            self.pick.settle(verdict, self._clock(), usage)
+            self._on_end(self, verdict, usage)
+
+    async def aclose(self, verdict: Verdict) -> None:
+        """Settle, and close the connection unless the answer was read to its end."""
+        self.settle(verdict)
+        await self.wire.aclose()
+
+
+class AnswerBody:
+    """The body as the caller reads it: raw bytes, once."""
+
+    __slots__ = ("__weakref__", "_clock", "_closed", "_flow")
+
+    def __init__(self, flow: Flow, clock: Callable[[], float]) -> None:
+        self._flow = flow
+        self._clock = clock
+        self._closed = False
+        flow.idle_since = clock()
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        flow = self._flow
+        if flow.settled and not (flow.whole or self._closed):
+            raise StreamInterrupted(
+                f"the answer of {flow.pick.replica.id} was held unread for too long and has been closed",
+                bytes_delivered=flow.delivered,
+                kind=FailureKind.UNREAD,
+            )
+        if self._closed:
+            raise StopAsyncIteration
+        flow.idle_since = None
+        try:
+            chunk = await flow.next_chunk()
+        except StreamInterrupted:
+            self._closed = True
+            raise
+        except BaseException:
+            self._closed = True
+            await flow.aclose(Verdict.CANCELLED)
+            raise
+        flow.idle_since = self._clock()
+        if chunk is None:
+            self._closed = True
+            raise StopAsyncIteration
+        return chunk
+
+    async def aclose(self) -> None:
+        """Close early: the replica sees the connection go and stops. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            await self._flow.aclose(Verdict.CANCELLED)
+
+
+class HeldBody:
+    """A small body that is already in memory."""
+
+    __slots__ = ("_chunks",)
+
+    def __init__(self, chunks: list[bytes]) -> None:
+        self._chunks = chunks
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._chunks:
+            raise StopAsyncIteration
+        return self._chunks.pop(0)
+
+    async def aclose(self) -> None:
+        """Drop what is left."""
+        self._chunks.clear()

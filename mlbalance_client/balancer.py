@@ -1,0 +1,117 @@
+"""The pick alone, for callers with a protocol of their own (gRPC, aiohttp, ...)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Self
+
+from .calls import Call
+from .core.fleet import Pick
+from .core.model import Replica, Usage, Verdict
+from .core.report import CallReport, Explanation, FleetSnapshot, explain
+from .dialects.plain import reading_of
+from .engine import Engine
+from .events import Subscriber
+from .face import Target
+
+__all__ = ["Balancer", "Lease"]
+
+
+class Lease:
+    """One picked and charged replica. Say how it went; leaving without a verdict means cancelled."""
+
+    def __init__(self, pick: Pick, report: CallReport, clock: Callable[[], float]) -> None:
+        self._pick = pick
+        self._clock = clock
+        self._settled = False
+        self.report = report
+
+    @property
+    def replica(self) -> Replica:
+        """Where to send the call: ``.url``, ``.id``, ``.labels``."""
+        return self._pick.replica
+
+    def first_content(self) -> None:
+        """The first token (or row) came: the prefill is done."""
+        self._pick.first_content(self._clock())
+
+    def succeed(
+        self,
+        *,
+        prompt_tokens: int | None = None,
+        cached_tokens: int | None = None,
+        output_tokens: int | None = None,
+    ) -> None:
+        """The call went well; figures as the replica gave them, where it did."""
+        self._settle(Verdict.OK, Usage(prompt_tokens, cached_tokens, output_tokens))
+
+    def fail(self, error: BaseException | str) -> None:
+        """The replica failed the call."""
+        self.report.reason = f"failed: {error}"
+        self._settle(Verdict.FAILED)
+
+    def release(self) -> None:
+        """End the lease without a verdict, as if the call was cancelled; nothing if there was one."""
+        self._settle(Verdict.CANCELLED)
+
+    def _settle(self, verdict: Verdict, usage: Usage | None = None) -> None:
+        if not self._settled:
+            self._settled = True
+            self.report.usage = usage
+            self._pick.settle(verdict, self._clock(), usage)
+
+
+class Balancer:
+    """Picks replicas; ``target`` as for ``AsyncClient``. An async context manager, on asyncio and trio."""
+
+    def __init__(self, target: Target = None) -> None:
+        from .config import BalancerConfig
+
+        self._engine = Engine(BalancerConfig.from_target(target))
+
+    async def __aenter__(self) -> Self:
+        self._engine.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End the background loops."""
+        await self._engine.aclose()
+
+    @asynccontextmanager
+    async def acquire(self, call: Call) -> AsyncIterator[Lease]:
+        """Pick a replica for ``call`` and hold the charge until the block ends. Raises NoReplicas."""
+        self._engine.start()
+        began = time.monotonic()
+        demand = self._engine.demand(reading_of(call), call.options)
+        pick = self._engine.fleet.pick(demand, began)
+        report = CallReport()
+        report.picked(pick)
+        lease = Lease(pick, report, time.monotonic)
+        try:
+            yield lease
+        except Exception as error:
+            lease.fail(error)
+            raise
+        finally:
+            lease.release()
+
+    def snapshot(self) -> FleetSnapshot:
+        """What the client believes of each replica."""
+        return self._engine.snapshot()
+
+    def explain(self, call: Call) -> Explanation:
+        """Which replica ``call`` would get now, and why; nothing is charged."""
+        demand = self._engine.demand(reading_of(call), call.options)
+        return explain(demand, self._engine.fleet.choose(demand, time.monotonic()))
+
+    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
+        """Hear every event until the returned function is called."""
+        return self._engine.events.subscribe(subscriber)

@@ -1,0 +1,93 @@
+"""What a caller may say of one call: as an object, or as headers that any SDK can set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import isfinite
+
+from .errors import ConfigError
+
+HEADER_PREFIX = "x-mlbalance-"
+
+
+@dataclass(frozen=True, slots=True)
+class CallOptions:
+    """Per-call wishes; every field may be left out.
+
+    session:    calls of one session go to the same replica while it has room
+    tenant, priority: carried into events and reports
+    hedge:      False forbids a second, parallel attempt for this call
+    replayable: whether the call may be sent twice; None lets the dialect decide
+    deadline_s: seconds from now until an answer must have begun, else DeadlineExceeded
+    cost:       the prompt's cost in tokens, where the caller knows better than the estimate
+    """
+
+    session: str | None = None
+    tenant: str | None = None
+    priority: int = 0
+    hedge: bool | None = None
+    replayable: bool | None = None
+    deadline_s: float | None = None
+    cost: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.deadline_s is not None and not (isfinite(self.deadline_s) and self.deadline_s > 0):
+            raise ConfigError(f"deadline_s must be a positive number of seconds, not {self.deadline_s!r}")
+        if self.cost is not None and self.cost < 0:
+            raise ConfigError(f"cost must be a number of tokens, at least 0, not {self.cost!r}")
+
+    def with_headers(self, headers: Mapping[str, str]) -> CallOptions:
+        """These options, overridden by ``x-mlbalance-*`` headers (names lower case). Raises ConfigError."""
+        given = {name.removeprefix(HEADER_PREFIX): text for name, text in headers.items()}
+        return replace(self, **dict(_parse(name, text) for name, text in given.items()))
+
+
+def _parse(name: str, text: str) -> tuple[str, object]:
+    match name:
+        case "session" | "tenant":
+            return name, text
+        case "priority":
+            return name, _number(name, text, int)
+        case "deadline":
+            return "deadline_s", _number(name, text, float)
+        case "hedge":
+            return name, _flag(name, text)
+    known = ", ".join(
+        HEADER_PREFIX + known for known in ("session", "tenant", "priority", "deadline", "hedge")
+    )
+    raise ConfigError(f"header {HEADER_PREFIX}{name} is not known; there are {known}")
+
+
+def _number(name: str, text: str, kind: type[int | float]) -> float:
+    try:
+        return kind(text)
+    except ValueError:
+        raise ConfigError(f"header {HEADER_PREFIX}{name} must be a number, not {text!r}") from None
+
+
+def _flag(name: str, text: str) -> bool:
+    match text.strip().lower():
+        case "1" | "true" | "yes" | "on":
+            return True
+        case "0" | "false" | "no" | "off":
+            return False
+    raise ConfigError(f"header {HEADER_PREFIX}{name} must be true or false, not {text!r}")
+
+
+NO_WISHES = CallOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of another protocol, for ``Balancer.acquire``.
+
+    ``prompt``: the text (or bytes) whose prefix decides placement. ``max_output_tokens``: the caller's limit.
+    ``replayable`` and the rest are as in CallOptions.
+    """
+
+    prompt: str | bytes = b""
+    max_output_tokens: int | None = None
+    model: str | None = None
+    streaming: bool = True
+    options: CallOptions = NO_WISHES

@@ -1,0 +1,302 @@
+"""All that one client believes of its replicas, and the one place where a pick is made and charged.
+
+``pick`` chooses and charges in one synchronous breath; the ``Pick`` it returns is the only way to tell what became
+of it. Places are dense small integers, one a replica, reused after it is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from random import Random
+from typing import Protocol
+
+from cachetools import LRUCache
+
+from ..errors import NoReplicas
+from .cost import Costs, PrefillRate, prefill_units
+from .fingerprint import BLOCK_BYTES, Fingerprint
+from .ledger import Charge, Ledger
+from .load_view import LoadView
+from .model import Demand, Replica, ReplicaId, Usage, Verdict
+from .picker import Decision, PickingSettings, Sight, policy
+from .pool import Pool
+from .prefix_index import PrefixIndex
+
+_CONFIDENCE_STEP = 0.05
+_LEAST_CONFIDENCE = 0.05
+
+
+class FleetSettings(PickingSettings, Protocol):
+    """What the fleet reads of the configuration beyond the picker's knobs."""
+
+    @property
+    def policy(self) -> str: ...
+    @property
+    def cache_tokens(self) -> int: ...
+    @property
+    def prefill_tokens_per_s(self) -> float: ...
+    @property
+    def bytes_per_token(self) -> float: ...
+    @property
+    def expected_output_tokens(self) -> int: ...
+    @property
+    def residual_s(self) -> float: ...
+    @property
+    def others_memory_s(self) -> float: ...
+    @property
+    def zone(self) -> str | None: ...
+    @property
+    def cross_zone_penalty_s(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class MembershipChange:
+    """What an update changed, by id."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed or self.changed)
+
+
+class Pick:
+    """One chosen and charged replica; tell it what became of the attempt, in any order, as often as you like."""
+
+    __slots__ = ("_charge", "_fleet", "decision", "demand", "place", "replica")
+
+    def __init__(
+        self, fleet: Fleet, replica: Replica, demand: Demand, decision: Decision, charge: Charge
+    ) -> None:
+        self._fleet = fleet
+        self._charge = charge
+        self.place = decision.chosen.place
+        self.replica = replica
+        self.demand = demand
+        self.decision = decision
+
+    def first_content(self, now: float) -> None:
+        """The replica showed its first content: its prefill is done."""
+        self._fleet.on_first_content(self, self._charge, now)
+
+    def settle(self, verdict: Verdict, now: float, usage: Usage | None = None) -> None:
+        """The attempt is over."""
+        self._fleet.on_settled(self, self._charge, verdict, now, usage)
+
+
+class Fleet:
+    """The replicas as one client sees them. Not thread-safe: one event loop (or simulator) owns it."""
+
+    def __init__(self, settings: FleetSettings, rng: Random) -> None:
+        self._settings = settings
+        self._rng = rng
+        self._policy = policy(settings.policy)
+        self._replicas: dict[int, Replica] = {}
+        self._places: dict[ReplicaId, int] = {}
+        self._pools: LRUCache[str | None, Pool] = LRUCache(256)
+        self._by_mask: dict[int, Pool] = {}
+        self._priors: dict[int, float] = {}
+        self.costs = Costs(settings.bytes_per_token, settings.expected_output_tokens, settings.knee_tokens)
+        self.ledger = Ledger(settings.residual_s)
+        self.load = LoadView(self.ledger, settings.others_memory_s)
+        blocks = int(settings.cache_tokens * settings.bytes_per_token / BLOCK_BYTES)
+        self.index = PrefixIndex(max(64, blocks))
+        self.rates: dict[int, PrefillRate] = {}
+        self._sight = Sight(self.ledger, self.load, self.index, self.rates, {}, settings, self._confidence)
+
+    @property
+    def replicas(self) -> tuple[Replica, ...]:
+        """All replicas known now."""
+        return tuple(self._replicas.values())
+
+    def update(self, replicas: Iterable[Replica]) -> MembershipChange:
+        """Apply a full list as a diff by id: what stays keeps all that was learned of it."""
+        wanted = {replica.id: replica for replica in replicas}
+        removed = [id_ for id_ in self._places if id_ not in wanted]
+        added = [id_ for id_ in wanted if id_ not in self._places]
+        changed = [
+            id_
+            for id_, place in self._places.items()
+            if id_ in wanted and wanted[id_] != self._replicas[place]
+        ]
+        for id_ in removed:
+            self._remove(self._places.pop(id_))
+        free = (place for place in range(len(wanted)) if place not in self._replicas)
+        for id_ in added:
+            self._places[id_] = place = next(free)
+            self._replicas[place] = wanted[id_]
+        for id_ in changed:
+            self._replicas[self._places[id_]] = wanted[id_]
+        change = MembershipChange(tuple(added), tuple(removed), tuple(changed))
+        if change:
+            self._rebuild()
+        return change
+
+    def demand(
+        self,
+        fingerprint: Fingerprint,
+        *,
+        text_bytes: int,
+        extra_tokens: int = 0,
+        output_limit: int | None = None,
+        model: str | None = None,
+        route: str = "",
+        session: int | None = None,
+        prompt_tokens: int | None = None,
+        blind: bool = False,
+    ) -> Demand:
+        """A demand whose tokens are estimated by what was learned of the model and route.
+
+        ``prompt_tokens``: the caller's own figure, instead of an estimate.
+        """
+        if prompt_tokens is None:
+            prompt_tokens = int(text_bytes / self.costs.ratio(model).value) + extra_tokens
+        output_tokens = self.costs.expected_output(model, route, output_limit)
+        return Demand(
+            fingerprint=fingerprint,
+            prompt_tokens=max(1, prompt_tokens),
+            output_tokens=output_tokens,
+            text_bytes=text_bytes,
+            extra_tokens=extra_tokens,
+            model=model,
+            route=route,
+            session=session,
+            blind=blind,
+        )
+
+    def pick(self, demand: Demand, now: float, excluded: Collection[ReplicaId] = ()) -> Pick:
+        """Choose a replica and charge it, in one breath.
+
+        ``excluded``: ids not to go to again. Raises NoReplicas if nobody (else) serves the call.
+        """
+        self.ledger.sweep(now)
+        decision = self.choose(demand, now, excluded)
+        chosen = decision.chosen
+        charge = self.ledger.charge(
+            chosen.place,
+            prefill_tokens=max(1, demand.prompt_tokens - chosen.hit_tokens),
+            decode_tokens=demand.output_tokens,
+            prefill_s=chosen.own_s,
+            now=now,
+            blind=demand.blind,
+        )
+        self.index.record(chosen.place, demand.fingerprint.chain)
+        if demand.session is not None:
+            self.index.record(chosen.place, (demand.session,))
+        return Pick(self, self._replicas[chosen.place], demand, decision, charge)
+
+    def choose(self, demand: Demand, now: float, excluded: Collection[ReplicaId] = ()) -> Decision:
+        """What ``pick`` would choose, without charging anything."""
+        pool = self._pool(demand.model)
+        barred = 0
+        for id_ in excluded:
+            if (place := self._places.get(id_)) is not None:
+                barred |= 1 << place
+        if not pool.mask & ~barred:
+            raise NoReplicas(self._nobody(demand, excluded))
+        ratio = self.costs.ratio(demand.model).value
+        self._sight.tokens_per_block = BLOCK_BYTES / ratio
+        return self._policy.choose(self._sight, demand, pool, barred, now, self._rng)
+
+    def places(self) -> Iterable[tuple[int, Replica]]:
+        """Every replica with its place."""
+        return self._replicas.items()
+
+    def cache_limit_tokens(self, place: int) -> int:
+        """How much of its prompts this client believes a replica to keep, in tokens at the first-guess ratio."""
+        return int(self.index.limit_blocks(place) * BLOCK_BYTES / self._settings.bytes_per_token)
+
+    def on_first_content(self, pick: Pick, charge: Charge, now: float) -> None:
+        """Release the prefill and learn how fast the replica is."""
+        if charge.settled or charge.first_content_at is not None:
+            return
+        self.load.waited(pick.place, charge, now)
+        took_s = self.ledger.first_content(charge, now)
+        if took_s is not None and charge.account.open:
+            units = prefill_units(
+                charge.prefill_tokens, pick.demand.prompt_tokens, self._settings.knee_tokens
+            )
+            self.rates[pick.place].learn(units, took_s)
+
+    def on_settled(
+        self, pick: Pick, charge: Charge, verdict: Verdict, now: float, usage: Usage | None
+    ) -> None:
+        """Release what is left and learn from what the replica said it did."""
+        if charge.settled:
+            return
+        open_ = charge.account.open
+        self.ledger.settle(charge, verdict, now)
+        if verdict is Verdict.FAILED and charge.first_content_at is None and open_:
+            known = round(pick.decision.chosen.hit_tokens / self._sight.tokens_per_block)
+            self.index.forget(pick.place, pick.demand.fingerprint.chain[known:])
+        if usage is not None and open_:
+            self._learn(pick, usage)
+
+    def _learn(self, pick: Pick, usage: Usage) -> None:
+        demand, chosen = pick.demand, pick.decision.chosen
+        if usage.output_tokens is not None:
+            self.costs.learn_output(demand.model, demand.route, usage.output_tokens)
+        if usage.prompt_tokens and demand.text_bytes:
+            text_tokens = usage.prompt_tokens - demand.extra_tokens
+            self.costs.ratio(demand.model).learn(demand.text_bytes, text_tokens)
+        if usage.cached_tokens is None or not chosen.hit_tokens:
+            return
+        per_block = self._sight.tokens_per_block
+        prior = pick.decision.prior
+        if prior is not None:
+            seen = min(1.0, usage.cached_tokens / max(1, prior.promised_tokens))
+            before = self._confidence(prior.depth)
+            self._priors[prior.depth] = max(_LEAST_CONFIDENCE, before + _CONFIDENCE_STEP * (seen - before))
+        else:
+            self.index.confirmed(
+                pick.place,
+                predicted_blocks=round(chosen.hit_tokens / per_block),
+                seen_blocks=round(usage.cached_tokens / per_block),
+            )
+
+    def _confidence(self, depth: int) -> float:
+        return self._priors.get(depth, self._settings.prior_confidence)
+
+    def _pool(self, model: str | None) -> Pool:
+        pool = self._pools.get(model)
+        if pool is None:
+            serving = {p: r for p, r in self._replicas.items() if r.serves(model)}
+            tier = min((r.priority for r in serving.values()), default=0)
+            serving = {p: r for p, r in serving.items() if r.priority == tier}
+            mask = sum(1 << place for place in serving)
+            if mask not in self._by_mask:
+                self._by_mask[mask] = Pool(serving)
+            pool = self._pools[model] = self._by_mask[mask]
+        return pool
+
+    def _nobody(self, demand: Demand, excluded: Collection[ReplicaId]) -> str:
+        if not self._replicas:
+            return "no replica is known: discovery has not found any"
+        if excluded:
+            return f"no other replica is left for model {demand.model!r}: {len(excluded)} tried"
+        models = sorted({m for r in self._replicas.values() for m in r.models})
+        return f"no replica serves model {demand.model!r}; the fleet serves {', '.join(models)}"
+
+    def _remove(self, place: int) -> None:
+        del self._replicas[place]
+        self.ledger.close(place)
+        self.index.drop(place)
+        self.load.drop(place)
+        self.rates.pop(place, None)
+
+    def _rebuild(self) -> None:
+        settings, replicas = self._settings, self._replicas
+        self._pools.clear()
+        self._by_mask.clear()
+        mean = sum(r.weight for r in replicas.values()) / max(1, len(replicas))
+        for place, replica in replicas.items():
+            if place not in self.rates:
+                guess = settings.prefill_tokens_per_s * replica.weight / mean
+                self.rates[place] = PrefillRate(guess)
+        self._sight.handicap_s = {
+            place: settings.cross_zone_penalty_s
+            for place, replica in replicas.items()
+            if settings.zone is not None and replica.zone not in (None, settings.zone)
+        }

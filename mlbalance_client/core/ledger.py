@@ -1,0 +1,168 @@
+"""What this client has outstanding at each replica: two accounts, prefill and decode, in integer tokens.
+
+A charge is made in the same breath as the pick. Its prefill part is released at the first content, the rest
+when it is settled, once, whatever the way out. A cancelled call stays charged for a short while, since the
+engine needs time to notice (residual). A replica's prefill backlog in seconds drains as time passes: engines
+prefill first come, first served, so the oldest prompt is the one under way. Of a *blind* call (not streamed) no
+first content is seen; its prefill counts as done when its predicted time has passed.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+
+from .model import Verdict
+
+
+@dataclass(slots=True, eq=False)
+class Charge:
+    """One attempt's claim on one replica."""
+
+    account: Account
+    prefill_tokens: int
+    decode_tokens: int
+    prefill_s: float
+    at: float
+    waiting_s: float
+    blind: bool = False
+    first_content_at: float | None = None
+    settled: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Account:
+    """One replica's side of the ledger."""
+
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    requests: int = 0
+    prefill_s: float = 0.0
+    moved_at: float = 0.0
+    open: bool = True
+    queue: OrderedDict[Charge, None] = field(default_factory=OrderedDict)
+
+    def backlog_s(self, now: float) -> float:
+        """Seconds of own prefill still outstanding, the oldest prompt by what is left of it."""
+        head = self._head(now)
+        return 0.0 if head is None else max(0.0, self.prefill_s - min(now - self.moved_at, head.prefill_s))
+
+    def overdue_s(self, now: float) -> float:
+        """How much longer than predicted the oldest prompt has waited for its first content."""
+        head = self._head(now)
+        return 0.0 if head is None else max(0.0, now - self.moved_at - head.prefill_s)
+
+    def leave_queue(self, charge: Charge) -> None:
+        """This prompt is no longer waiting for prefill."""
+        del self.queue[charge]
+        self.prefill_s = self.prefill_s - charge.prefill_s if self.queue else 0.0
+
+    def _head(self, now: float) -> Charge | None:
+        while self.queue:
+            head = next(iter(self.queue))
+            if not head.blind or now - self.moved_at < head.prefill_s:
+                return head
+            self.leave_queue(head)
+            self.moved_at += head.prefill_s
+        return None
+
+    @property
+    def tokens(self) -> int:
+        """All outstanding tokens."""
+        return self.prefill_tokens + self.decode_tokens
+
+
+class Ledger:
+    """All accounts of one client. ``residual_s``: how long a cancelled call stays charged, in seconds."""
+
+    def __init__(self, residual_s: float) -> None:
+        self._residual_s = residual_s
+        self._accounts: dict[int, Account] = {}
+        self._residuals: deque[tuple[float, Charge]] = deque()
+        self.tokens = 0
+        self.requests = 0
+
+    def account(self, place: int) -> Account:
+        """The account of the replica at ``place``; made on first use."""
+        account = self._accounts.get(place)
+        if account is None:
+            account = self._accounts[place] = Account()
+        return account
+
+    def close(self, place: int) -> None:
+        """The replica is gone: charges still open settle into an account that nobody reads."""
+        if account := self._accounts.pop(place, None):
+            self.tokens -= account.tokens
+            self.requests -= account.requests
+            account.open = False
+
+    def charge(
+        self,
+        place: int,
+        *,
+        prefill_tokens: int,
+        decode_tokens: int,
+        prefill_s: float,
+        now: float,
+        blind: bool = False,
+    ) -> Charge:
+        """Claim ``prefill_tokens`` (uncached, predicted to take ``prefill_s``) and ``decode_tokens``."""
+        account = self.account(place)
+        charge = Charge(account, prefill_tokens, decode_tokens, prefill_s, now, account.backlog_s(now), blind)
+        if not account.queue:
+            account.moved_at = now
+        account.queue[charge] = None
+        account.prefill_s += prefill_s
+        self._add(account, prefill_tokens, decode_tokens, 1)
+        return charge
+
+    def first_content(self, charge: Charge, now: float) -> float | None:
+        """Release the prefill part. Returns how long this prefill took if the prompt was the oldest, else None."""
+        if charge.settled or charge.first_content_at is not None:
+            return None
+        account = charge.account
+        charge.first_content_at = now
+        took_s = None
+        if charge in account.queue:
+            if next(iter(account.queue)) is charge:
+                took_s = now - account.moved_at
+            account.leave_queue(charge)
+            account.moved_at = now
+        self._add(account, -charge.prefill_tokens, 0, 0)
+        return took_s
+
+    def settle(self, charge: Charge, verdict: Verdict, now: float) -> None:
+        """End the charge; a second call does nothing."""
+        if charge.settled:
+            return
+        charge.settled = True
+        if verdict in (Verdict.CANCELLED, Verdict.ABANDONED) and self._residual_s > 0:
+            self._residuals.append((now + self._residual_s, charge))
+        else:
+            self._release(charge, now)
+
+    def sweep(self, now: float) -> None:
+        """Release the residuals whose time has come."""
+        residuals = self._residuals
+        while residuals and residuals[0][0] <= now:
+            _, charge = residuals.popleft()
+            self._release(charge, now)
+
+    def _release(self, charge: Charge, now: float) -> None:
+        account = charge.account
+        prefill = 0
+        if charge.first_content_at is None:
+            prefill = charge.prefill_tokens
+            if charge in account.queue:
+                if next(iter(account.queue)) is charge:
+                    account.moved_at = now
+                account.leave_queue(charge)
+        self._add(account, -prefill, -charge.decode_tokens, -1)
+
+    def _add(self, account: Account, prefill: int, decode: int, requests: int) -> None:
+        account.prefill_tokens += prefill
+        account.decode_tokens += decode
+        account.requests += requests
+        if account.open:
+            self.tokens += prefill + decode
+            self.requests += requests

@@ -1,0 +1,273 @@
+"""Which replica gets the call. Every policy is a pure function of what the client knows and a seeded chance.
+
+``prefix_tokens`` (ours): among the homes of the prompt's anchors, the replicas known to hold its prefix and a
+few sampled ones, the least estimated seconds = work standing before it + miss_weight x own uncached prefill
++ decode work outstanding. A miss weighs more than its own time because all who queue behind it wait too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from operator import attrgetter
+from random import Random
+from typing import NamedTuple, Protocol
+
+from .cost import PrefillRate, prefill_units
+from .ledger import Ledger
+from .load_view import LoadView
+from .model import Demand
+from .pool import Pool
+from .prefix_index import PrefixIndex
+
+
+class Source(StrEnum):
+    """Why a replica is believed to hold part of a prompt."""
+
+    RECORD = "own record"
+    SESSION = "own record of the session"
+    HOME = "home by rendezvous"
+    NONE = "no known prefix"
+
+
+class Candidate(NamedTuple):
+    """One replica as the picker saw it. Tokens are tokens, times are estimated seconds."""
+
+    place: int
+    hit_tokens: int
+    source: Source
+    waiting_s: float
+    own_s: float
+    score_s: float
+
+
+class Prior(NamedTuple):
+    """A hit that is believed without proof: ``promised_tokens`` before the discount for doubt at this depth."""
+
+    depth: int
+    promised_tokens: int
+
+
+SESSION_DEPTH = 0
+
+
+class Hit(NamedTuple):
+    """How much of a prompt a replica is believed to have cached, and why."""
+
+    tokens: int
+    source: Source
+    prior: Prior | None = None
+
+
+NO_HIT = Hit(0, Source.NONE)
+
+
+class Decision(NamedTuple):
+    """The chosen candidate and all that were compared (the chosen one among them)."""
+
+    chosen: Candidate
+    candidates: list[Candidate]
+    policy: str
+    pool: Pool
+    prior: Prior | None = None
+
+
+class PickingSettings(Protocol):
+    """The knobs that the policies read; the configuration's section ``picking`` fulfils it."""
+
+    @property
+    def miss_weight(self) -> float: ...
+    @property
+    def decode_weight(self) -> float: ...
+    @property
+    def anchor_depths(self) -> tuple[int, ...]: ...
+    @property
+    def prior_confidence(self) -> float: ...
+    @property
+    def bound_factor(self) -> float: ...
+    @property
+    def bound_floor_tokens(self) -> int: ...
+    @property
+    def sampled_candidates(self) -> int: ...
+    @property
+    def knee_tokens(self) -> float: ...
+    @property
+    def decode_s_per_token(self) -> float: ...
+
+
+@dataclass(slots=True)
+class Sight:
+    """What a policy may look at. All of it belongs to one client."""
+
+    ledger: Ledger
+    load: LoadView
+    index: PrefixIndex
+    rates: Mapping[int, PrefillRate]
+    handicap_s: Mapping[int, float]
+    settings: PickingSettings
+    confidence: Callable[[int], float]
+    tokens_per_block: float = 256.0
+
+    def tokens(self, demand: Demand, depth: int) -> int:
+        """Tokens of the first ``depth`` blocks; the last token is always computed anew."""
+        return min(demand.prompt_tokens - 1, int(depth * self.tokens_per_block))
+
+    def weigh(self, hits: Mapping[int, Hit], demand: Demand, now: float) -> list[Candidate]:
+        """Score replicas for one call. On the path of every call, hence the flat loop."""
+        settings, ledger, rates, backlog_s = self.settings, self.ledger, self.rates, self.load.backlog_s
+        tokens, knee, handicap_s = demand.prompt_tokens, settings.knee_tokens, self.handicap_s
+        miss_weight = settings.miss_weight
+        decode_weight = settings.decode_weight * settings.decode_s_per_token
+        candidates = []
+        for place, (hit, source, _) in hits.items():
+            own_s = prefill_units(tokens - hit, tokens, knee) / rates[place].value
+            waiting_s = backlog_s(place, now)
+            score_s = waiting_s + miss_weight * own_s + decode_weight * ledger.account(place).decode_tokens
+            if handicap_s:
+                score_s += handicap_s.get(place, 0.0)
+            candidates.append(Candidate(place, hit, source, waiting_s, own_s, score_s))
+        return candidates
+
+
+class Policy(Protocol):
+    """Chooses among ``pool`` less ``excluded`` (a bit set that never covers the whole pool)."""
+
+    name: str
+
+    def choose(
+        self, sight: Sight, demand: Demand, pool: Pool, excluded: int, now: float, rng: Random
+    ) -> Decision: ...
+
+
+class PrefixTokens:
+    """Sticky by prefix, least outstanding estimated seconds of tokens; cost does not grow with the fleet."""
+
+    name = "prefix_tokens"
+
+    def choose(
+        self, sight: Sight, demand: Demand, pool: Pool, excluded: int, now: float, rng: Random
+    ) -> Decision:
+        """Score homes, holders and a sample; the least wins, ties at random."""
+        allowed = pool.mask & ~excluded
+        hits = self._recorded(sight, demand, allowed)
+        self._add_homes(sight, demand, pool, allowed, hits)
+        for place in pool.sample(sight.settings.sampled_candidates, rng):
+            if place not in hits and allowed >> place & 1:
+                hits[place] = NO_HIT
+        if not hits:
+            hits[_any(allowed, pool, rng)] = NO_HIT
+        candidates = sight.weigh(hits, demand, now)
+        chosen = _least(candidates, rng)
+        return Decision(chosen, candidates, self.name, pool, hits[chosen.place].prior)
+
+    @staticmethod
+    def _recorded(sight: Sight, demand: Demand, allowed: int) -> dict[int, Hit]:
+        most, index = sight.settings.sampled_candidates, sight.index
+        hits = {
+            place: Hit(sight.tokens(demand, depth), Source.RECORD)
+            for place, depth in index.deepest(demand.fingerprint.chain, allowed, most)
+        }
+        if demand.session is not None:
+            promised = demand.prompt_tokens - 1
+            doubtful = int(promised * sight.confidence(SESSION_DEPTH))
+            for place, _ in index.deepest((demand.session,), allowed, most):
+                if hits.get(place, NO_HIT).tokens < doubtful:
+                    hits[place] = Hit(doubtful, Source.SESSION, Prior(SESSION_DEPTH, promised))
+        return hits
+
+    @staticmethod
+    def _add_homes(sight: Sight, demand: Demand, pool: Pool, allowed: int, hits: dict[int, Hit]) -> None:
+        settings, ledger = sight.settings, sight.ledger
+        mean = (ledger.tokens + demand.prompt_tokens) / len(pool)
+        bound = max(settings.bound_floor_tokens, settings.bound_factor * mean)
+        for depth, key in anchors(demand, settings.anchor_depths):
+            promised = sight.tokens(demand, depth)
+            doubtful = int(promised * sight.confidence(depth))
+            for place in pool.homes(key):
+                if allowed >> place & 1 and ledger.account(place).tokens <= bound:
+                    if hits.get(place, NO_HIT).tokens < doubtful:
+                        hits[place] = Hit(doubtful, Source.HOME, Prior(depth, promised))
+                    elif place not in hits:
+                        hits[place] = NO_HIT
+                    break
+
+
+def anchors(demand: Demand, depths: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(depth in blocks, key) of the prompt's anchors, shallow first; a session is the deepest of all."""
+    chain = demand.fingerprint.chain
+    found = [(depth, chain[depth - 1]) for depth in depths if depth <= len(chain)]
+    if demand.session is not None:
+        found.append((max(1, len(chain)), demand.session))
+    elif not found:
+        found.append((max(1, len(chain)), demand.fingerprint.whole))
+    return found
+
+
+class Contrast:
+    """The policies that know nothing of prefixes; a full scan, least by ``load``, ties at random."""
+
+    def __init__(self, name: str, load: Callable[[Sight, int], float]) -> None:
+        self.name = name
+        self._load = load
+
+    def choose(
+        self, sight: Sight, demand: Demand, pool: Pool, excluded: int, now: float, rng: Random
+    ) -> Decision:
+        """Least load wins."""
+        loads = [(self._load(sight, place), place) for place in pool.places if not excluded >> place & 1]
+        least = min(loads)[0]
+        ties = [place for load, place in loads if load == least]
+        return _only(sight, ties[int(rng.random() * len(ties))], demand, pool, now, self.name)
+
+
+class RoundRobin:
+    """Each in turn, from a random start."""
+
+    name = "round_robin"
+
+    def __init__(self) -> None:
+        self._turn: int | None = None
+
+    def choose(
+        self, sight: Sight, demand: Demand, pool: Pool, excluded: int, now: float, rng: Random
+    ) -> Decision:
+        """The next one that is not excluded."""
+        turn = int(rng.random() * len(pool)) if self._turn is None else self._turn
+        while excluded >> pool.places[turn % len(pool)] & 1:
+            turn += 1
+        self._turn = turn + 1
+        return _only(sight, pool.places[turn % len(pool)], demand, pool, now, self.name)
+
+
+_SCORE = attrgetter("score_s")
+
+
+def _only(sight: Sight, place: int, demand: Demand, pool: Pool, now: float, name: str) -> Decision:
+    candidates = sight.weigh({place: NO_HIT}, demand, now)
+    return Decision(candidates[0], candidates, name, pool)
+
+
+def _least(candidates: list[Candidate], rng: Random) -> Candidate:
+    least_s = min(map(_SCORE, candidates))
+    ties = [c for c in candidates if c.score_s == least_s]
+    return ties[int(rng.random() * len(ties))] if len(ties) > 1 else ties[0]
+
+
+def _any(allowed: int, pool: Pool, rng: Random) -> int:
+    left = [place for place in pool.places if allowed >> place & 1]
+    return left[int(rng.random() * len(left))]
+
+
+def policy(name: str) -> Policy:
+    """A fresh policy by its configured name."""
+    if name == "prefix_tokens":
+        return PrefixTokens()
+    if name == "round_robin":
+        return RoundRobin()
+    loads: dict[str, Callable[[Sight, int], float]] = {
+        "random": lambda sight, place: 0.0,
+        "least_requests": lambda sight, place: sight.ledger.account(place).requests,
+        "least_tokens": lambda sight, place: sight.ledger.account(place).tokens,
+    }
+    return Contrast(name, loads[name])

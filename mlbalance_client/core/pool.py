@@ -1,0 +1,34 @@
+"""Those replicas that may serve one model, in the tier (SRV priority) that is in use; with their rendezvous."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from random import Random
+
+from .model import Replica
+from .rendezvous import Rendezvous
+
+
+class Pool:
+    """Immutable: made anew when membership changes. ``places`` are dense small integers, ``mask`` their bits."""
+
+    def __init__(self, replicas: Mapping[int, Replica]) -> None:
+        self.replicas = replicas
+        self.places = tuple(replicas)
+        self.mask = sum(1 << place for place in self.places)
+        self._rendezvous = Rendezvous([(p, r.id, r.weight) for p, r in replicas.items()])
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def homes(self, key: int) -> tuple[int, ...]:
+        """The first places in the rendezvous ranking of a key."""
+        return self._rendezvous.homes(key)
+
+    def sample(self, count: int, rng: Random) -> Iterable[int]:
+        """``count`` random places (all of them, if no more), the same one perhaps twice."""
+        places = self.places
+        if len(places) <= count:
+            return places
+        draw, n = rng.random, len(places)
+        return [places[int(draw() * n)] for _ in range(count)]

@@ -1,0 +1,189 @@
+"""What a caller may read about one call or about the fleet: plain values, and why in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..errors import AttemptReport
+from .fleet import Fleet, Pick
+from .model import Demand, Usage
+from .picker import Decision, Source
+
+
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """One replica as it was weighed for a call; times are estimated seconds."""
+
+    replica: str
+    cached_tokens: int
+    because: str
+    waiting_s: float
+    own_s: float
+    score_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Which replica a call goes to, out of which, and why."""
+
+    replica: str
+    url: str
+    policy: str
+    model: str | None
+    prompt_tokens: int
+    output_tokens: int
+    predicted_hit_tokens: int
+    reason: str
+    candidates: tuple[Weighed, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [f"{self.replica} ({self.url}): {self.reason}"]
+        for c in sorted(self.candidates, key=lambda c: c.score_s):
+            mark = "->" if c.replica == self.replica else "  "
+            lines.append(
+                f" {mark} {c.replica}: {c.score_s:.3f} s = waiting {c.waiting_s:.3f} s, own prefill {c.own_s:.3f} s, "
+                f"about {c.cached_tokens} tokens cached ({c.because})"
+            )
+        return "\n".join(lines)
+
+
+@dataclass(slots=True)
+class CallReport:
+    """What became of one call; lies in ``response.extensions["mlbalance"]`` and fills as the call goes on.
+
+    Times are seconds since the call began. ``predicted_hit_tokens`` is what the picker believed the replica to
+    have cached; ``usage`` is what the replica said, once the answer has ended.
+    """
+
+    replica: str = ""
+    url: str = ""
+    attempts: tuple[AttemptReport, ...] = ()
+    hedged: bool = False
+    predicted_hit_tokens: int = 0
+    prompt_tokens: int = 0
+    reason: str = ""
+    ttft_s: float | None = None
+    total_s: float | None = None
+    usage: Usage | None = None
+    _explanation: Explanation | None = field(default=None, repr=False)
+    _pick: Pick | None = field(default=None, repr=False)
+
+    def picked(self, pick: Pick) -> None:
+        """Note where the call goes; the words are made only if somebody asks."""
+        self.replica, self.url = pick.replica.id, pick.replica.url
+        self.predicted_hit_tokens = pick.decision.chosen.hit_tokens
+        self.prompt_tokens = pick.demand.prompt_tokens
+        self.reason = reason(pick.decision)
+        self._pick = pick
+        self._explanation = None
+
+    def explain(self) -> Explanation:
+        """Why this replica; of the last attempt, if there were several."""
+        if self._explanation is None:
+            if self._pick is None:
+                raise LookupError("no replica was picked for this call")
+            self._explanation = explain(self._pick.demand, self._pick.decision)
+        return self._explanation
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSnapshot:
+    """What the client believes of one replica. Tokens and requests are this client's own, outstanding now."""
+
+    id: str
+    url: str
+    weight: float
+    zone: str | None
+    models: tuple[str, ...]
+    requests: int
+    prefill_tokens: int
+    decode_tokens: int
+    waiting_s: float
+    prefill_tokens_per_s: float
+    rate_samples: int
+    recorded_cache_limit_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSnapshot:
+    """What the client believes of its fleet."""
+
+    policy: str
+    outstanding_requests: int
+    outstanding_tokens: int
+    replicas: tuple[ReplicaSnapshot, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+
+_WORDS = {
+    Source.RECORD: "this client sent a prompt with the same beginning there",
+    Source.SESSION: "this client sent the session there before",
+    Source.HOME: "it is the home of the prompt's beginning, by rendezvous hashing",
+    Source.NONE: "it has the least work standing before the call",
+}
+
+
+def reason(decision: Decision) -> str:
+    """One line: why the chosen replica."""
+    if decision.policy != "prefix_tokens":
+        return f"policy {decision.policy}"
+    if len(decision.candidates) == 1:
+        return "it is the only candidate"
+    return _WORDS[decision.chosen.source]
+
+
+def explain(demand: Demand, decision: Decision) -> Explanation:
+    """Put a decision into words and figures."""
+    replicas = decision.pool.replicas
+    chosen = decision.chosen
+    return Explanation(
+        replica=replicas[chosen.place].id,
+        url=replicas[chosen.place].url,
+        policy=decision.policy,
+        model=demand.model,
+        prompt_tokens=demand.prompt_tokens,
+        output_tokens=demand.output_tokens,
+        predicted_hit_tokens=chosen.hit_tokens,
+        reason=reason(decision),
+        candidates=tuple(
+            Weighed(replicas[c.place].id, c.hit_tokens, str(c.source), c.waiting_s, c.own_s, c.score_s)
+            for c in decision.candidates
+        ),
+    )
+
+
+def snapshot(fleet: Fleet, now: float, policy: str) -> FleetSnapshot:
+    """What ``fleet`` believes at ``now``."""
+    return FleetSnapshot(policy, fleet.ledger.requests, fleet.ledger.tokens, tuple(_replicas(fleet, now)))
+
+
+def _replicas(fleet: Fleet, now: float) -> Sequence[ReplicaSnapshot]:
+    rows = []
+    for place, replica in fleet.places():
+        account, rate = fleet.ledger.account(place), fleet.rates[place]
+        rows.append(
+            ReplicaSnapshot(
+                id=replica.id,
+                url=replica.url,
+                weight=replica.weight,
+                zone=replica.zone,
+                models=tuple(sorted(replica.models)),
+                requests=account.requests,
+                prefill_tokens=account.prefill_tokens,
+                decode_tokens=account.decode_tokens,
+                waiting_s=fleet.load.backlog_s(place, now),
+                prefill_tokens_per_s=rate.value,
+                rate_samples=rate.samples,
+                recorded_cache_limit_tokens=fleet.cache_limit_tokens(place),
+            )
+        )
+    return rows

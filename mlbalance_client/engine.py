@@ -1,0 +1,452 @@
+"""Performs calls: asks the core what to do, does it on the wire, and tells the core what came of it.
+
+One call: body -> dialect -> fingerprint and demand -> attempts machine -> pick and charge, with no await between ->
+wire -> commit point -> the body flows to the caller -> settled once, whatever the way out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterable, Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from random import Random
+from typing import Any
+from urllib.parse import urlsplit
+from weakref import finalize
+
+import anyio
+
+from . import dialects, discovery
+from .answer import AnswerBody, Flow, HeldBody
+from .calls import NO_WISHES, CallOptions
+from .config import BalancerConfig
+from .core.attempts import Attempts, Command, Deliver, GiveUp, Start
+from .core.fingerprint import fingerprint, text_key
+from .core.fleet import Fleet, Pick
+from .core.model import Demand, Usage, Verdict
+from .core.report import CallReport, Explanation, FleetSnapshot, explain, snapshot
+from .dialects.base import Dialect, Reading, Sign
+from .errors import AttemptReport, AttemptsExhausted, DeadlineExceeded, FailureKind, NoReplicas
+from .events import (
+    AttemptEnded,
+    AttemptStarted,
+    EventStream,
+    FailedOver,
+    Picked,
+    ReplicasChanged,
+    Settled,
+    logging_subscriber,
+)
+from .tending import EventLoop, Loop
+from .wire import Origin, Timeouts, Wire, WireAnswer, WireError, WireOptions, WireRequest
+
+Headers = list[tuple[bytes, bytes]]
+
+
+@dataclass(slots=True)
+class Request:
+    """A call as the engine takes it. ``target``: path and query within the fleet; ``host``: None for the replica's."""
+
+    method: str
+    target: bytes
+    headers: Headers
+    body: bytes | AsyncIterable[bytes]
+    options: CallOptions = NO_WISHES
+    timeouts: Timeouts | None = None
+    extensions: dict[str, Any] = field(default_factory=dict)
+    host: bytes | None = None
+
+
+@dataclass(slots=True)
+class Answer:
+    """An answer as the engine gives it. ``body`` yields raw bytes and must be closed or read to its end."""
+
+    status: int
+    headers: Headers
+    body: AnswerBody | HeldBody
+    extensions: dict[str, Any]
+    report: CallReport
+    streaming: bool
+
+
+@dataclass(slots=True)
+class _Call:
+    """One call in progress."""
+
+    id: str
+    request: Request
+    dialect: Dialect
+    reading: Reading
+    demand: Demand
+    plan: Attempts
+    began: float
+    report: CallReport = field(default_factory=CallReport)
+    attempts: list[AttemptReport] = field(default_factory=list)
+    flows: dict[int, Flow] = field(default_factory=dict)
+
+
+class Engine:
+    """Everything of one client but its face. Lives in one event loop; starts at the first call."""
+
+    def __init__(
+        self,
+        config: BalancerConfig,
+        *,
+        wire: WireOptions | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self.events = EventStream()
+        self.events.subscribe(logging_subscriber())
+        rng = Random(config.seed)
+        self.fleet = Fleet(config.picking, rng)
+        self._clock = clock
+        self._client_id = f"{rng.getrandbits(40):010x}"
+        self._numbers = count(1)
+        options = wire or WireOptions(keepalive_expiry_s=config.http.keepalive_expiry_s)
+        self.wire = Wire(options)
+        self._origins: dict[str, tuple[Origin, bytes, bytes]] = {}
+        self._timeouts = Timeouts(
+            config.http.connect_timeout_s, config.http.read_timeout_s, config.http.write_timeout_s
+        )
+        self._discovery = discovery.create(config.discovery)
+        self._open: set[Flow] = set()
+        self._dropped: list[Flow] = []
+        self._loops: list[Loop] = []
+        self._event_loop: EventLoop | None = None
+        self._woken = anyio.Event()
+        self._closed = False
+        if (membership := self._discovery.initial()) is not None:
+            self._publish(membership)
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the background loops; happens by itself at the first call."""
+        if self._closed:
+            raise RuntimeError("this balancer is closed")
+        if self._event_loop is None:
+            self._event_loop = EventLoop()
+            self._woken = anyio.Event()
+            self._loops.append(Loop("streams", self._tend_streams))
+            if self._discovery.initial() is None:
+                self._loops.append(Loop("discovery", partial(self._discovery.run, self._publish)))
+
+    async def aclose(self) -> None:
+        """End the loops, the open streams and the connections. Idempotent; any task of the loop may call it."""
+        if self._closed:
+            return
+        self._closed = True
+        for loop in self._loops:
+            await loop.aclose()
+        for flow in list(self._open):
+            await flow.aclose(Verdict.CANCELLED)
+        await self.wire.aclose()
+
+    @property
+    def open_streams(self) -> int:
+        """Answers that callers hold and have not finished."""
+        return len(self._open)
+
+    def snapshot(self) -> FleetSnapshot:
+        """What the client believes of its replicas now."""
+        now = self._clock()
+        self.fleet.ledger.sweep(now)
+        return snapshot(self.fleet, now, self.config.picking.policy)
+
+    def explain(self, path: str, body: bytes, options: CallOptions) -> Explanation:
+        """Which replica a call would go to now, and why; nothing is charged. Raises NoReplicas."""
+        reading = dialects.find("POST", path).read(path, body)
+        demand = self.demand(reading, options)
+        return explain(demand, self.fleet.choose(demand, self._clock()))
+
+    def _publish(self, membership: discovery.Membership) -> None:
+        change = self.fleet.update(membership.replicas)
+        if change:
+            total = len(membership.replicas)
+            event = ReplicasChanged(
+                self._clock(), membership.source, change.added, change.removed, change.changed, total
+            )
+            self.events.emit(event)
+
+    # -- one call -----------------------------------------------------------------------------------------------
+
+    def demand(self, reading: Reading, options: CallOptions) -> Demand:
+        """What a call with this reading asks of a replica."""
+        session = options.session or reading.session
+        return self.fleet.demand(
+            fingerprint(reading.prompt),
+            text_bytes=reading.prompt_bytes,
+            extra_tokens=reading.extra_tokens,
+            output_limit=reading.output_limit,
+            model=reading.model,
+            route=reading.dialect,
+            session=None if session is None else text_key("session", session),
+            prompt_tokens=options.cost,
+            blind=not reading.streaming,
+        )
+
+    async def send(self, request: Request) -> Answer:
+        """Perform one call.
+
+        Raises NoReplicas, AttemptsExhausted, DeadlineExceeded; StreamInterrupted comes from the answer's body.
+        """
+        self.start()
+        call = self._begin(request)
+        limit = self._deadline(request.options)
+        with limit as scope:
+            return await self._perform(call)
+        if scope is not None and scope.cancelled_caught:
+            raise DeadlineExceeded(f"no answer began within {request.options.deadline_s} s")
+        raise AssertionError("unreachable: the scope swallows nothing but its own cancellation")
+
+    @staticmethod
+    def _deadline(options: CallOptions) -> AbstractContextManager[anyio.CancelScope | None]:
+        return nullcontext() if options.deadline_s is None else anyio.move_on_after(options.deadline_s)
+
+    def _begin(self, request: Request) -> _Call:
+        path = request.target.partition(b"?")[0].decode("ascii", "replace")
+        dialect = dialects.find(request.method, path)
+        body = request.body
+        repeatable = isinstance(body, bytes)
+        reading = dialect.read(path, body if isinstance(body, bytes) else b"")
+        options = request.options
+        wished = reading.replayable if options.replayable is None else options.replayable
+        return _Call(
+            id=f"{self._client_id}.{next(self._numbers)}",
+            request=request,
+            dialect=dialect,
+            reading=reading,
+            demand=self.demand(reading, options),
+            plan=Attempts(repeatable and wished, self.config.retries.max_attempts),
+            began=self._clock(),
+        )
+
+    async def _perform(self, call: _Call) -> Answer:
+        command = call.plan.begin()
+        previous: AttemptReport | None = None
+        while True:
+            match command:
+                case Start(avoid):
+                    try:
+                        pick = self.fleet.pick(call.demand, self._clock(), avoid)
+                    except NoReplicas:
+                        if not call.attempts:
+                            raise
+                        command = call.plan.nobody_left()
+                        continue
+                    command = await self._attempt(call, pick, previous)
+                    previous = call.attempts[-1] if call.attempts else None
+                case Deliver(number, exhausted):
+                    return await self._deliver(call, number, exhausted=exhausted)
+                case GiveUp():
+                    raise AttemptsExhausted(call.attempts)
+
+    async def _attempt(self, call: _Call, pick: Pick, previous: AttemptReport | None) -> Command:
+        number = len(call.attempts) + 1
+        call.plan.started(pick.replica.id)
+        call.report.picked(pick)
+        began = self._clock()
+        if self.events:
+            self._tell_start(call, pick, number, began, previous)
+        flow: Flow | None = None
+        try:
+            answer = await self._open_wire(call, pick)
+            flow = self._flow(call, number, pick, answer)
+            self._open.add(flow)
+            command = await self._until_commit(call, flow)
+        except WireError as error:
+            if flow is not None:
+                await flow.aclose(Verdict.FAILED)
+            else:
+                pick.settle(Verdict.FAILED, self._clock())
+            self._ended(call, pick, number, began, failure=error.kind, detail=str(error))
+            call.flows.pop(number, None)
+            return call.plan.failed(error.kind)
+        except BaseException:
+            if flow is not None:
+                await flow.aclose(Verdict.CANCELLED)
+            else:
+                pick.settle(Verdict.CANCELLED, self._clock())
+            for held in call.flows.values():
+                held.settle(Verdict.FAILED)
+            raise
+        self._ended(call, pick, number, began, status=flow.wire.status)
+        return command
+
+    async def _open_wire(self, call: _Call, pick: Pick) -> WireAnswer:
+        request = call.request
+        origin, authority, prefix = self._origin(pick.replica.url)
+        headers = [(b"Host", request.host or authority), *request.headers]
+        return await self.wire.open(
+            origin,
+            WireRequest(
+                method=request.method.encode("ascii"),
+                target=prefix + request.target,
+                headers=headers,
+                body=request.body,
+                timeouts=request.timeouts or self._timeouts,
+                extensions=request.extensions,
+                resend=call.plan.replayable,
+            ),
+        )
+
+    def _origin(self, url: str) -> tuple[Origin, bytes, bytes]:
+        known = self._origins.get(url)
+        if known is None:
+            parts = urlsplit(url)
+            origin = Origin.from_url(url)
+            known = (origin, parts.netloc.encode("ascii"), parts.path.rstrip("/").encode("ascii"))
+            self._origins[url] = known
+        return known
+
+    def _flow(self, call: _Call, number: int, pick: Pick, answer: WireAnswer) -> Flow:
+        content_type = next((v for n, v in answer.headers if n.lower() == b"content-type"), b"")
+        watch = call.dialect.watch(call.reading, answer.status, content_type.decode("latin-1"))
+        return Flow(
+            number,
+            pick,
+            answer,
+            watch,
+            call.report,
+            self._clock,
+            partial(self._on_end, call),
+            blind=call.demand.blind,
+        )
+
+    async def _until_commit(self, call: _Call, flow: Flow) -> Command:
+        status = flow.wire.status
+        if status >= 400:
+            sign, refused = Sign.ERROR, status
+        else:
+            sign = await flow.until_commit()
+            error = flow.in_band_error
+            refused = error.status if sign is Sign.ERROR and error is not None else 0
+        if sign is Sign.CONTENT:
+            now = self._clock()
+            call.report.ttft_s = now - call.began
+            if not flow.blind:
+                flow.pick.first_content(now)
+            call.flows[flow.number] = flow
+            return call.plan.content(flow.number)
+        call.flows[flow.number] = flow
+        if not await flow.hold():
+            return call.plan.content(flow.number)
+        flow.settle(Verdict.FAILED)
+        await flow.wire.aclose()
+        return call.plan.refused(flow.number, refused)
+
+    async def _deliver(self, call: _Call, number: int, *, exhausted: bool) -> Answer:
+        flow = call.flows[number]
+        call.report.attempts = tuple(call.attempts)
+        headers = flow.wire.headers
+        if exhausted:
+            headers = [*headers, (b"x-should-retry", b"false")]
+        body: AnswerBody | HeldBody
+        if flow.settled:
+            body = HeldBody(flow.buffered)
+            call.report.total_s = self._clock() - call.began
+        else:
+            body = AnswerBody(flow, self._clock)
+            finalize(body, self._drop, flow).atexit = False
+        extensions = {**flow.wire.extensions, "mlbalance": call.report}
+        return Answer(flow.wire.status, headers, body, extensions, call.report, call.reading.streaming)
+
+    # -- what became of it --------------------------------------------------------------------------------------
+
+    def _on_end(self, call: _Call, flow: Flow, verdict: Verdict, usage: Usage | None) -> None:
+        self._open.discard(flow)
+        now = self._clock()
+        report = call.report
+        report.total_s, report.usage = now - call.began, usage
+        if self.events:
+            usage = usage or Usage()
+            self.events.emit(
+                Settled(
+                    at=now,
+                    call=call.id,
+                    replica=flow.pick.replica.id,
+                    verdict=verdict,
+                    total_s=report.total_s,
+                    ttft_s=report.ttft_s,
+                    prompt_tokens=usage.prompt_tokens,
+                    cached_tokens=usage.cached_tokens,
+                    output_tokens=usage.output_tokens,
+                )
+            )
+
+    def _ended(
+        self,
+        call: _Call,
+        pick: Pick,
+        number: int,
+        began: float,
+        *,
+        status: int | None = None,
+        failure: FailureKind | None = None,
+        detail: str = "",
+    ) -> None:
+        now = self._clock()
+        call.attempts.append(
+            AttemptReport(
+                number=number,
+                replica=pick.replica.id,
+                url=pick.replica.url,
+                started_s=began - call.began,
+                ended_s=now - call.began,
+                status=status,
+                failure=failure,
+                detail=detail,
+            )
+        )
+        if self.events:
+            self.events.emit(
+                AttemptEnded(now, call.id, number, pick.replica.id, now - began, status, failure, detail)
+            )
+
+    def _tell_start(
+        self, call: _Call, pick: Pick, number: int, now: float, previous: AttemptReport | None
+    ) -> None:
+        replica, report, emit = pick.replica, call.report, self.events.emit
+        if previous is not None:
+            why = str(previous.failure or previous.status)
+            emit(FailedOver(now, call.id, previous.number, previous.replica, replica.id, why))
+        emit(
+            Picked(
+                at=now,
+                call=call.id,
+                attempt=number,
+                replica=replica.id,
+                reason=report.reason,
+                prompt_tokens=report.prompt_tokens,
+                predicted_hit_tokens=report.predicted_hit_tokens,
+                candidates=len(pick.decision.candidates),
+            )
+        )
+        emit(AttemptStarted(now, call.id, number, replica.id, replica.url))
+
+    # -- streams that nobody reads ------------------------------------------------------------------------------
+
+    def _drop(self, flow: Flow) -> None:
+        """The caller dropped a body. Runs in a finalizer: any thread, any moment; hence only a note and a wake-up."""
+        if not flow.settled and self._event_loop is not None:
+            self._dropped.append(flow)
+            self._event_loop.call_soon(self._wake)
+
+    def _wake(self) -> None:
+        self._woken.set()
+
+    async def _tend_streams(self) -> None:
+        patience_s = self.config.http.max_unread_s
+        while True:
+            with anyio.move_on_after(patience_s / 4):
+                await self._woken.wait()
+            self._woken = anyio.Event()
+            while self._dropped:
+                await self._dropped.pop().aclose(Verdict.ABANDONED)
+            too_old = self._clock() - patience_s
+            for flow in [f for f in self._open if f.idle_since is not None and f.idle_since < too_old]:
+                await flow.aclose(Verdict.ABANDONED)

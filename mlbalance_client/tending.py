@@ -1,0 +1,72 @@
+"""Background loops that a client owns: each a task of its own, with a cancel scope and an end that can be awaited.
+
+Not a task group held open across ``__aenter__``: that breaks fixtures and cross-task closing, and wraps the
+user's own errors. A loop never raises: what escapes it is logged and the loop ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Awaitable, Callable
+
+import anyio
+
+logger = logging.getLogger("mlbalance_client")
+
+_CLOSE_WITHIN_S = 5.0
+
+
+class EventLoop:
+    """The event loop that we run on, reachable from any thread and from a finalizer."""
+
+    def __init__(self) -> None:
+        self._trio = None
+        self._asyncio: asyncio.AbstractEventLoop | None = None
+        trio = sys.modules.get("trio")
+        if trio is not None and trio.lowlevel.in_trio_run():
+            self._trio = trio.lowlevel.current_trio_token()
+        else:
+            self._asyncio = asyncio.get_running_loop()
+
+    def call_soon(self, callback: Callable[[], object]) -> None:
+        """Run a synchronous callback in the loop; silently nothing once the loop is gone."""
+        try:
+            if self._asyncio is not None:
+                self._asyncio.call_soon_threadsafe(callback)
+            elif self._trio is not None:
+                self._trio.run_sync_soon(callback)
+        except RuntimeError:
+            logger.debug("the event loop of a balancer is closed; nothing is left to tidy up")
+
+
+class Loop:
+    """One named background loop, started at once."""
+
+    def __init__(self, name: str, body: Callable[[], Awaitable[None]]) -> None:
+        self.name = name
+        self._body = body
+        self._scope = anyio.CancelScope()
+        self._done = anyio.Event()
+        trio = sys.modules.get("trio")
+        if trio is not None and trio.lowlevel.in_trio_run():
+            trio.lowlevel.spawn_system_task(self._run, name=f"mlbalance {name}")
+        else:
+            # The loop keeps only weak references to tasks; this object keeps the task alive.
+            self._task = asyncio.get_running_loop().create_task(self._run(), name=f"mlbalance {name}")
+
+    async def _run(self) -> None:
+        try:
+            with self._scope:
+                await self._body()
+        except Exception:
+            logger.exception("background loop %r of a balancer failed", self.name)
+        finally:
+            self._done.set()
+
+    async def aclose(self) -> None:
+        """Cancel the loop and wait for its end; any task may call this, more than once."""
+        self._scope.cancel()
+        with anyio.move_on_after(_CLOSE_WITHIN_S, shield=True):
+            await self._done.wait()
