@@ -94,6 +94,7 @@ class BalancerConfig(Section):
     seed: int | None = Field(
         default=None,
         ge=0,
+        lt=2**63,
         description="Makes picks repeatable, for tests and simulation. Unset: drawn from the system.",
     )
 

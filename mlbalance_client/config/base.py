@@ -11,9 +11,7 @@ from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, Validatio
 from mlbalance_client.errors import ConfigError
 
 from .describe import allowed, is_secret
-from .urls import scrubbed
-
-_SHOWN_CHARS = 60
+from .urls import shown
 
 
 class Problem(NamedTuple):
@@ -101,8 +99,7 @@ def given(value: Any) -> str:
         case int():
             return repr(value) if value.bit_length() < 128 else "a huge number"
         case str():
-            text = repr(scrubbed(value))
-            return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"
+            return repr(shown(value))
         case dict():
             return "a table" if value else "an empty table"
         case list() | tuple() | set():

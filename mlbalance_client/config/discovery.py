@@ -89,10 +89,11 @@ class StaticConfig(DiscoveryConfig):
     @classmethod
     def from_url(cls, url: TargetURL) -> dict[str, Any]:
         """``static[+https]://host:port,host:port[/prefix][?model=a,b]``; prefix and models hold for all."""
-        if unknown := next((key for key in url.query if key != "model"), None):
-            raise ConfigError(
-                f"target {url.text}: unknown parameter {unknown[:40]!r}; {nearest(unknown, ['model'])}"
-            )
+        for key in url.query:
+            if key != "model":
+                raise ConfigError(
+                    f"target {url.text}: unknown parameter {key[:40]!r}; {nearest(key, ['model'])}"
+                )
         labels = {"models": ",".join(url.query["model"])} if url.query else {}
         scheme = "https" if url.tls else "http"
         return {

@@ -32,9 +32,13 @@ Path = tuple[str, ...]
 
 def from_target(target: str | os.PathLike[str] | None, env: Mapping[str, str]) -> tuple[Raw, str]:
     """The raw settings that a target stands for, and what to call it in messages. Raises ConfigError."""
-    match target or env.get(TARGET):
-        case None | "":
+    if target is None:
+        target = env.get(TARGET) or None
+    match target:
+        case None if any(name.startswith(f"{PREFIX}DISCOVERY__") for name in env):
             return {}, "environment"
+        case None:
+            raise ConfigError(f"no target: give {FORMS}, or set {TARGET}")
         case str() as url if "://" in url:
             return _from_url(url)
         case str() | os.PathLike() as path:
@@ -65,8 +69,6 @@ def build(model: type[ConfigT], raw: Raw, where: str, env: Mapping[str, str]) ->
     for path, name in variables.items():
         if _takes_json(model, raw, path):
             raw[path[0]][path[1]] = _json(name, env[name])
-    if "discovery" not in raw:
-        raise ConfigError(f"{where} says nothing of [discovery]; give {FORMS}, or set {TARGET}")
     try:
         return model.model_validate(raw)
     except InvalidConfig as error:
@@ -89,13 +91,14 @@ def _from_url(target: str) -> tuple[Raw, str]:
 def _variables(model: type[BaseModel], env: Mapping[str, str]) -> dict[Path, str]:
     """The names of set variables by the key that each sets; an empty one counts as not set."""
     found: dict[Path, str] = {}
+    scalars = {name for name, field in model.model_fields.items() if not is_structured(field)}
     for name in sorted(env):
         if not name.startswith(PREFIX) or not env[name]:
             continue
         path = tuple(name.removeprefix(PREFIX).lower().split("__"))
-        if len(path) > 2 or "" in path:
+        if len(path) > 2 or "" in path or (len(path) == 2 and path[0] in scalars):
             raise ConfigError(f"{name}: names no key; write {PREFIX}<SECTION>__<KEY>")
-        if len(path) == 2 or path[0] in _scalars(model):
+        if len(path) == 2 or path[0] in scalars:
             found[path] = name
         elif meant := _misspelt(model, path[0]):
             raise ConfigError(f"{name}: names no key; did you mean {PREFIX}{meant}?")
@@ -109,10 +112,6 @@ def _misspelt(model: type[BaseModel], name: str) -> str | None:
         if key != name and key in getattr(field.annotation, "model_fields", ()):
             return f"{section}__{key}".upper()
     return None
-
-
-def _scalars(model: type[BaseModel]) -> set[str]:
-    return {name for name, field in model.model_fields.items() if not is_structured(field)}
 
 
 def _put(raw: Raw, path: Path, text: str) -> None:

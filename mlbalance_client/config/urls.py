@@ -11,10 +11,12 @@ from mlbalance_client.errors import ConfigError
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _HOST = re.compile(r"[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?\.?", re.ASCII)
-_AUTHORITY = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::(.*))?", re.DOTALL)
+_AUTHORITY = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::([^:]*))?")
 _PATH = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@%-]*)*", re.ASCII)
 _CREDENTIALS = re.compile(r"(?<=://).*@|^[^/?#\s]*@", re.DOTALL)
 _QUERY = re.compile(r"[?#].*", re.DOTALL)
+_URL_IN_PROSE = re.compile(r"\w[\w+.-]*://\S+")
+_SHOWN_CHARS = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ def replica_url(text: str) -> ReplicaURL:
         raise _bad(text, "the path has a character that must be percent-encoded")
     match = _AUTHORITY.fullmatch(authority)
     if match is None:
-        raise _bad(text, "must be host:port, an IPv6 address in brackets")
+        raise _bad(text, "must be host or host:port, IPv6 addresses in brackets")
     return ReplicaURL(scheme, _host(match[1], text), _port(match[2], scheme, text), path)
 
 
@@ -90,16 +92,15 @@ def target_url(text: str) -> TargetURL:
 
 
 def shown(text: str) -> str:
-    """A URL fit for messages and logs: no credentials, no query, not too long."""
-    text = scrubbed(text)
-    return text if len(text) <= 120 else f"{text[:120]}…"
+    """A value that may be a URL, fit for messages: no credentials, no query, not too long."""
+    if "://" in text or "@" in text:
+        text = _QUERY.sub("", _CREDENTIALS.sub("***@", text))
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"
 
 
-def scrubbed(text: str) -> str:
-    """``text`` without what may be a secret, if it is a URL: user info, query and fragment."""
-    if "://" not in text and "@" not in text:
-        return text
-    return _QUERY.sub("", _CREDENTIALS.sub("***@", text))
+def scrubbed(prose: str) -> str:
+    """Prose fit for logs: the URLs in it have no credentials and no query."""
+    return _URL_IN_PROSE.sub(lambda url: shown(url[0]), prose) if "://" in prose else prose
 
 
 def _host(host: str, text: str) -> str:
