@@ -70,7 +70,7 @@ def _of_its_kind(value: Any) -> Any:
     try:
         model = config_type(kind)
     except ConfigError as error:
-        raise InvalidConfig([Problem(("kind",), str(error))]) from error
+        raise InvalidConfig([Problem(("kind",), str(error))]) from None
     return model.model_validate(dict(value))
 
 

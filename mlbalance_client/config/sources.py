@@ -73,7 +73,7 @@ def build(model: type[ConfigT], raw: Raw, where: str, env: Mapping[str, str]) ->
         return model.model_validate(raw)
     except InvalidConfig as error:
         problems = [_attributed(problem, variables, model) for problem in error.problems]
-        raise InvalidConfig(problems, where) from error.__cause__
+        raise InvalidConfig(problems, where) from None
 
 
 def _from_url(target: str) -> tuple[Raw, str]:
