@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from math import isfinite
 
 from cachetools import LRUCache
 
 _MEMORY = 0.98
 _SAMPLES = 64
 _ENOUGH = 8
-_RATE_QUANTILE = 0.75
+_SHRINK = 16
+_LEAST_UNITS = 512.0
+_RATE_QUANTILE = 0.85
 _OUTPUT_QUANTILE = 0.7
 
 
@@ -25,13 +28,13 @@ def prefill_units(uncached_tokens: float, prompt_tokens: float, knee_tokens: flo
 
 
 class Recent:
-    """A quantile of the last 64 samples; exact, and cheap to read because it is kept sorted on demand."""
+    """A quantile of the last ``count`` samples; exact, and sorted only when it is read after a change."""
 
     __slots__ = ("_quantile", "_samples", "_value")
 
-    def __init__(self, quantile: float) -> None:
+    def __init__(self, quantile: float, count: int = _SAMPLES) -> None:
         self._quantile = quantile
-        self._samples: deque[float] = deque(maxlen=_SAMPLES)
+        self._samples: deque[float] = deque(maxlen=count)
         self._value: float | None = None
 
     def __len__(self) -> int:
@@ -71,34 +74,57 @@ class TokenRatio:
             self._tokens = self._tokens * _MEMORY + tokens
 
 
-class PrefillRate:
-    """Work units a second of one replica.
+class PrefillRates:
+    """Work units a second of each replica, learned from calls that were the oldest at their replica.
 
-    A sample is taken when the oldest outstanding prompt of a replica shows its first content: the time since
-    the one before it did (or since it was sent) is what its prefill took, or more if others were there too.
-    Hence a high quantile (as smetric does) rather than a mean.
+    The time from the first content before it (or from its sending) to its own is what its prefill took, or
+    more, if other clients' work came between: hence a high quantile, as smetric takes, not a mean. A replica's own
+    figure is drawn to the fleet's until it has many samples, for unlike noise must not pass for unlike speed.
     """
 
-    __slots__ = ("_recent", "value")
+    def __init__(self) -> None:
+        self._guess: dict[int, float] = {}
+        self._of_replica: dict[int, Recent] = {}
+        self._of_fleet = Recent(_RATE_QUANTILE, 4 * _SAMPLES)
+        self._value: dict[int, float] = {}
 
-    def __init__(self, first_guess: float) -> None:
-        self._recent = Recent(_RATE_QUANTILE)
-        self.value = first_guess
+    def admit(self, place: int, guess: float) -> None:
+        """A replica is there; ``guess`` (units a second) serves until eight samples of the fleet are in."""
+        if place not in self._of_replica:
+            self._of_replica[place] = Recent(_RATE_QUANTILE, _SAMPLES)
+        self._guess[place] = guess
+        self._set(place)
 
-    @property
-    def samples(self) -> int:
-        """How many samples there are; the value is the first guess until there are eight."""
-        return len(self._recent)
+    def drop(self, place: int) -> None:
+        """The replica is gone."""
+        for table in (self._guess, self._of_replica, self._value):
+            table.pop(place, None)
 
-    def learn(self, units: float, took_s: float) -> None:
+    def __getitem__(self, place: int) -> float:
+        return self._value[place]
+
+    def samples(self, place: int) -> int:
+        """How many samples of its own a replica has."""
+        return len(self._of_replica[place])
+
+    def learn(self, place: int, units: float, took_s: float) -> None:
         """``units`` of work took ``took_s`` seconds; tiny ones say nothing (a step's overhead rules them)."""
-        if units >= _LEAST_UNITS and took_s > 0:
-            self._recent.add(units / took_s)
-            if len(self._recent) >= _ENOUGH:
-                self.value = self._recent.value() or self.value
+        if units < _LEAST_UNITS or not took_s > 0 or place not in self._guess:
+            return
+        pace = units / took_s / self._guess[place]
+        if isfinite(pace) and pace > 0:
+            self._of_replica[place].add(pace)
+            self._of_fleet.add(pace)
+            self._set(place)
 
-
-_LEAST_UNITS = 512.0
+    def _set(self, place: int) -> None:
+        pace = 1.0
+        if len(self._of_fleet) >= _ENOUGH:
+            own = self._of_replica[place]
+            fleet_pace = self._of_fleet.value() or 1.0
+            trust = len(own) / (len(own) + _SHRINK)
+            pace = fleet_pace ** (1 - trust) * (own.value() or 1.0) ** trust
+        self._value[place] = pace * self._guess[place]
 
 
 @dataclass(slots=True)

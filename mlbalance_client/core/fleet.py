@@ -14,17 +14,14 @@ from typing import Protocol
 from cachetools import LRUCache
 
 from ..errors import NoReplicas
-from .cost import Costs, PrefillRate, prefill_units
+from .cost import Costs, PrefillRates, prefill_units
 from .fingerprint import BLOCK_BYTES, Fingerprint
 from .ledger import Charge, Ledger
 from .load_view import LoadView
 from .model import Demand, Replica, ReplicaId, Usage, Verdict
-from .picker import Decision, PickingSettings, Sight, policy
+from .picker import Decision, PickingSettings, Sight, Source, policy
 from .pool import Pool
 from .prefix_index import PrefixIndex
-
-_CONFIDENCE_STEP = 0.05
-_LEAST_CONFIDENCE = 0.05
 
 
 class FleetSettings(PickingSettings, Protocol):
@@ -97,14 +94,13 @@ class Fleet:
         self._places: dict[ReplicaId, int] = {}
         self._pools: LRUCache[str | None, Pool] = LRUCache(256)
         self._by_mask: dict[int, Pool] = {}
-        self._priors: dict[int, float] = {}
         self.costs = Costs(settings.bytes_per_token, settings.expected_output_tokens, settings.knee_tokens)
         self.ledger = Ledger(settings.residual_s)
         self.load = LoadView(self.ledger, settings.others_memory_s)
         blocks = int(settings.cache_tokens * settings.bytes_per_token / BLOCK_BYTES)
         self.index = PrefixIndex(max(64, blocks))
-        self.rates: dict[int, PrefillRate] = {}
-        self._sight = Sight(self.ledger, self.load, self.index, self.rates, {}, settings, self._confidence)
+        self.rates = PrefillRates()
+        self._sight = Sight(self.ledger, self.load, self.index, self.rates, {}, settings)
 
     @property
     def replicas(self) -> tuple[Replica, ...]:
@@ -212,13 +208,8 @@ class Fleet:
         """Release the prefill and learn how fast the replica is."""
         if charge.settled or charge.first_content_at is not None:
             return
-        self.load.waited(pick.place, charge, now)
-        took_s = self.ledger.first_content(charge, now)
-        if took_s is not None and charge.account.open:
-            units = prefill_units(
-                charge.prefill_tokens, pick.demand.prompt_tokens, self._settings.knee_tokens
-            )
-            self.rates[pick.place].learn(units, took_s)
+        self.load.heard(pick.place, charge, now)
+        self.ledger.first_content(charge, now)
 
     def on_settled(
         self, pick: Pick, charge: Charge, verdict: Verdict, now: float, usage: Usage | None
@@ -231,33 +222,31 @@ class Fleet:
         if verdict is Verdict.FAILED and charge.first_content_at is None and open_:
             known = round(pick.decision.chosen.hit_tokens / self._sight.tokens_per_block)
             self.index.forget(pick.place, pick.demand.fingerprint.chain[known:])
-        if usage is not None and open_:
-            self._learn(pick, usage)
+        if verdict is Verdict.OK and open_:
+            self._learn(pick, charge, usage or Usage())
 
-    def _learn(self, pick: Pick, usage: Usage) -> None:
+    def _learn(self, pick: Pick, charge: Charge, usage: Usage) -> None:
         demand, chosen = pick.demand, pick.decision.chosen
+        if charge.first_content_at is not None:
+            prompt = usage.prompt_tokens or demand.prompt_tokens
+            cached = chosen.hit_tokens if usage.cached_tokens is None else usage.cached_tokens
+            units = prefill_units(max(1, prompt - cached), prompt, self._settings.knee_tokens)
+            own_s = charge.waiting_s + units / self.rates[pick.place]
+            self.load.explained(charge.first_content_at - charge.at, own_s)
+            if charge.took_s is not None:
+                self.rates.learn(pick.place, units, charge.took_s)
         if usage.output_tokens is not None:
             self.costs.learn_output(demand.model, demand.route, usage.output_tokens)
         if usage.prompt_tokens and demand.text_bytes:
             text_tokens = usage.prompt_tokens - demand.extra_tokens
             self.costs.ratio(demand.model).learn(demand.text_bytes, text_tokens)
-        if usage.cached_tokens is None or not chosen.hit_tokens:
-            return
-        per_block = self._sight.tokens_per_block
-        prior = pick.decision.prior
-        if prior is not None:
-            seen = min(1.0, usage.cached_tokens / max(1, prior.promised_tokens))
-            before = self._confidence(prior.depth)
-            self._priors[prior.depth] = max(_LEAST_CONFIDENCE, before + _CONFIDENCE_STEP * (seen - before))
-        else:
+        if usage.cached_tokens is not None and chosen.source is Source.RECORD:
+            per_block = self._sight.tokens_per_block
             self.index.confirmed(
                 pick.place,
                 predicted_blocks=round(chosen.hit_tokens / per_block),
                 seen_blocks=round(usage.cached_tokens / per_block),
             )
-
-    def _confidence(self, depth: int) -> float:
-        return self._priors.get(depth, self._settings.prior_confidence)
 
     def _pool(self, model: str | None) -> Pool:
         pool = self._pools.get(model)
@@ -284,7 +273,7 @@ class Fleet:
         self.ledger.close(place)
         self.index.drop(place)
         self.load.drop(place)
-        self.rates.pop(place, None)
+        self.rates.drop(place)
 
     def _rebuild(self) -> None:
         settings, replicas = self._settings, self._replicas
@@ -292,9 +281,7 @@ class Fleet:
         self._by_mask.clear()
         mean = sum(r.weight for r in replicas.values()) / max(1, len(replicas))
         for place, replica in replicas.items():
-            if place not in self.rates:
-                guess = settings.prefill_tokens_per_s * replica.weight / mean
-                self.rates[place] = PrefillRate(guess)
+            self.rates.admit(place, settings.prefill_tokens_per_s * replica.weight / mean)
         self._sight.handicap_s = {
             place: settings.cross_zone_penalty_s
             for place, replica in replicas.items()

@@ -27,6 +27,7 @@ class Charge:
     waiting_s: float
     blind: bool = False
     first_content_at: float | None = None
+    took_s: float | None = None
     settled: bool = False
 
 
@@ -43,14 +44,19 @@ class Account:
     queue: OrderedDict[Charge, None] = field(default_factory=OrderedDict)
 
     def backlog_s(self, now: float) -> float:
-        """Seconds of own prefill still outstanding, the oldest prompt by what is left of it."""
-        head = self._head(now)
-        return 0.0 if head is None else max(0.0, self.prefill_s - min(now - self.moved_at, head.prefill_s))
+        """Seconds of own prefill still outstanding."""
+        return self.standing_s(now)[0]
 
-    def overdue_s(self, now: float) -> float:
-        """How much longer than predicted the oldest prompt has waited for its first content."""
+    def standing_s(self, now: float) -> tuple[float, float]:
+        """Seconds of own prefill still outstanding, the oldest prompt by what is left of it; and how long that is
+        overdue, if it takes longer than predicted."""
         head = self._head(now)
-        return 0.0 if head is None else max(0.0, now - self.moved_at - head.prefill_s)
+        if head is None:
+            return 0.0, 0.0
+        left_s = head.prefill_s - max(0.0, now - self.moved_at)
+        if left_s >= 0.0:
+            return self.prefill_s - head.prefill_s + left_s, 0.0
+        return max(0.0, self.prefill_s - head.prefill_s), -left_s
 
     def leave_queue(self, charge: Charge) -> None:
         """This prompt is no longer waiting for prefill."""
@@ -116,20 +122,18 @@ class Ledger:
         self._add(account, prefill_tokens, decode_tokens, 1)
         return charge
 
-    def first_content(self, charge: Charge, now: float) -> float | None:
-        """Release the prefill part. Returns how long this prefill took if the prompt was the oldest, else None."""
+    def first_content(self, charge: Charge, now: float) -> None:
+        """Release the prefill part, and note how long this prefill took if the prompt was the oldest."""
         if charge.settled or charge.first_content_at is not None:
-            return None
+            return
         account = charge.account
         charge.first_content_at = now
-        took_s = None
         if charge in account.queue:
             if next(iter(account.queue)) is charge:
-                took_s = now - account.moved_at
+                charge.took_s = now - account.moved_at
             account.leave_queue(charge)
             account.moved_at = now
         self._add(account, -charge.prefill_tokens, 0, 0)
-        return took_s
 
     def settle(self, charge: Charge, verdict: Verdict, now: float) -> None:
         """End the charge; a second call does nothing."""

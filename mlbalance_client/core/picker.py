@@ -14,7 +14,7 @@ from operator import attrgetter
 from random import Random
 from typing import NamedTuple, Protocol
 
-from .cost import PrefillRate, prefill_units
+from .cost import PrefillRates, prefill_units
 from .ledger import Ledger
 from .load_view import LoadView
 from .model import Demand
@@ -42,22 +42,11 @@ class Candidate(NamedTuple):
     score_s: float
 
 
-class Prior(NamedTuple):
-    """A hit that is believed without proof: ``promised_tokens`` before the discount for doubt at this depth."""
-
-    depth: int
-    promised_tokens: int
-
-
-SESSION_DEPTH = 0
-
-
 class Hit(NamedTuple):
     """How much of a prompt a replica is believed to have cached, and why."""
 
     tokens: int
     source: Source
-    prior: Prior | None = None
 
 
 NO_HIT = Hit(0, Source.NONE)
@@ -70,7 +59,6 @@ class Decision(NamedTuple):
     candidates: list[Candidate]
     policy: str
     pool: Pool
-    prior: Prior | None = None
 
 
 class PickingSettings(Protocol):
@@ -103,10 +91,9 @@ class Sight:
     ledger: Ledger
     load: LoadView
     index: PrefixIndex
-    rates: Mapping[int, PrefillRate]
+    rates: PrefillRates
     handicap_s: Mapping[int, float]
     settings: PickingSettings
-    confidence: Callable[[int], float]
     tokens_per_block: float = 256.0
 
     def tokens(self, demand: Demand, depth: int) -> int:
@@ -115,14 +102,14 @@ class Sight:
 
     def weigh(self, hits: Mapping[int, Hit], demand: Demand, now: float) -> list[Candidate]:
         """Score replicas for one call. On the path of every call, hence the flat loop."""
-        settings, ledger, rates, backlog_s = self.settings, self.ledger, self.rates, self.load.backlog_s
+        settings, ledger, rates, waits_s = self.settings, self.ledger, self.rates, self.load.waiting_s
         tokens, knee, handicap_s = demand.prompt_tokens, settings.knee_tokens, self.handicap_s
         miss_weight = settings.miss_weight
         decode_weight = settings.decode_weight * settings.decode_s_per_token
         candidates = []
-        for place, (hit, source, _) in hits.items():
-            own_s = prefill_units(tokens - hit, tokens, knee) / rates[place].value
-            waiting_s = backlog_s(place, now)
+        for place, (hit, source) in hits.items():
+            own_s = prefill_units(tokens - hit, tokens, knee) / rates[place]
+            waiting_s = waits_s(place, now)
             score_s = waiting_s + miss_weight * own_s + decode_weight * ledger.account(place).decode_tokens
             if handicap_s:
                 score_s += handicap_s.get(place, 0.0)
@@ -138,6 +125,9 @@ class Policy(Protocol):
     def choose(
         self, sight: Sight, demand: Demand, pool: Pool, excluded: int, now: float, rng: Random
     ) -> Decision: ...
+
+
+_ALONE, _IN_COMPANY = 0.1, 0.3
 
 
 class PrefixTokens:
@@ -159,7 +149,7 @@ class PrefixTokens:
             hits[_any(allowed, pool, rng)] = NO_HIT
         candidates = sight.weigh(hits, demand, now)
         chosen = _least(candidates, rng)
-        return Decision(chosen, candidates, self.name, pool, hits[chosen.place].prior)
+        return Decision(chosen, candidates, self.name, pool)
 
     @staticmethod
     def _recorded(sight: Sight, demand: Demand, allowed: int) -> dict[int, Hit]:
@@ -169,11 +159,10 @@ class PrefixTokens:
             for place, depth in index.deepest(demand.fingerprint.chain, allowed, most)
         }
         if demand.session is not None:
-            promised = demand.prompt_tokens - 1
-            doubtful = int(promised * sight.confidence(SESSION_DEPTH))
+            doubtful = int((demand.prompt_tokens - 1) * sight.settings.prior_confidence)
             for place, _ in index.deepest((demand.session,), allowed, most):
                 if hits.get(place, NO_HIT).tokens < doubtful:
-                    hits[place] = Hit(doubtful, Source.SESSION, Prior(SESSION_DEPTH, promised))
+                    hits[place] = Hit(doubtful, Source.SESSION)
         return hits
 
     @staticmethod
@@ -181,13 +170,15 @@ class PrefixTokens:
         settings, ledger = sight.settings, sight.ledger
         mean = (ledger.tokens + demand.prompt_tokens) / len(pool)
         bound = max(settings.bound_floor_tokens, settings.bound_factor * mean)
+        # Homes stand for what others sent; whoever finds no others at work knows better from own record.
+        company = min(1.0, max(_ALONE, sight.load.others_share / _IN_COMPANY))
+        confidence = settings.prior_confidence * company
         for depth, key in anchors(demand, settings.anchor_depths):
-            promised = sight.tokens(demand, depth)
-            doubtful = int(promised * sight.confidence(depth))
+            doubtful = int(sight.tokens(demand, depth) * confidence)
             for place in pool.homes(key):
                 if allowed >> place & 1 and ledger.account(place).tokens <= bound:
                     if hits.get(place, NO_HIT).tokens < doubtful:
-                        hits[place] = Hit(doubtful, Source.HOME, Prior(depth, promised))
+                        hits[place] = Hit(doubtful, Source.HOME)
                     elif place not in hits:
                         hits[place] = NO_HIT
                     break

@@ -169,7 +169,7 @@ def snapshot(fleet: Fleet, now: float, policy: str) -> FleetSnapshot:
 def _replicas(fleet: Fleet, now: float) -> Sequence[ReplicaSnapshot]:
     rows = []
     for place, replica in fleet.places():
-        account, rate = fleet.ledger.account(place), fleet.rates[place]
+        account = fleet.ledger.account(place)
         rows.append(
             ReplicaSnapshot(
                 id=replica.id,
@@ -180,9 +180,9 @@ def _replicas(fleet: Fleet, now: float) -> Sequence[ReplicaSnapshot]:
                 requests=account.requests,
                 prefill_tokens=account.prefill_tokens,
                 decode_tokens=account.decode_tokens,
-                waiting_s=fleet.load.backlog_s(place, now),
-                prefill_tokens_per_s=rate.value,
-                rate_samples=rate.samples,
+                waiting_s=fleet.load.waiting_s(place, now),
+                prefill_tokens_per_s=fleet.rates[place],
+                rate_samples=fleet.rates.samples(place),
                 recorded_cache_limit_tokens=fleet.cache_limit_tokens(place),
             )
         )
