@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import isfinite
+from typing import Any
 
 from .errors import ConfigError
 
@@ -40,7 +41,8 @@ class CallOptions:
     def with_headers(self, headers: Mapping[str, str]) -> CallOptions:
         """These options, overridden by ``x-mlbalance-*`` headers (names lower case). Raises ConfigError."""
         given = {name.removeprefix(HEADER_PREFIX): text for name, text in headers.items()}
-        return replace(self, **dict(_parse(name, text) for name, text in given.items()))
+        wishes: dict[str, Any] = dict(_parse(name, text) for name, text in given.items())
+        return replace(self, **wishes)
 
 
 def _parse(name: str, text: str) -> tuple[str, object]:

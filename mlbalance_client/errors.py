@@ -27,6 +27,7 @@ class FailureKind(StrEnum):
     READ = "read"
     READ_TIMEOUT = "read_timeout"
     PROTOCOL = "protocol"
+    REQUEST = "request"
     UNREAD = "unread"
     STATUS = "status"
     IN_BAND = "in_band"
@@ -36,6 +37,11 @@ class FailureKind(StrEnum):
     def never_sent(self) -> bool:
         """True if no byte of the request can have reached the replica's application."""
         return self in (FailureKind.CONNECT, FailureKind.CONNECT_TIMEOUT)
+
+    @property
+    def by_caller(self) -> bool:
+        """True if the caller's own limit passed or the caller's request cannot be sent: no use going elsewhere."""
+        return self in (FailureKind.READ_TIMEOUT, FailureKind.WRITE_TIMEOUT, FailureKind.REQUEST)
 
 
 @dataclass(frozen=True, slots=True)

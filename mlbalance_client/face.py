@@ -238,7 +238,7 @@ def synthesised(error: BalancerError) -> dict[str, Any] | None:
     The caller's own timeouts stay timeouts.
     """
     if isinstance(error, errors.AttemptsExhausted):
-        if error.kind in (FailureKind.READ_TIMEOUT, FailureKind.WRITE_TIMEOUT):
+        if error.kind.by_caller:
             return None
     elif not isinstance(error, errors.NoReplicas | errors.NoCapacity):
         return None
@@ -262,6 +262,7 @@ class ErrorTable:
             FailureKind.READ: library.ReadError,
             FailureKind.READ_TIMEOUT: library.ReadTimeout,
             FailureKind.UNREAD: library.ReadTimeout,
+            FailureKind.REQUEST: library.LocalProtocolError,
         }
         self._exhausted = self._per_kind(errors.AttemptsExhausted, by_kind, library.RemoteProtocolError)
         self._interrupted = self._per_kind(errors.StreamInterrupted, by_kind, library.RemoteProtocolError)

@@ -1,9 +1,10 @@
 """One call's attempts as a machine without I/O: events in, one command out.
 
-Rules. What was never sent goes to another replica at once, once per replica, free of the limit. What was sent
-and failed (no answer, or 502, 503, 504 before the commit point) goes elsewhere if the call is replayable and the
-limit of sent attempts is not reached. An answer in hand is delivered rather than an error raised: the last
-failing answer is held while others are tried. After the commit point no attempt starts.
+Rules. What the caller's own limit ended goes nowhere. What was never sent goes to another replica at once, once
+per replica, free of the limit. What was sent and failed (no answer, or 502, 503, 504 before the commit point) goes
+elsewhere if the call is replayable and the limit of sent attempts is not reached. An answer in hand is delivered
+rather than an error raised: the last failing answer is held while others are tried. After the commit point no
+attempt starts.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class Attempts:
         if kind.never_sent:
             self._sent -= 1
             return self._elsewhere()
-        return self._elsewhere() if self._may_go_elsewhere() else self._end()
+        return self._elsewhere() if self._may_go_elsewhere() and not kind.by_caller else self._end()
 
     def nobody_left(self) -> Command:
         """There was no replica to start on."""

@@ -1,0 +1,91 @@
+"""What a dialect knows: of a request, what is prompt and what may be sent twice; of an answer, where its first
+content, its usage figures and its errors are. Pure: bytes in, facts out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from mlbalance_client.core.model import Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a dialect reads from one request.
+
+    prompt:       canonical bytes to fingerprint (docs/dialects.md); empty if there is nothing to place by
+    prompt_bytes: UTF-8 bytes of text that become tokens; the token estimate rests on them
+    extra_tokens: estimated tokens of parts that are not text
+    output_limit: the caller's cap on output tokens, over all choices
+    session:      a conversation that the body itself names
+    token_work:   False where work is rows or bytes, not tokens; then prompt_bytes is the measure
+    """
+
+    dialect: str
+    model: str | None = None
+    prompt: bytes = b""
+    prompt_bytes: int = 0
+    extra_tokens: int = 0
+    output_limit: int | None = None
+    streaming: bool = False
+    replayable: bool = True
+    session: str | None = None
+    token_work: bool = True
+
+
+class Sign(Enum):
+    """What the bytes of an answer have shown so far, before the commit point."""
+
+    PREAMBLE = "preamble"
+    CONTENT = "content"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class InBandError:
+    """An engine's error inside a 200 answer. ``status``: the code it gives, 500 if none."""
+
+    status: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What an answer's end tells. ``complete``: the dialect's own mark of a whole answer was seen."""
+
+    usage: Usage | None
+    error: InBandError | None
+    complete: bool
+
+
+class AnswerWatch(Protocol):
+    """Watches one answer go by."""
+
+    error: InBandError | None
+
+    def feed(self, chunk: bytes) -> Sign:
+        """Take in bytes until CONTENT or ERROR is returned: the commit point."""
+
+    def passed(self, chunk: bytes) -> None:
+        """Bytes after the commit point; must cost next to nothing."""
+
+    def end(self) -> Ending:
+        """The answer has ended."""
+
+
+class Dialect(Protocol):
+    """One API that replicas speak."""
+
+    @property
+    def name(self) -> str:
+        """Such as ``openai.chat``."""
+
+    def matches(self, method: str, path: str) -> bool:
+        """Whether a request is of this dialect; ``path`` may carry a prefix."""
+
+    def read(self, path: str, body: bytes) -> Reading:
+        """Read a request. Never raises: what cannot be read is taken as plain bytes."""
+
+    def watch(self, reading: Reading, status: int, content_type: str) -> AnswerWatch:
+        """A watch for the answer to a request with this reading."""

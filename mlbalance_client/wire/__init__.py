@@ -1,0 +1,10 @@
+"""One wire for both faces: connections of our own per replica, on httpcore's public connection class."""
+
+from __future__ import annotations
+
+from .answer import WireAnswer
+from .errors import WireError
+from .pool import Origin, WireOptions
+from .wire import Timeouts, Wire, WireRequest
+
+__all__ = ["Origin", "Timeouts", "Wire", "WireAnswer", "WireError", "WireOptions", "WireRequest"]

@@ -1,0 +1,73 @@
+"""The answer of one exchange: its head, and its body as raw bytes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import httpcore
+
+from .errors import EXPECTED, translate
+from .pool import CLOSE_WITHIN_S, Pool, close_all
+
+
+class WireAnswer:
+    """Holds a connection until it is read to its end or closed, whichever comes first."""
+
+    __slots__ = ("_chunks", "_connection", "_held", "_pool", "_response")
+
+    def __init__(
+        self, response: httpcore.Response, connection: httpcore.AsyncHTTPConnection, pool: Pool
+    ) -> None:
+        self._response = response
+        self._connection = connection
+        self._pool = pool
+        self._held = True
+        self._chunks: AsyncIterator[bytes] = response.aiter_stream()
+
+    @property
+    def status(self) -> int:
+        """The status code."""
+        return self._response.status
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The headers, names as the replica wrote them."""
+        return self._response.headers
+
+    @property
+    def extensions(self) -> dict[str, Any]:
+        """``http_version``, ``reason_phrase`` and ``network_stream``, as httpx has them."""
+        return dict(self._response.extensions)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await self._chunks.__anext__()
+        except StopAsyncIteration:
+            await self.aclose()
+            raise
+        except EXPECTED as error:
+            await self.aclose()
+            raise translate(error) from error
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        """Give the connection back if the body was read to its end, else close it. Idempotent, shielded."""
+        if not self._held:
+            return
+        self._held = False
+        try:
+            if not self._connection.is_idle():
+                with anyio.move_on_after(CLOSE_WITHIN_S, shield=True):
+                    await self._response.aclose()
+        except EXPECTED:
+            pass
+        finally:
+            if not self._pool.give_back(self._connection):
+                await close_all([self._connection])

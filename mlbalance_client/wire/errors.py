@@ -1,0 +1,46 @@
+"""The wire's one exception, and httpcore's translated into it."""
+
+from __future__ import annotations
+
+import httpcore
+
+from mlbalance_client.errors import FailureKind
+
+
+class WireError(Exception):
+    """An exchange failed. ``kind`` says where; what never stood a connection was never sent."""
+
+    def __init__(self, kind: FailureKind, detail: str) -> None:
+        super().__init__(detail or kind.value)
+        self.kind = kind
+
+    @property
+    def sent(self) -> bool:
+        """Whether the replica may have seen the request."""
+        return not self.kind.never_sent
+
+
+_KINDS: tuple[tuple[type[Exception], FailureKind], ...] = (
+    (httpcore.ConnectTimeout, FailureKind.CONNECT_TIMEOUT),
+    (httpcore.ConnectError, FailureKind.CONNECT),
+    (httpcore.ReadTimeout, FailureKind.READ_TIMEOUT),
+    (httpcore.ReadError, FailureKind.READ),
+    (httpcore.WriteTimeout, FailureKind.WRITE_TIMEOUT),
+    (httpcore.WriteError, FailureKind.WRITE),
+    (httpcore.LocalProtocolError, FailureKind.REQUEST),
+)
+
+# What httpcore lets through: its own errors, and the sockets' where it maps none (a closed stream, say).
+EXPECTED = (
+    httpcore.TimeoutException,
+    httpcore.NetworkError,
+    httpcore.ProtocolError,
+    httpcore.UnsupportedProtocol,
+    OSError,
+)
+
+
+def translate(error: Exception) -> WireError:
+    """The wire's form of an error that came out of httpcore."""
+    kind = next((kind for known, kind in _KINDS if isinstance(error, known)), FailureKind.PROTOCOL)
+    return WireError(kind, str(error) or type(error).__name__)

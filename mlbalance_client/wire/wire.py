@@ -1,0 +1,124 @@
+"""Exchanges with replicas: request out, answer's head in."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable
+from dataclasses import dataclass
+from typing import Any
+
+import httpcore
+
+from mlbalance_client.errors import FailureKind
+
+from .answer import WireAnswer
+from .errors import EXPECTED, WireError, translate
+from .pool import Origin, Pool, WireOptions, close_all
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """In seconds, None for no limit. ``read_s`` is between two reads, the first byte's wait included."""
+
+    connect_s: float | None
+    read_s: float | None
+    write_s: float | None
+
+    def as_extension(self) -> dict[str, float | None]:
+        """As httpcore takes them."""
+        return {"connect": self.connect_s, "read": self.read_s, "write": self.write_s, "pool": None}
+
+
+@dataclass(slots=True)
+class WireRequest:
+    """``target``: path and query as sent; ``headers`` with Host. ``resend``: whether a request that died on a
+    connection which had been idle, before any byte of an answer, may be sent once more on a new one."""
+
+    method: bytes
+    target: bytes
+    headers: list[tuple[bytes, bytes]]
+    body: bytes | AsyncIterable[bytes]
+    timeouts: Timeouts
+    extensions: dict[str, Any]
+    resend: bool = True
+
+
+class Wire:
+    """All connections of one client. Belongs to one event loop."""
+
+    def __init__(self, options: WireOptions) -> None:
+        self._options = options
+        self._pools: dict[Origin, Pool] = {}
+        self._closed = False
+
+    def counts(self) -> tuple[int, int]:
+        """(idle, busy) connections over all replicas."""
+        pools = self._pools.values()
+        return sum(pool.idle for pool in pools), sum(pool.busy for pool in pools)
+
+    async def open(self, origin: Origin, request: WireRequest) -> WireAnswer:
+        """Send a request and wait for the head of its answer. Raises WireError."""
+        if self._closed:
+            raise RuntimeError("the wire is closed")
+        pool = self._pools.get(origin)
+        if pool is None:
+            pool = self._pools[origin] = Pool(origin, self._options)
+        message = _message(origin, request)
+        connection, stale = pool.take()
+        reused = connection.is_idle()
+        try:
+            if stale:
+                await close_all(stale)
+            response = await connection.handle_async_request(message)
+        except EXPECTED as error:
+            await self._discard(pool, connection)
+            failure = translate(error)
+            if not (reused and request.resend and _was_stale(failure)):
+                raise failure from error
+        except BaseException:
+            await self._discard(pool, connection)
+            raise
+        else:
+            return WireAnswer(response, connection, pool)
+        return await self._resend(pool, message)
+
+    async def close_origin(self, origin: Origin) -> None:
+        """The replica is gone: close its idle connections now, the busy ones when they are done."""
+        if pool := self._pools.pop(origin, None):
+            await close_all(pool.close())
+
+    async def aclose(self) -> None:
+        """Close all idle connections and keep no other. Idempotent."""
+        self._closed = True
+        for pool in self._pools.values():
+            await close_all(pool.close())
+
+    async def _resend(self, pool: Pool, message: httpcore.Request) -> WireAnswer:
+        connection = pool.take_new()
+        try:
+            response = await connection.handle_async_request(message)
+        except EXPECTED as error:
+            await self._discard(pool, connection)
+            raise translate(error) from error
+        except BaseException:
+            await self._discard(pool, connection)
+            raise
+        return WireAnswer(response, connection, pool)
+
+    @staticmethod
+    async def _discard(pool: Pool, connection: httpcore.AsyncHTTPConnection) -> None:
+        pool.busy -= 1
+        await close_all([connection])
+
+
+def _was_stale(failure: WireError) -> bool:
+    return failure.kind in (FailureKind.PROTOCOL, FailureKind.READ, FailureKind.WRITE)
+
+
+def _message(origin: Origin, request: WireRequest) -> httpcore.Request:
+    return httpcore.Request(
+        method=request.method,
+        url=httpcore.URL(scheme=origin.scheme, host=origin.host, port=origin.port, target=request.target),
+        headers=request.headers,
+        content=request.body,
+        extensions={**request.extensions, "timeout": request.timeouts.as_extension()},
+    )
