@@ -1,0 +1,84 @@
+"""Open-loop replay in virtual time: calls arrive when the trace says, whatever has become of those before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from .engine import Engine
+from .measures import CallRecord
+from .router import Router
+from .spec import Emission, EmissionKind, Job
+from .traces import Trace, TraceCall, job_of
+
+
+class Placer(Protocol):
+    """Places calls and hears what became of them."""
+
+    def place(self, now: float, call: TraceCall, job: Job) -> int:
+        """The number of the engine that gets the call."""
+
+    def heard(self, emission: Emission) -> None:
+        """A first token or an end."""
+
+
+class RouterPlacer:
+    """A router of the model, as a placer."""
+
+    def __init__(self, router: Router, engines: Sequence[Engine]) -> None:
+        self._router = router
+        self._engines = engines
+        self._where: dict[str, int] = {}
+
+    def place(self, now: float, call: TraceCall, job: Job) -> int:
+        """By the router."""
+        self._where[job.id] = chosen = self._router.place(now, job, self._engines)
+        return chosen
+
+    def heard(self, emission: Emission) -> None:
+        """Pass ends on."""
+        if emission.kind is EmissionKind.FINISHED:
+            self._router.ended(self._where.pop(emission.job_id), emission.job_id)
+
+
+def replay(
+    trace: Trace,
+    engines: Sequence[Engine],
+    placer: Placer,
+    *,
+    at: Callable[[float], None] | None = None,
+) -> list[CallRecord]:
+    """Replay all of ``trace``, one record a call. ``at`` is called with the time before each arrival, to set faults."""
+    records = {
+        str(call.index): CallRecord(call.index, call.prompt_tokens, call.output_tokens)
+        for call in trace.calls
+    }
+    due = {str(call.index): call.t_s for call in trace.calls}
+
+    def run_until(now: float) -> None:
+        while True:
+            ends = [(end, i) for i, engine in enumerate(engines) if (end := engine.next_at()) is not None]
+            if not ends or (earliest := min(ends))[0] > now:
+                return
+            for emission in engines[earliest[1]].advance(earliest[0]):
+                _note(records[emission.job_id], due[emission.job_id], emission)
+                placer.heard(emission)
+
+    for call in trace.calls:
+        run_until(call.t_s)
+        if at is not None:
+            at(call.t_s)
+        job = job_of(call, str(call.index))
+        chosen = placer.place(call.t_s, call, job)
+        records[job.id].replica = chosen
+        engines[chosen].submit(call.t_s, job)
+    run_until(float("inf"))
+    return list(records.values())
+
+
+def _note(record: CallRecord, due_s: float, emission: Emission) -> None:
+    if record.ttft_s is None:
+        record.ttft_s = emission.t - due_s
+        record.cached_tokens = emission.cached_tokens
+    if emission.kind is EmissionKind.FINISHED:
+        record.total_s = emission.t - due_s
