@@ -1,0 +1,62 @@
+"""The load pages of a simulated replica: vLLM's ``/metrics`` by its metric names of 0.32, SGLang's ``/v1/loads``."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from .engine import Engine
+
+
+def metrics(engine: Engine, model: str) -> str:
+    """Prometheus text, values of the engine's true state."""
+    labels = f'engine="0",model_name="{model}"'
+    gauges = {
+        "vllm:num_requests_running": engine.running,
+        "vllm:num_requests_waiting": engine.waiting,
+        "vllm:kv_cache_usage_perc": engine.kv_used_tokens / engine.spec.kv_tokens,
+    }
+    counters = {
+        "vllm:prefix_cache_queries": engine.prefix_queries_total,
+        "vllm:prefix_cache_hits": engine.prefix_hits_total,
+        "vllm:prompt_tokens": engine.prompt_tokens_total,
+        "vllm:generation_tokens": engine.generation_tokens_total,
+        "vllm:num_preemptions": engine.preemptions_total,
+    }
+    lines = []
+    for name, value in gauges.items():
+        lines += [f"# TYPE {name} gauge", f"{name}{{{labels}}} {float(value)}"]
+    waiting = float(engine.waiting)
+    name = "vllm:num_requests_waiting_by_reason"
+    lines += [f"# TYPE {name} gauge", f'{name}{{{labels},reason="capacity"}} {waiting}']
+    lines.append(f'{name}{{{labels},reason="deferred"}} 0.0')
+    for name, value in counters.items():
+        lines += [f"# TYPE {name} counter", f"{name}_total{{{labels}}} {float(value)}"]
+    blocks = engine.spec.kv_tokens // 16
+    lines += [
+        "# TYPE vllm:cache_config_info gauge",
+        f'vllm:cache_config_info{{block_size="16",engine="0",num_gpu_blocks="{blocks}"}} 1.0',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def loads(engine: Engine) -> dict[str, Any]:
+    """As SGLang's ``/v1/loads`` since 0.5.8."""
+    used = engine.kv_used_tokens
+    return {
+        "timestamp": time.time(),
+        "version": "0.5.23",
+        "loads": [
+            {
+                "dp_rank": 0,
+                "num_running_reqs": engine.running,
+                "num_waiting_reqs": engine.waiting,
+                "num_waiting_uncached_tokens": engine.waiting_uncached_tokens,
+                "num_used_tokens": used,
+                "num_total_tokens": used + engine.waiting_uncached_tokens,
+                "max_total_num_tokens": engine.spec.kv_tokens,
+                "max_running_requests": engine.spec.max_running,
+                "token_usage": used / engine.spec.kv_tokens,
+            }
+        ],
+    }

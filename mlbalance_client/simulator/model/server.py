@@ -1,0 +1,356 @@
+"""A simulated replica over HTTP: a pure ASGI app around one engine, with vLLM's endpoints and faults on request.
+
+``python -m mlbalance_client.simulator.model.server`` reads its options as JSON from standard input, prints the port it
+listens on, and ends when standard input closes: so no replica outlives the fleet that started it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
+from itertools import count
+from random import Random
+from typing import Any
+
+from .apis import APIS, Api, Ask, BadRequest, Done, filler, sse
+from .driver import Driver
+from .engine import Engine
+from .faults import Faults
+from .metrics_page import loads, metrics
+from .router import quote
+from .spec import EmissionKind, EngineSpec, Job
+from .traces import job_of_text
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+_BUSY = (
+    "The engine is currently busy and cannot accept new requests. "
+    "Please try again later or on a different instance."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a replica is started; times in seconds."""
+
+    spec: EngineSpec = field(default_factory=EngineSpec)
+    faults: Faults = field(default_factory=Faults)
+    model: str = "sim"
+    emit_interval_s: float = 0.0
+    seed: int = 0
+    port: int = 0
+
+
+class _Gone(Exception):
+    """The client has closed its connection."""
+
+
+class ReplicaApp:
+    """The ASGI app of one replica. Needs asyncio."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.engine = Engine(options.spec, emit_tokens=True)
+        self.faults = options.faults
+        self._apply_faults()
+        self._driver = Driver(self.engine, options.emit_interval_s)
+        self._ids = count(1)
+        self._rng = Random(options.seed)
+        self.seen = 0
+        self.in_flight = 0
+        self.refused = 0
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] == "http":
+            try:
+                await self._route(scope["method"], scope["path"], receive, send)
+            except _Gone:
+                return
+
+    def state(self) -> dict[str, Any]:
+        """The replica's true state, JSON-able."""
+        engine = self.engine
+        return {
+            "seen": self.seen,
+            "in_flight": self.in_flight,
+            "refused": self.refused,
+            "finished": engine.finished,
+            "aborted": engine.aborted,
+            "running": engine.running,
+            "waiting": engine.waiting,
+            "prefill_tokens_outstanding": engine.prefill_tokens_outstanding,
+            "prompt_tokens": engine.prefix_queries_total,
+            "cached_tokens": engine.prefix_hits_total,
+            "work_s": engine.work_s,
+            "busy_s": engine.busy_s,
+            "faults": self.faults.as_dict(),
+        }
+
+    async def _route(self, method: str, path: str, receive: Receive, send: Send) -> None:
+        if path.startswith("/_sim/"):
+            await self._control(path.removeprefix("/_sim/"), await _body(receive), send)
+        elif self.faults.loading:
+            error = {"message": "Loading model", "type": "unavailable_error", "code": 503}
+            await _json(send, 503, {"error": error})
+        elif method == "POST" and (api := APIS.get(path)) is not None:
+            await self._call(api, receive, send)
+        elif method == "POST" and path.startswith("/v2/models/") and path.endswith("/infer"):
+            await self._infer(path.split("/")[3], receive, send)
+        else:
+            await self._inspect(path, send)
+
+    async def _inspect(self, path: str, send: Send) -> None:
+        model = self.options.model
+        match path:
+            case "/health" | "/ping":
+                await _answer(send, 200, b"", b"text/plain")
+            case "/version":
+                await _json(send, 200, {"version": "0.32.0"})
+            case "/load":
+                await _json(send, 200, {"server_load": self.in_flight})
+            case "/is_sleeping":
+                await _json(send, 200, {"is_sleeping": False})
+            case "/metrics":
+                page = metrics(self.engine, model).encode()
+                await _answer(send, 200, page, b"text/plain; version=1.0.0; charset=utf-8")
+            case "/v1/loads":
+                await _json(send, 200, loads(self.engine))
+            case "/v1/models":
+                row = {
+                    "id": model,
+                    "object": "model",
+                    "created": 0,
+                    "owned_by": "sim",
+                    "max_model_len": 1_000_000,
+                }
+                await _json(send, 200, {"object": "list", "data": [row]})
+            case "/v2/health/live" | "/v2/health/ready":
+                await _answer(send, 200, b"", b"application/json")
+            case _ if path == f"/v2/models/{model}/ready":
+                await _json(send, 200, {"name": model, "ready": True})
+            case _:
+                await _json(send, 404, {"detail": "Not Found"})
+
+    async def _control(self, what: str, body: bytes, send: Send) -> None:
+        try:
+            match what:
+                case "state":
+                    await _json(send, 200, self.state())
+                case "faults":
+                    self.faults = Faults.of(json.loads(body))
+                    self._apply_faults()
+                    await _json(send, 200, self.faults.as_dict())
+                case "flush":
+                    self.engine.flush_cache()
+                    await _json(send, 200, {})
+                case "quote":
+                    await _json(send, 200, self._quote(json.loads(body)))
+                case _:
+                    await _json(send, 404, {"detail": "Not Found"})
+        except (ValueError, TypeError, KeyError) as error:
+            await _json(send, 400, {"error": str(error)})
+
+    def _quote(self, asked: dict[str, Any]) -> dict[str, float]:
+        """What the omniscient router wants to know of this engine for one job."""
+        job = Job("quote", tuple(asked["blocks"]), asked["block_tokens"], asked["prompt_tokens"], 1)
+        return {"score_s": quote(self.engine, time.monotonic(), job)}
+
+    def _apply_faults(self) -> None:
+        self.engine.slowdown = self.faults.slow
+        self.engine.cold_calls = (
+            self.engine.finished + self.faults.cold_calls if self.faults.cold_calls else 0
+        )
+
+    # -- calls --------------------------------------------------------------------------------------------------
+
+    async def _call(self, api: Api, receive: Receive, send: Send) -> None:
+        body = await _body(receive)
+        self.seen += 1
+        if await self._faulty(receive, send):
+            return
+        try:
+            fields = json.loads(body)
+            if not isinstance(fields, dict):
+                raise BadRequest("the body must be a JSON object")
+            ask = api.ask(fields)
+        except (ValueError, AttributeError) as error:
+            detail = {"message": str(error), "type": "BadRequestError", "param": None, "code": 400}
+            await _json(send, 400, {"error": detail})
+            return
+        if ask.model != self.options.model:
+            message = f"The model `{ask.model}` does not exist."
+            detail = {"message": message, "type": "NotFoundError", "param": "model", "code": 404}
+            await _json(send, 404, {"error": detail})
+            return
+        self.in_flight += 1
+        try:
+            await self._until_gone(self._serve(api, ask, send), receive)
+        finally:
+            self.in_flight -= 1
+
+    async def _serve(self, api: Api, ask: Ask, send: Send) -> None:
+        number = next(self._ids)
+        job = job_of_text(ask.text, ask.output_tokens, str(number))
+        done = Done(f"sim-{number}", ask.model, job.prompt_tokens, 0, ask.output_tokens)
+        if not ask.stream:
+            async for emission in self._driver.run(job):
+                done = Done(
+                    done.id, done.model, done.prompt_tokens, emission.cached_tokens, ask.output_tokens
+                )
+            await _json(send, 200, api.whole(done))
+            return
+        await _start(send, 200, b"text/event-stream; charset=utf-8")
+        events, told = 0, 0
+        async for emission in self._driver.run(job):
+            done = Done(done.id, done.model, done.prompt_tokens, emission.cached_tokens, ask.output_tokens)
+            pieces = [*api.first(done)] if not told else []
+            pieces.append(api.more(done, filler(emission.tokens - told)))
+            told = emission.tokens
+            if emission.kind is EmissionKind.FINISHED:
+                pieces += api.last(done, ask)
+            await send({"type": "http.response.body", "body": b"".join(pieces), "more_body": True})
+            events += 1
+            if self.faults.break_after and events >= self.faults.break_after:
+                raise ConnectionResetError("broken on request")
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _infer(self, model: str, receive: Receive, send: Send) -> None:
+        body = await _body(receive)
+        self.seen += 1
+        if await self._faulty(receive, send):
+            return
+        try:
+            given = json.loads(body)["inputs"][0]
+            rows = int(given["shape"][0])
+        except (ValueError, KeyError, IndexError, TypeError):
+            await _json(send, 400, {"error": "a request needs inputs with a shape"})
+            return
+        self.in_flight += 1
+        try:
+            await self._until_gone(self._rows(model, rows, body, send), receive)
+        finally:
+            self.in_flight -= 1
+
+    async def _rows(self, model: str, rows: int, body: bytes, send: Send) -> None:
+        number = next(self._ids)
+        async for _ in self._driver.run(job_of_text(body, 1, f"infer-{number}")):
+            pass
+        output = {"name": "output", "datatype": "FP32", "shape": [rows, 1], "data": [0.5] * rows}
+        await _json(send, 200, {"model_name": model, "id": str(number), "outputs": [output]})
+
+    async def _faulty(self, receive: Receive, send: Send) -> bool:
+        """Play the faults that replace an answer; True if one did."""
+        faults = self.faults
+        if faults.hanging:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            return True
+        if faults.reject_in_band:
+            self.refused += 1
+            await _start(send, 200, b"text/event-stream; charset=utf-8")
+            error = {"message": _BUSY, "type": "Service Unavailable", "param": None, "code": 503}
+            await send({"type": "http.response.body", "body": sse({"error": error}), "more_body": True})
+            await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+            return True
+        full = faults.max_queue and self.engine.waiting >= faults.max_queue
+        status = faults.reject_status or (503 if full else 0)
+        if not status and faults.failing and self._rng.random() < faults.failing:
+            status = faults.failing_status
+        if not status:
+            return False
+        self.refused += 1
+        error = {"message": _BUSY, "type": "Service Unavailable", "param": None, "code": status}
+        headers = [] if faults.retry_after_s < 0 else [(b"retry-after", f"{faults.retry_after_s:g}".encode())]
+        await _json(send, status, {"error": error}, headers)
+        return True
+
+    @staticmethod
+    async def _until_gone(work: Any, receive: Receive) -> None:
+        """Do the work, unless the client closes its connection first."""
+        serving = asyncio.ensure_future(work)
+        leaving = asyncio.ensure_future(_disconnected(receive))
+        try:
+            await asyncio.wait((serving, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not serving.done():
+                raise _Gone
+            await serving
+        finally:
+            for task in (serving, leaving):
+                task.cancel()
+            await asyncio.gather(serving, leaving, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _body(receive: Receive) -> bytes:
+    pieces = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _Gone
+        pieces.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(pieces)
+
+
+async def _start(send: Send, status: int, content_type: bytes, *more: tuple[bytes, bytes]) -> None:
+    headers = [(b"content-type", content_type), *more]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+
+
+async def _answer(
+    send: Send,
+    status: int,
+    body: bytes,
+    content_type: bytes,
+    headers: list[tuple[bytes, bytes]] | None = None,
+) -> None:
+    await _start(send, status, content_type, (b"content-length", str(len(body)).encode()), *(headers or ()))
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _json(send: Send, status: int, body: Any, headers: list[tuple[bytes, bytes]] | None = None) -> None:
+    await _answer(send, status, json.dumps(body).encode(), b"application/json", headers)
+
+
+def main() -> None:
+    """Serve one replica until standard input closes."""
+    import uvicorn
+
+    given = json.loads(sys.stdin.readline())
+    options = Options(
+        **{**given, "spec": EngineSpec(**given.get("spec", {})), "faults": Faults.of(given.get("faults", {}))}
+    )
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", options.port))
+    listener.listen(2048)
+    print(listener.getsockname()[1], flush=True)
+    config = uvicorn.Config(
+        ReplicaApp(options), http="httptools", lifespan="off", log_level="critical", access_log=False,
+        timeout_graceful_shutdown=1,
+    )  # fmt: skip
+    server = uvicorn.Server(config)
+
+    async def serve() -> None:
+        serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+        server.should_exit = True
+        await serving
+
+    asyncio.run(serve())
+
+
+if __name__ == "__main__":
+    main()
