@@ -1,0 +1,146 @@
+"""The commands: each a few lines that call what does the work."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Annotated, Any
+
+import anyio
+import typer
+from rich.console import Console
+
+from ..config import BalancerConfig, PickingConfig
+from ..discovery import create
+from ..errors import BalancerError
+from ..simulator.model.faults import Faults
+from ..simulator.model.fleet import Fleet, FleetError
+from ..simulator.model.traces import TraceError, load
+from . import demo as demonstration
+from .comparison import table
+from .simulation import simulate as run_simulation
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+@app.callback()
+def about() -> None:
+    """A client-side load balancer for model replicas."""
+
+
+def _fail(error: Exception) -> typer.Exit:
+    Console(stderr=True).print(
+        f"mlbalance: {error}", style="red", markup=False, highlight=False, soft_wrap=True
+    )
+    return typer.Exit(2)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+@app.command()
+def demo(
+    trace: Annotated[str, typer.Option(help="conversation, code, or a trace file.")] = "conversation",
+    calls: Annotated[int, typer.Option(min=10, help="Calls a policy.")] = 500,
+    replicas: Annotated[int, typer.Option(min=1, max=64)] = 8,
+    chart: Annotated[Path, typer.Option(help="Where the chart goes.")] = Path("demo-chart.png"),
+    as_json: AsJson = False,
+) -> None:
+    """Replay real traffic against simulated replicas, through three policies, and compare."""
+    try:
+        result = anyio.run(demonstration.run, trace, calls, replicas, not as_json)
+        demonstration.draw(result, chart)
+    except (BalancerError, FleetError, TraceError) as error:
+        raise _fail(error) from None
+    if as_json:
+        _print_json({**result.as_dict(), "chart": str(chart)})
+        return
+    console = Console()
+    console.print(table(result.rows, result.title))
+    console.print(result.summary())
+    console.print(f"The chart is in {chart}.", markup=False)
+
+
+@app.command()
+def fleet(
+    replicas: Annotated[int, typer.Option(min=1, max=64)] = 8,
+    speed: Annotated[
+        float, typer.Option(min=0.01, max=1000, help="Times as fast as the modelled engine.")
+    ] = 1.0,
+    faults: Annotated[str, typer.Option(help='Faults of all replicas as JSON, such as {"slow": 10}.')] = "{}",
+    as_json: AsJson = False,
+) -> None:
+    """Run simulated replicas until interrupted."""
+    from ..simulator.model.spec import EngineSpec
+
+    try:
+        wrong = Faults.of(json.loads(faults))
+        with Fleet(replicas, spec=EngineSpec().scaled(speed), faults=wrong) as running:
+            if as_json:
+                typer.echo(json.dumps({"target": running.target, "urls": running.urls}))
+            else:
+                typer.echo(f"{replicas} simulated replicas; stop them with Ctrl-C\n{running.target}")
+            threading.Event().wait()
+    except (ValueError, TypeError, FleetError) as error:
+        raise _fail(error) from None
+    except KeyboardInterrupt:
+        return
+
+
+@app.command()
+def simulate(
+    trace: Annotated[str, typer.Option(help="conversation, code, or a trace file.")] = "conversation",
+    clients: Annotated[int, typer.Option(min=1, max=1024, help="Independent clients.")] = 1,
+    rate: Annotated[float, typer.Option(min=0.01, max=100, help="Times the recorded rate.")] = 1.5,
+    replicas: Annotated[int, typer.Option(min=1, max=1024)] = 8,
+    as_json: AsJson = False,
+) -> None:
+    """Replay a trace in virtual time: what a client gets, beside an omniscient router and simple policies."""
+    try:
+        rows = run_simulation(load(trace).at_rate(rate), PickingConfig(), clients, replicas)
+    except (BalancerError, TraceError) as error:
+        raise _fail(error) from None
+    if as_json:
+        _print_json(
+            {"clients": clients, "rate": rate, "replicas": replicas, "rows": [r.as_dict() for r in rows]}
+        )
+        return
+    title = (
+        f"{trace} at {rate:g} times the recorded rate, {replicas} replicas, {clients} client(s), virtual time"
+    )
+    Console().print(table(rows, title))
+
+
+@app.command()
+def check(
+    target: Annotated[str, typer.Argument(help="A discovery URL or a TOML file.")], as_json: AsJson = False
+) -> None:
+    """Find the replicas of a target and say what was found."""
+    try:
+        membership = create(BalancerConfig.from_target(target).discovery).initial()
+    except BalancerError as error:
+        raise _fail(error) from None
+    replicas = membership.replicas if membership else ()
+    rows = [
+        {"id": r.id, "url": r.url, "weight": r.weight, "zone": r.zone, "models": sorted(r.models)}
+        for r in replicas
+    ]
+    if as_json:
+        _print_json({"source": membership.source if membership else None, "replicas": rows})
+        return
+    for row in rows:
+        typer.echo("  ".join(f"{key}={value}" for key, value in row.items() if value))
+
+
+@app.command()
+def config(
+    target: Annotated[str | None, typer.Argument(help="A discovery URL or a TOML file.")] = None,
+) -> None:
+    """Print the configuration in force for a target as JSON, secrets masked."""
+    try:
+        _print_json(BalancerConfig.from_target(target).redacted())
+    except BalancerError as error:
+        raise _fail(error) from None
