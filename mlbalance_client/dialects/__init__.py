@@ -5,7 +5,9 @@ from __future__ import annotations
 from functools import lru_cache
 from importlib.metadata import entry_points
 
+from .anthropic import AnthropicDialect
 from .base import AnswerWatch, Dialect, Ending, InBandError, Reading, Sign
+from .kserve import KServeDialect
 from .openai import DIALECTS as _OPENAI
 from .plain import BytesDialect, FunctionDialect
 
@@ -27,7 +29,7 @@ GROUP = "mlbalance_client.dialects"
 @lru_cache(maxsize=1)
 def _known() -> tuple[Dialect, ...]:
     plugins: list[Dialect] = [point.load()() for point in entry_points(group=GROUP)]
-    return (*plugins, *_OPENAI, BytesDialect())
+    return (*plugins, *_OPENAI, AnthropicDialect(), KServeDialect(), BytesDialect())
 
 
 @lru_cache(maxsize=1024)

@@ -31,7 +31,8 @@ _RESPONSES_PREAMBLE = frozenset(
 )  # fmt: skip
 
 
-def _number(value: Any) -> int | None:
+def number(value: Any) -> int | None:
+    """A count as engines give it, or None."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
@@ -46,16 +47,16 @@ def usage_of(body: dict[str, Any]) -> Usage | None:
     usage = body.get("usage") or (response.get("usage") if isinstance(response, dict) else None)
     timings = body.get("timings")
     if not isinstance(usage, dict):
-        if not isinstance(timings, dict) or _number(timings.get("prompt_n")) is None:
+        if not isinstance(timings, dict) or number(timings.get("prompt_n")) is None:
             return None
-        cached = _number(timings.get("cache_n"))
-        return Usage(timings["prompt_n"] + (cached or 0), cached, _number(timings.get("predicted_n")))
-    prompt = _number(usage.get("prompt_tokens", usage.get("input_tokens")))
-    output = _number(usage.get("completion_tokens", usage.get("output_tokens")))
+        cached = number(timings.get("cache_n"))
+        return Usage(timings["prompt_n"] + (cached or 0), cached, number(timings.get("predicted_n")))
+    prompt = number(usage.get("prompt_tokens", usage.get("input_tokens")))
+    output = number(usage.get("completion_tokens", usage.get("output_tokens")))
     details = _details(usage, "prompt_tokens_details") or _details(usage, "input_tokens_details")
-    cached = _number(details.get("cached_tokens"))
+    cached = number(details.get("cached_tokens"))
     if cached is None and isinstance(timings, dict):
-        cached = _number(timings.get("cache_n"))
+        cached = number(timings.get("cache_n"))
     return None if prompt is None and output is None else Usage(prompt, cached, output)
 
 
@@ -88,11 +89,12 @@ def _finished_response(event: dict[str, Any]) -> bool:
 
 
 def _limit(body: Mapping[str, Any], *names: str) -> int | None:
-    cap = next((n for n in map(_number, map(body.get, names)) if n is not None), None)
-    return None if cap is None else cap * max(1, _number(body.get("n")) or 1)
+    cap = next((n for n in map(number, map(body.get, names)) if n is not None), None)
+    return None if cap is None else cap * max(1, number(body.get("n")) or 1)
 
 
-def _messages(canonical: Canonical, messages: Any) -> None:
+def messages_into(canonical: Canonical, messages: Any) -> None:
+    """Add messages, and what of them is prefilled besides their content."""
     for message in messages if isinstance(messages, list) else [messages]:
         if not isinstance(message, Mapping):
             canonical.json("message", message)
@@ -107,7 +109,7 @@ def _messages(canonical: Canonical, messages: Any) -> None:
 
 def _chat(body: dict[str, Any], canonical: Canonical) -> dict[str, Any]:
     canonical.json("tools", body.get("tools") or body.get("functions"))
-    _messages(canonical, body.get("messages"))
+    messages_into(canonical, body.get("messages"))
     return {
         "output_limit": _limit(body, "max_completion_tokens", "max_tokens"),
         "replayable": not body.get("store"),
@@ -140,7 +142,7 @@ def _responses(body: dict[str, Any], canonical: Canonical) -> dict[str, Any]:
     elif isinstance(given, list):
         for item in given:
             plain = isinstance(item, Mapping) and "content" in item
-            _messages(canonical, [item]) if plain else canonical.json("item", item)
+            messages_into(canonical, [item]) if plain else canonical.json("item", item)
     kinds = [t.get("type") for t in tools if isinstance(t, Mapping)] if isinstance(tools, list) else []
     elsewhere = body.get("store") is True or body.get("background") or body.get("previous_response_id")
     return {

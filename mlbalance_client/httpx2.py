@@ -1,0 +1,229 @@
+"""The httpx2 face. Generated from ``client.py`` by tests/generate_httpx2.py; do not edit."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import httpx2 as library
+
+from .calls import CallOptions
+from .core.report import Explanation, FleetSnapshot
+from .errors import BalancerError
+from .events import Subscriber
+from .face import (
+    FLEET_URL,
+    Body,
+    ErrorTable,
+    Face,
+    Target,
+    client_options,
+    come_home,
+    explained,
+    read_ahead,
+    synthesised,
+)
+from .loop_thread import LoopThread
+
+__all__ = ["AsyncBalancerTransport", "AsyncClient", "BalancerTransport", "Client"]
+
+_ERRORS = ErrorTable(library)
+
+
+class _AsyncStream(library.AsyncByteStream):
+    def __init__(self, body: Body, request: library.Request) -> None:
+        self._body = body
+        self._request = request
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await self._body.__anext__()
+        except BalancerError as error:
+            raise _ERRORS.translate(error, self._request) from error.__cause__
+
+    async def aclose(self) -> None:
+        await self._body.aclose()
+
+
+class AsyncBalancerTransport(library.AsyncBaseTransport):
+    """Sends each request to the replica that suits it best.
+
+    ``target``: a discovery URL, a BalancerConfig, the path of a TOML file, or None for ``MLBALANCE_TARGET``.
+    ``fleet_url``: requests to another host than this are refused; None takes every host to mean the fleet.
+    ``options``: those of the library's own transport (verify, cert, trust_env, limits, local_address,
+    socket_options). Raises ConfigError.
+    """
+
+    def __init__(self, target: Target = None, *, fleet_url: str | None = None, **options: Any) -> None:
+        self.face = Face(library, target, fleet_url, options)
+        self.engine = self.face.engine
+        allowed = self.face.config.http.allow_other_hosts
+        self._others = library.AsyncHTTPTransport() if allowed else None
+
+    async def handle_async_request(self, request: library.Request) -> library.Response:
+        """Perform one call; its errors are in docs/errors.md."""
+        face, url = self.face, request.url
+        if face.elsewhere(url.host):
+            if self._others is None:
+                raise face.refusal(str(url))
+            return await self._others.handle_async_request(request)
+        content = request.content if isinstance(request.stream, library.ByteStream) else None
+        body = content if content is not None else await face.collect(request.stream)
+        call, sdk_retries = face.prepare(
+            request.method, url.raw_path, url.netloc, request.headers.raw, body, request.extensions
+        )
+        try:
+            answer = await self.engine.send(call)
+        except BalancerError as error:
+            if sdk_retries and (substitute := synthesised(error)) is not None:
+                return library.Response(**substitute)
+            raise _ERRORS.translate(error, request) from error.__cause__
+        return library.Response(
+            answer.status,
+            headers=come_home(self.engine, answer, str(url)),
+            stream=_AsyncStream(answer.body, request),
+            extensions=answer.extensions,
+        )
+
+    async def aclose(self) -> None:
+        """End background loops, open streams and connections."""
+        await self.engine.aclose()
+        if self._others is not None:
+            await self._others.aclose()
+
+
+class _SyncStream(library.SyncByteStream):
+    def __init__(self, thread: LoopThread, body: Body, ahead: list[bytes], request: library.Request) -> None:
+        self._thread = thread
+        self._body = body
+        self._ahead = ahead
+        self._request = request
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._ahead
+        try:
+            while (chunk := self._thread.call(_next(self._body))) is not None:
+                yield chunk
+        except BalancerError as error:
+            raise _ERRORS.translate(error, self._request) from error.__cause__
+
+    def close(self) -> None:
+        self._thread.call(self._body.aclose())
+
+
+async def _next(body: Body) -> bytes | None:
+    return await anext(body, None)
+
+
+class BalancerTransport(library.BaseTransport):
+    """The same for synchronous clients, from any number of threads: a facade over one event loop in a thread."""
+
+    def __init__(self, target: Target = None, *, fleet_url: str | None = None, **options: Any) -> None:
+        self.face = Face(library, target, fleet_url, options)
+        self.engine = self.face.engine
+        self._thread = LoopThread("mlbalance")
+        self._stop = weakref.finalize(self, self._thread.stop)
+        allowed = self.face.config.http.allow_other_hosts
+        self._others = library.HTTPTransport() if allowed else None
+
+    def handle_request(self, request: library.Request) -> library.Response:
+        """Perform one call; its errors are in docs/errors.md."""
+        face, url = self.face, request.url
+        if face.elsewhere(url.host):
+            if self._others is None:
+                raise face.refusal(str(url))
+            return self._others.handle_request(request)
+        content = request.content if isinstance(request.stream, library.ByteStream) else None
+        body = content if content is not None else request.read()
+        call, sdk_retries = face.prepare(
+            request.method, url.raw_path, url.netloc, request.headers.raw, body, request.extensions
+        )
+        try:
+            answer, ahead = self._thread.call(read_ahead(self.engine, call))
+        except BalancerError as error:
+            if sdk_retries and (substitute := synthesised(error)) is not None:
+                return library.Response(**substitute)
+            raise _ERRORS.translate(error, request) from error.__cause__
+        return library.Response(
+            answer.status,
+            headers=come_home(self.engine, answer, str(url)),
+            stream=_SyncStream(self._thread, answer.body, ahead, request),
+            extensions=answer.extensions,
+        )
+
+    def run(self, work: Callable[[], Any]) -> Any:
+        """Run a function in the event loop that owns the balancer's state."""
+
+        async def in_loop() -> Any:
+            return work()
+
+        return self._thread.call(in_loop())
+
+    def close(self) -> None:
+        """End background loops, open streams, connections and the thread."""
+        if self._stop.alive:
+            self._thread.call(self.engine.aclose())
+            self._stop()
+        if self._others is not None:
+            self._others.close()
+
+
+class AsyncClient(library.AsyncClient):
+    """A drop-in for the library's AsyncClient whose relative URLs go to the fleet.
+
+    ``target`` as for AsyncBalancerTransport. Options of the library's client are honoured on the way to the
+    replicas or refused with ConfigError; the host of ``base_url`` (default ``http://fleet``) means the fleet.
+    """
+
+    def __init__(self, target: Target = None, *, base_url: str = FLEET_URL, **options: Any) -> None:
+        ours, theirs = client_options(options)
+        self._balancer = AsyncBalancerTransport(target, fleet_url=str(base_url), **ours)
+        theirs.setdefault("timeout", library.Timeout(**self._balancer.face.default_timeouts()))
+        super().__init__(transport=self._balancer, base_url=base_url, **theirs)
+
+    def snapshot(self) -> FleetSnapshot:
+        """What the client believes of each replica."""
+        return self._balancer.engine.snapshot()
+
+    def explain(
+        self, body: Mapping[str, Any] | bytes, *, path: str = "/v1/chat/completions", **wishes: Any
+    ) -> Explanation:
+        """Which replica a call with this body would go to now, and why; nothing is sent. Raises NoReplicas."""
+        return explained(self._balancer.engine, path, body, CallOptions(**wishes))
+
+    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
+        """Hear every event (``mlbalance_client.events``) until the returned function is called."""
+        return self._balancer.engine.events.subscribe(subscriber)
+
+
+class Client(library.Client):
+    """The synchronous drop-in; see AsyncClient. Any number of threads may share one."""
+
+    def __init__(self, target: Target = None, *, base_url: str = FLEET_URL, **options: Any) -> None:
+        ours, theirs = client_options(options)
+        self._balancer = BalancerTransport(target, fleet_url=str(base_url), **ours)
+        theirs.setdefault("timeout", library.Timeout(**self._balancer.face.default_timeouts()))
+        super().__init__(transport=self._balancer, base_url=base_url, **theirs)
+
+    def snapshot(self) -> FleetSnapshot:
+        """What the client believes of each replica."""
+        snapshot: FleetSnapshot = self._balancer.run(self._balancer.engine.snapshot)
+        return snapshot
+
+    def explain(
+        self, body: Mapping[str, Any] | bytes, *, path: str = "/v1/chat/completions", **wishes: Any
+    ) -> Explanation:
+        """Which replica a call with this body would go to now, and why; nothing is sent. Raises NoReplicas."""
+        explanation: Explanation = self._balancer.run(
+            partial(explained, self._balancer.engine, path, body, CallOptions(**wishes))
+        )
+        return explanation
+
+    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
+        """Hear every event (``mlbalance_client.events``), in the balancer's own thread."""
+        return self._balancer.engine.events.subscribe(subscriber)
