@@ -6,21 +6,18 @@ import json
 import os
 import tomllib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
 from mlbalance_client.errors import ConfigError
 
-from .base import InvalidConfig, Problem
+from .base import InvalidConfig, Problem, Section
 from .describe import is_structured
 from .kinds import config_type, discovery_kinds
 from .urls import replica_url, shown, target_url
 
-if TYPE_CHECKING:
-    from .balancer import BalancerConfig
-
-    ConfigT = TypeVar("ConfigT", bound=BalancerConfig)
+SectionT = TypeVar("SectionT", bound=Section)
 
 PREFIX = "MLBALANCE_"
 TARGET = PREFIX + "TARGET"
@@ -61,7 +58,7 @@ def from_file(path: str | os.PathLike[str], hint: str = "") -> tuple[Raw, str]:
         raise ConfigError(f"{name!r}: not TOML: {error}{hint}") from None
 
 
-def build(model: type[ConfigT], raw: Raw, where: str, env: Mapping[str, str]) -> ConfigT:
+def build(model: type[SectionT], raw: Raw, where: str, env: Mapping[str, str]) -> SectionT:
     """Lay the environment over ``raw`` and check it all. Raises ConfigError that names file or variable."""
     variables = _variables(model, env)
     for path, name in variables.items():

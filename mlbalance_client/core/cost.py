@@ -86,14 +86,15 @@ class PrefillRates:
         self._guess: dict[int, float] = {}
         self._of_replica: dict[int, Recent] = {}
         self._of_fleet = Recent(_RATE_QUANTILE, 4 * _SAMPLES)
-        self._value: dict[int, float] = {}
+        self._learned = 0
+        self._value: dict[int, tuple[int, float]] = {}
 
     def admit(self, place: int, guess: float) -> None:
         """A replica is there; ``guess`` (units a second) serves until eight samples of the fleet are in."""
         if place not in self._of_replica:
             self._of_replica[place] = Recent(_RATE_QUANTILE, _SAMPLES)
         self._guess[place] = guess
-        self._set(place)
+        self._value.pop(place, None)
 
     def drop(self, place: int) -> None:
         """The replica is gone."""
@@ -101,7 +102,10 @@ class PrefillRates:
             table.pop(place, None)
 
     def __getitem__(self, place: int) -> float:
-        return self._value[place]
+        known = self._value.get(place)
+        if known is None or known[0] != self._learned:
+            known = self._value[place] = self._learned, self._pace(place) * self._guess[place]
+        return known[1]
 
     def samples(self, place: int) -> int:
         """How many samples of its own a replica has."""
@@ -115,16 +119,16 @@ class PrefillRates:
         if isfinite(pace) and pace > 0:
             self._of_replica[place].add(pace)
             self._of_fleet.add(pace)
-            self._set(place)
+            self._learned += 1
 
-    def _set(self, place: int) -> None:
-        pace = 1.0
-        if len(self._of_fleet) >= _ENOUGH:
-            own = self._of_replica[place]
-            fleet_pace = self._of_fleet.value() or 1.0
-            trust = len(own) / (len(own) + _SHRINK)
-            pace = fleet_pace ** (1 - trust) * (own.value() or 1.0) ** trust
-        self._value[place] = pace * self._guess[place]
+    def _pace(self, place: int) -> float:
+        """By how much a replica is faster than its guess."""
+        if len(self._of_fleet) < _ENOUGH:
+            return 1.0
+        own = self._of_replica[place]
+        trust = len(own) / (len(own) + _SHRINK)
+        pace: float = (self._of_fleet.value() or 1.0) ** (1 - trust) * (own.value() or 1.0) ** trust
+        return pace
 
 
 @dataclass(slots=True)

@@ -1,13 +1,13 @@
-"""The Protocol that every source of replicas fulfils, and how one is made from its configuration."""
+"""The Protocol that every source of replicas fulfils, and how a replica is made of what one says."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol, cast
+from typing import Protocol
 
-from mlbalance_client.config import DiscoveryConfig, StaticConfig, kinds, replica_url
+from mlbalance_client.config import replica_url
 from mlbalance_client.core.model import Replica, ReplicaId
 
 
@@ -30,15 +30,6 @@ class Discovery(Protocol):
 
         Raises nothing but BalancerError.
         """
-
-
-def create(config: DiscoveryConfig) -> Discovery:
-    """The source that a configuration describes. Raises ConfigError if its kind is not installed."""
-    if isinstance(config, StaticConfig):
-        from .static import StaticDiscovery
-
-        return StaticDiscovery(config)
-    return cast(Discovery, kinds.load(config.kind)(config))
 
 
 def make_replica(
