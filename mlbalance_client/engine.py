@@ -88,6 +88,13 @@ class _Call:
     flows: dict[int, Flow] = field(default_factory=dict)
 
 
+def _unencoded(headers: Headers) -> Headers:
+    """A stream must pass as it comes, so nobody may compress it on the way."""
+    return [pair for pair in headers if pair[0].lower() != b"accept-encoding"] + [
+        (b"Accept-Encoding", b"identity")
+    ]
+
+
 class Engine:
     """Everything of one client but its face. Lives in one event loop; starts at the first call."""
 
@@ -213,6 +220,8 @@ class Engine:
         body = request.body
         repeatable = isinstance(body, bytes)
         reading = dialect.read(path, body if isinstance(body, bytes) else b"")
+        if reading.streaming:
+            request.headers = _unencoded(request.headers)
         options = request.options
         wished = reading.replayable if options.replayable is None else options.replayable
         return _Call(

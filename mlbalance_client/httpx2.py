@@ -72,8 +72,8 @@ class AsyncBalancerTransport(library.AsyncBaseTransport):
             if self._others is None:
                 raise face.refusal(str(url))
             return await self._others.handle_async_request(request)
-        content = request.content if isinstance(request.stream, library.ByteStream) else None
-        body = content if content is not None else await face.collect(request.stream)
+        stream = request.stream
+        body = b"".join(stream) if isinstance(stream, library.ByteStream) else await face.collect(stream)
         call, sdk_retries = face.prepare(
             request.method, url.raw_path, url.netloc, request.headers.raw, body, request.extensions
         )
@@ -126,7 +126,7 @@ class BalancerTransport(library.BaseTransport):
     def __init__(self, target: Target = None, *, fleet_url: str | None = None, **options: Any) -> None:
         self.face = Face(library, target, fleet_url, options)
         self.engine = self.face.engine
-        self._thread = LoopThread("mlbalance")
+        self._thread = LoopThread("mlbalance", self.engine.aclose)
         self._stop = weakref.finalize(self, self._thread.stop)
         allowed = self.face.config.http.allow_other_hosts
         self._others = library.HTTPTransport() if allowed else None
@@ -138,8 +138,7 @@ class BalancerTransport(library.BaseTransport):
             if self._others is None:
                 raise face.refusal(str(url))
             return self._others.handle_request(request)
-        content = request.content if isinstance(request.stream, library.ByteStream) else None
-        body = content if content is not None else request.read()
+        body = b"".join(request.stream)  # type: ignore[arg-type]  # a synchronous client sends nothing else
         call, sdk_retries = face.prepare(
             request.method, url.raw_path, url.netloc, request.headers.raw, body, request.extensions
         )
@@ -166,9 +165,8 @@ class BalancerTransport(library.BaseTransport):
 
     def close(self) -> None:
         """End background loops, open streams, connections and the thread."""
-        if self._stop.alive:
-            self._thread.call(self.engine.aclose())
-            self._stop()
+        self._stop()
+        self._thread.join()
         if self._others is not None:
             self._others.close()
 
@@ -182,23 +180,23 @@ class AsyncClient(library.AsyncClient):
 
     def __init__(self, target: Target = None, *, base_url: str = FLEET_URL, **options: Any) -> None:
         ours, theirs = client_options(options)
-        self._balancer = AsyncBalancerTransport(target, fleet_url=str(base_url), **ours)
-        theirs.setdefault("timeout", library.Timeout(**self._balancer.face.default_timeouts()))
-        super().__init__(transport=self._balancer, base_url=base_url, **theirs)
+        self.balancer = AsyncBalancerTransport(target, fleet_url=str(base_url), **ours)
+        theirs.setdefault("timeout", library.Timeout(**self.balancer.face.default_timeouts()))
+        super().__init__(transport=self.balancer, base_url=base_url, **theirs)
 
     def snapshot(self) -> FleetSnapshot:
         """What the client believes of each replica."""
-        return self._balancer.engine.snapshot()
+        return self.balancer.engine.snapshot()
 
     def explain(
         self, body: Mapping[str, Any] | bytes, *, path: str = "/v1/chat/completions", **wishes: Any
     ) -> Explanation:
         """Which replica a call with this body would go to now, and why; nothing is sent. Raises NoReplicas."""
-        return explained(self._balancer.engine, path, body, CallOptions(**wishes))
+        return explained(self.balancer.engine, path, body, CallOptions(**wishes))
 
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
         """Hear every event (``mlbalance_client.events``) until the returned function is called."""
-        return self._balancer.engine.events.subscribe(subscriber)
+        return self.balancer.engine.events.subscribe(subscriber)
 
 
 class Client(library.Client):
@@ -206,24 +204,24 @@ class Client(library.Client):
 
     def __init__(self, target: Target = None, *, base_url: str = FLEET_URL, **options: Any) -> None:
         ours, theirs = client_options(options)
-        self._balancer = BalancerTransport(target, fleet_url=str(base_url), **ours)
-        theirs.setdefault("timeout", library.Timeout(**self._balancer.face.default_timeouts()))
-        super().__init__(transport=self._balancer, base_url=base_url, **theirs)
+        self.balancer = BalancerTransport(target, fleet_url=str(base_url), **ours)
+        theirs.setdefault("timeout", library.Timeout(**self.balancer.face.default_timeouts()))
+        super().__init__(transport=self.balancer, base_url=base_url, **theirs)
 
     def snapshot(self) -> FleetSnapshot:
         """What the client believes of each replica."""
-        snapshot: FleetSnapshot = self._balancer.run(self._balancer.engine.snapshot)
+        snapshot: FleetSnapshot = self.balancer.run(self.balancer.engine.snapshot)
         return snapshot
 
     def explain(
         self, body: Mapping[str, Any] | bytes, *, path: str = "/v1/chat/completions", **wishes: Any
     ) -> Explanation:
         """Which replica a call with this body would go to now, and why; nothing is sent. Raises NoReplicas."""
-        explanation: Explanation = self._balancer.run(
-            partial(explained, self._balancer.engine, path, body, CallOptions(**wishes))
+        explanation: Explanation = self.balancer.run(
+            partial(explained, self.balancer.engine, path, body, CallOptions(**wishes))
         )
         return explanation
 
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
         """Hear every event (``mlbalance_client.events``), in the balancer's own thread."""
-        return self._balancer.engine.events.subscribe(subscriber)
+        return self.balancer.engine.events.subscribe(subscriber)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
 class LoopThread:
-    """Runs coroutines for other threads. Starts at the first call; ``stop`` ends it, once, from any thread."""
+    """Runs coroutines for other threads. Starts at the first call; ``last`` is what it runs before it ends."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._name = name
+        self._last = last
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._ending: asyncio.Task[None] | None = None
         self._stopped = False
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
@@ -35,15 +37,21 @@ class LoopThread:
             raise
 
     def stop(self) -> None:
-        """End the loop and its thread."""
+        """Let the loop and its thread end. Never waits, so that a finalizer may call it in any thread; idempotent."""
         with self._lock:
             self._stopped = True
-            loop, thread = self._loop, self._thread
-            self._loop = None
-        if loop is not None and thread is not None:
-            loop.call_soon_threadsafe(loop.stop)
-            if thread is not threading.current_thread():
-                thread.join()
+            loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.call_soon_threadsafe(self._end, loop)
+
+    def join(self) -> None:
+        """Wait for the thread's end after ``stop``."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _end(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._ending = loop.create_task(self._last())
+        self._ending.add_done_callback(lambda _: loop.stop())
 
     def _start(self) -> asyncio.AbstractEventLoop:
         with self._lock:

@@ -1,79 +1,69 @@
-"""Anthropic's messages, as vLLM, SGLang and llama.cpp serve it too."""
+"""Anthropic's messages, as vLLM, SGLang and llama.cpp serve them too."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from mlbalance_client.core.model import Usage
 
-from .base import AnswerWatch, Reading, Sign
-from .canonical import Canonical
-from .openai import messages_into, number
-from .plain import BytesDialect
-from .watches import EventWatch, WholeWatch, parse
+from .base import Reading, Sign
+from .canonical import Canonical, without_marks
+from .fields import Fields, Unreadable, mapping, number, objects
+from .json_dialect import JsonDialect
+from .watches import AnswerForm
 
-_PREAMBLE = frozenset({"message_start", "ping", "content_block_start"})
+# message_stop says nothing that message_delta, with its stop reason, has not said.
+_PREAMBLE = frozenset(
+    {"message_start", "ping", "content_block_start", "content_block_stop", "message_stop"}
+)
+# Tools of Anthropic's definition that the caller runs; versions end with a date.
+_CALLERS_TOOLS = ("custom", "bash_", "text_editor_", "computer_", "memory_")
 
 
-def usage_of(body: dict[str, Any]) -> Usage | None:
-    """Input tokens here exclude what was read from the cache; ours include it."""
-    message = body.get("message")
-    usage = body.get("usage") or (message.get("usage") if isinstance(message, dict) else None)
-    if not isinstance(usage, dict):
-        return None
-    fresh, output = number(usage.get("input_tokens")), number(usage.get("output_tokens"))
-    cached, written = (
-        number(usage.get("cache_read_input_tokens")),
-        number(usage.get("cache_creation_input_tokens")),
-    )
+def _sign(kind: str, event: Fields) -> Sign:
+    return Sign.PREAMBLE if (event.get("type") or kind) in _PREAMBLE else Sign.CONTENT
+
+
+def _figures(event: Fields) -> Fields:
+    usage = mapping(event.get("usage")) or mapping(mapping(event.get("message")).get("usage"))
+    return {name: value for name, value in usage.items() if value is not None}
+
+
+def _usage(found: Fields) -> Usage | None:
+    """Input tokens here leave out what the cache gave and took; ours are the whole prompt."""
+    fresh, output = number(found.get("input_tokens")), number(found.get("output_tokens"))
+    cached = number(found.get("cache_read_input_tokens"))
+    written = number(found.get("cache_creation_input_tokens"))
     prompt = None if fresh is None else fresh + (cached or 0) + (written or 0)
     return None if prompt is None and output is None else Usage(prompt, cached, output)
 
 
-def _classify(name: str, event: dict[str, Any]) -> Sign:
-    kind = event.get("type") or name
-    return Sign.PREAMBLE if not kind or kind in _PREAMBLE else Sign.CONTENT
+def _ends(kind: str, event: Fields) -> bool:
+    return (event.get("type") or kind) == "message_stop"
 
 
-def _finished(event: dict[str, Any]) -> bool:
-    return event.get("type") == "message_stop"
+def _callers(tool: Fields) -> bool:
+    kind = tool.get("type")
+    return kind is None or (isinstance(kind, str) and kind.startswith(_CALLERS_TOOLS))
 
 
-class AnthropicDialect:
-    """POST to a path that ends with ``/messages``."""
+def _messages(body: Fields) -> Reading:
+    canonical = Canonical(body)
+    tools, messages = objects(body.get("tools")), body.get("messages")
+    canonical.structure("tools", [without_marks(tool) for tool in tools])
+    if body.get("system"):
+        canonical.message("system", body["system"])
+    if not isinstance(messages, list) or not messages:
+        raise Unreadable("there are no messages")
+    for message in messages:
+        canonical.message(mapping(message).get("role"), mapping(message).get("content"))
+    elsewhere = body.get("mcp_servers") or body.get("container")
+    return canonical.reading(
+        "anthropic.messages",
+        output_limit=number(body.get("max_tokens")),
+        streaming=body.get("stream") is True,
+        replayable=not elsewhere and all(map(_callers, tools)),
+    )
 
-    name = "anthropic.messages"
 
-    def matches(self, method: str, path: str) -> bool:
-        """By the path's end."""
-        return method == "POST" and path.endswith("/messages")
-
-    def read(self, path: str, body: bytes) -> Reading:
-        """Read a request; a body that is no JSON object of the expected form is taken as plain bytes."""
-        fields = parse(body)
-        if not fields:
-            return BytesDialect().read(path, body)
-        try:
-            canonical = Canonical(fields)
-            canonical.json("tools", fields.get("tools"))
-            if fields.get("system"):
-                canonical.message("system", fields["system"])
-            messages_into(canonical, fields.get("messages"))
-        except (TypeError, ValueError, RecursionError):
-            return BytesDialect().read(path, body)
-        model = fields.get("model")
-        return Reading(
-            dialect=self.name,
-            model=model if isinstance(model, str) else None,
-            prompt=canonical.data(),
-            prompt_bytes=canonical.text_bytes,
-            extra_tokens=canonical.extra_tokens,
-            output_limit=number(fields.get("max_tokens")),
-            streaming=fields.get("stream") is True,
-        )
-
-    def watch(self, reading: Reading, status: int, content_type: str) -> AnswerWatch:
-        """Server-sent events or one JSON body, as the answer says."""
-        if content_type.startswith("text/event-stream"):
-            return EventWatch(_classify, usage_of, _finished)
-        return WholeWatch(usage_of)
+DIALECT = JsonDialect(
+    "anthropic.messages", "/v1/messages", _messages, AnswerForm(_sign, _figures, _usage, _ends)
+)

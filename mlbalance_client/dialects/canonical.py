@@ -6,109 +6,150 @@ A part is ``<header> LF <text> LF`` in UTF-8. The rules, byte by byte, are in do
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from xxhash import xxh3_64_hexdigest
 
-_ADAPTER_FIELDS = ("adapter", "lora", "lora_name")
-_TOKENS_LOW_DETAIL = 85
-_BASE64_BYTES_PER_TOKEN = 400
-_TOKENS_IMAGE_URL = 765
-_SURROGATES = "surrogatepass"
+from .base import Reading
+from .fields import Fields, Unreadable, text
+from .sizes import tokens_of
+
+# Where engines take an adapter from the body: SGLang, llama.cpp, TGI. The others name it in "model".
+_ADAPTER_FIELDS = ("lora_path", "lora", "adapter_id")
+_TEXT_FIELDS = ("text", "refusal", "thinking")
+_PAYLOAD_FIELDS = (
+    "url", "data", "image_url", "input_audio", "audio_url", "video_url", "source", "file", "file_data", "file_url",
+    "file_id",
+)  # fmt: skip
 
 
-def canonical_json(value: Any) -> str:
+def canonical_json(value: object) -> str:
     """Sorted keys, no spaces, characters as they are."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
+def encoded(string: str) -> bytes:
+    """UTF-8; a lone surrogate, which JSON can carry, as three bytes."""
+    return string.encode("utf-8", "surrogatepass")
+
+
+def without_marks(part: Fields) -> Fields:
+    """An object without its cache mark, which wanders from turn to turn and is not prefilled."""
+    return {name: value for name, value in part.items() if name != "cache_control"}
+
+
 class Canonical:
-    """Collects the parts of one prompt, and counts what of them becomes tokens."""
+    """Collects the parts of one prompt in order, and counts what of them becomes tokens."""
 
-    __slots__ = ("_pieces", "extra_tokens", "text_bytes")
+    __slots__ = ("_model", "_pieces", "extra_tokens", "text_bytes")
 
-    def __init__(self, body: Mapping[str, Any]) -> None:
+    def __init__(self, body: Fields, model: str | None = None) -> None:
+        """Begin with the model (the body's, unless given), the adapter and the cache salt."""
         self._pieces: list[bytes] = []
         self.text_bytes = 0
         self.extra_tokens = 0
-        self._head("model", body.get("model"))
+        self._model = model or text(body.get("model"))
+        self._head("model", self._model)
         self._head("adapter", next((body[name] for name in _ADAPTER_FIELDS if body.get(name)), None))
         self._head("cache_salt", body.get("cache_salt"))
 
-    def data(self) -> bytes:
-        """All parts so far."""
-        return b"".join(self._pieces)
+    def reading(
+        self,
+        dialect: str,
+        *,
+        output_limit: int | None = None,
+        streaming: bool = False,
+        replayable: bool = True,
+        session: str | None = None,
+    ) -> Reading:
+        """The reading of a request with the parts so far."""
+        return Reading(
+            dialect, self._model, b"".join(self._pieces), self.text_bytes, self.extra_tokens,
+            output_limit, streaming, replayable, session,
+        )  # fmt: skip
 
-    def text(self, header: str, text: str) -> None:
+    def text(self, header: str, string: str) -> None:
         """A part of text."""
-        encoded = text.encode("utf-8", _SURROGATES)
-        self.text_bytes += len(encoded)
-        self._pieces += (header.encode("utf-8", _SURROGATES), b"\n", encoded, b"\n")
+        self._pieces += (encoded(header), b"\n")
+        self._line(string)
 
-    def json(self, header: str, value: Any) -> None:
+    def structure(self, header: str, value: object) -> None:
         """A part that is structure, if there is any."""
-        if value:
+        if value not in (None, "", [], {}):
             self.text(header, canonical_json(value))
 
-    def message(self, role: str, content: Any) -> None:
-        """A message: its role, then its content, which is text, a list of parts, or nothing."""
+    def token_ids(self, header: str, ids: Sequence[int]) -> None:
+        """A part that is token ids already: their number needs no estimate."""
+        self._pieces += (encoded(header), b"\n", canonical_json(ids).encode("ascii"), b"\n")
+        self.extra_tokens += len(ids)
+
+    def message(self, role: object, content: object) -> None:
+        """A message: its role, then its content, which is text, a list of parts, or nothing. Raises Unreadable."""
+        if not isinstance(role, str):
+            raise Unreadable("a message has no role")
+        self._pieces += (encoded(role), b"\n")
         if isinstance(content, str):
-            self.text(role, content)
-            return
-        self._pieces += (role.encode("utf-8", _SURROGATES), b"\n")
-        if isinstance(content, list):
+            self._line(content)
+        elif isinstance(content, list):
             for part in content:
                 self._part(part)
         elif content is not None:
-            self._plain(canonical_json(content))
+            raise Unreadable("a message's content is neither text nor a list")
+
+    def hashed(self, kind: str, payload: bytes) -> None:
+        """A part of other matter, by its hash."""
+        self._pieces += (encoded(kind), b"\n", xxh3_64_hexdigest(payload).encode("ascii"), b"\n")
 
     def _head(self, header: str, value: Any) -> None:
         if value is not None and value != "":
-            text = value if isinstance(value, str) else canonical_json(value)
-            self._pieces += (header.encode(), b"\n", text.encode("utf-8", _SURROGATES), b"\n")
+            string = value if isinstance(value, str) else canonical_json(value)
+            self._pieces += (encoded(header), b"\n", encoded(string), b"\n")
 
-    def _plain(self, text: str) -> None:
-        encoded = text.encode("utf-8", _SURROGATES)
-        self.text_bytes += len(encoded)
-        self._pieces += (encoded, b"\n")
+    def _line(self, string: str) -> None:
+        line = encoded(string)
+        self.text_bytes += len(line)
+        self._pieces += (line, b"\n")
 
-    def _part(self, part: Any) -> None:
+    def _part(self, part: object) -> None:
         if isinstance(part, str):
-            self._plain(part)
-        elif isinstance(part, Mapping) and isinstance(part.get("text"), str):
-            self._plain(part["text"])
-        elif isinstance(part, Mapping) and isinstance(part.get("type"), str):
-            data = _payload(part)
-            self.extra_tokens += _size(part, data)
-            digest = xxh3_64_hexdigest(data.encode("utf-8", _SURROGATES))
-            self._pieces += (part["type"].encode("utf-8", _SURROGATES), b"\n", digest.encode(), b"\n")
+            self._line(part)
+            return
+        if not isinstance(part, dict):
+            raise Unreadable("a part of a message is neither text nor an object")
+        for field in _TEXT_FIELDS:
+            string = part.get(field)
+            if isinstance(string, str):
+                self._line(string)
+                return
+        kind = text(part.get("type"))
+        if kind is None:
+            raise Unreadable("a part of a message has no type")
+        self._other_part(kind, without_marks(part))
+
+    def _other_part(self, kind: str, part: Fields) -> None:
+        if "content" in part:
+            self.message(kind, part["content"])
+            self.structure("tool_use_id", part.get("tool_use_id"))
+        elif kind.endswith("tool_use"):
+            self.structure(kind, part)
         else:
-            self._plain(canonical_json(part))
+            payload = _payload(part)
+            self.extra_tokens += tokens_of(kind, payload or "", _detail(part))
+            self.hashed(kind, encoded(canonical_json(part) if payload is None else payload))
 
 
-def _payload(part: Mapping[str, Any]) -> str:
-    """The bytes that a part stands for: its URL or base64 text, else the whole part."""
-    for name in ("image_url", "input_audio", "file", "video_url", "audio_url", "source", part["type"]):
+def _payload(part: Fields) -> str | None:
+    """The URL, base64 text or file id that a part is about, in the part itself or one level down at a time."""
+    for name in _PAYLOAD_FIELDS:
         inner = part.get(name)
+        if isinstance(inner, dict):
+            inner = _payload(inner)
         if isinstance(inner, str):
             return inner
-        if isinstance(inner, Mapping):
-            found = _first_text(inner, ("url", "data", "file_data", "file_id"))
-            if found is not None:
-                return found
-    return canonical_json(part)
+    return None
 
 
-def _first_text(mapping: Mapping[str, Any], names: Iterable[str]) -> str | None:
-    return next((mapping[name] for name in names if isinstance(mapping.get(name), str)), None)
-
-
-def _size(part: Mapping[str, Any], data: str) -> int:
+def _detail(part: Fields) -> object:
     inner = part.get("image_url")
-    detail = inner.get("detail") if isinstance(inner, Mapping) else part.get("detail")
-    if detail == "low":
-        return _TOKENS_LOW_DETAIL
-    if data.startswith(("http://", "https://")):
-        return _TOKENS_IMAGE_URL
-    return max(_TOKENS_LOW_DETAIL, len(data) // _BASE64_BYTES_PER_TOKEN)
+    return inner.get("detail") if isinstance(inner, dict) else part.get("detail")

@@ -1,59 +1,81 @@
-"""KServe's open inference protocol, version 2, as Triton, MLServer and others serve it."""
+"""The open inference protocol, version 2 (KServe, Triton, MLServer and others), and Triton's generate extension."""
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Any
+from collections.abc import Iterator
+from math import prod
+from urllib.parse import unquote
 
-from .base import AnswerWatch, Reading
-from .canonical import canonical_json
-from .plain import BytesDialect
-from .watches import WholeWatch, parse
+from .base import AnswerWatch, Reading, Sign
+from .canonical import Canonical, encoded
+from .fields import Fields, Unreadable, mapping, number, objects, parse, text
+from .plain import read_bytes
+from .watches import AnswerForm, watch_for
 
-_PATH = re.compile(r"/v2/models/(?P<model>[^/]+)(?:/versions/[^/]+)?/(?:infer|generate|generate_stream)$")
-_BYTES_PER_VALUE = 4
+_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/[^/]+)?/(infer|generate|generate_stream)$")
+_VALUE_BYTES = {"BOOL": 1, "INT8": 1, "UINT8": 1, "INT16": 2, "UINT16": 2, "FP16": 2, "BF16": 2,
+                "INT64": 8, "UINT64": 8, "FP64": 8}  # fmt: skip
+_OTHER_VALUE_BYTES = 4
+_MOST_BYTES = 1 << 40
+_LENGTH_BYTES = 4
 
 
-class KServeDialect:
-    """``POST .../v2/models/{model}[/versions/{version}]/infer`` (and Triton's ``generate``).
+def _content(kind: str, event: Fields) -> Sign:
+    return Sign.CONTENT
 
-    Work is the number of values in all inputs (the product of each shape), four bytes each, or the body's size
-    where shapes are missing, as in Triton's binary form.
-    """
 
-    name = "kserve.infer"
+# Neither tells usage, and a stream of generate has no closing mark: its last event is as good as any.
+_FORM = AnswerForm(_content, lambda event: {}, lambda figures: None, lambda kind, event: bool(event))
+
+
+class _ModelDialect:
+    """An endpoint under ``/v2/models/{model}[/versions/{version}]``."""
+
+    name: str
+    verbs: tuple[str, ...]
 
     def matches(self, method: str, path: str) -> bool:
         """By the path's end."""
-        return method == "POST" and _PATH.search(path) is not None
-
-    def read(self, path: str, body: bytes) -> Reading:
-        """Never raises; a binary body is taken as bytes, its model from the path."""
-        found = _PATH.search(path)
-        model = found["model"] if found else None
-        fields = parse(body)
-        head = f"model\n{model}\n".encode("utf-8", "surrogatepass")
-        text = fields.get("text_input")
-        if isinstance(text, str):
-            data = text.encode("utf-8", "surrogatepass")
-            return Reading(self.name, model, head + b"prompt\n" + data + b"\n", len(data))
-        values = sum(_values(tensor) for tensor in fields.get("inputs") or () if isinstance(tensor, dict))
-        if not values:
-            plain = BytesDialect().read(path, body)
-            return Reading(self.name, model, plain.prompt, plain.prompt_bytes, token_work=False)
-        prompt = head + canonical_json(fields["inputs"]).encode("utf-8", "surrogatepass")
-        return Reading(self.name, model, prompt, values * _BYTES_PER_VALUE, token_work=False)
+        found = _PATH.search(path) if method == "POST" else None
+        return found is not None and found[2] in self.verbs
 
     def watch(self, reading: Reading, status: int, content_type: str) -> AnswerWatch:
-        """Nothing is read from the answer."""
-        return WholeWatch(None)
+        """Errors are read, nothing else."""
+        return watch_for(_FORM, content_type)
 
 
-def _values(tensor: dict[str, Any]) -> int:
-    shape = tensor.get("shape")
-    if not isinstance(shape, list) or not all(isinstance(n, int) and 0 < n < 1 << 31 for n in shape):
-        return 0
-    product = 1
-    for n in shape:
-        product = min(product * n, 1 << 40)
-    return product
+class InferDialect(_ModelDialect):
+    """``infer``: tensors. Work is bytes of input; only text (BYTES tensors) has a prefix to place by."""
+
+    name = "kserve.infer"
+    verbs = ("infer",)
+
+    def read(self, path: str, body: bytes) -> Reading:
+        """Never raises; what cannot be read is taken as bytes, its model from the path."""
+        model = _model(path)
+        try:
+            fields, binary = _split(body)
+            tensors = objects(fields.get("inputs"))
+            if not tensors:
+                raise Unreadable("there are no inputs")
+            canonical = Canonical(fields, model)
+            size = sum([_tensor(canonical, tensor, binary) for tensor in tensors])
+        except (Unreadable, RecursionError):
+            return read_bytes(body)
+        if not canonical.text_bytes:
+            canonical.hashed("body", body)
+        return _stateful(
+            canonical.reading(self.name), mapping(fields.get("parameters")), prompt_bytes=size
+        )
+
+
+class GenerateDialect(_ModelDialect):
+    """Triton's ``generate`` and ``generate_stream``: text in, text out."""
+
+    name = "triton.generate"
+    verbs = ("generate", "generate_stream")
+
+    def read(self, path: str, body: bytes) -> Reading:
+        """Never raises; without ``text_input`` it is taken as bytes."""

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
-from mlbalance_client.calls import Call
+from .base import AnswerWatch, Dialect, Reading
+from .canonical import Canonical
+from .watches import watch_for
 
-from .base import AnswerWatch, Reading
-from .watches import WholeWatch
+
+def read_bytes(body: bytes, *, replayable: bool = False) -> Reading:
+    """A body whose form is unknown. What it would do twice is unknown too, so nothing is replayed unasked."""
+    return Reading("bytes", prompt=body, prompt_bytes=len(body), replayable=replayable, token_work=False)
 
 
 class BytesDialect:
-    """A body of unknown form: its bytes are the prompt, its first answered byte the commit point."""
+    """A body of unknown form: its bytes are the prompt, the first bytes of the answer the commit point.
+
+    ``idempotent``: for methods that may be repeated whatever the body (RFC 9110, section 9.2.2).
+    """
 
     name = "bytes"
+
+    def __init__(self, *, idempotent: bool = False) -> None:
+        self._idempotent = idempotent
 
     def matches(self, method: str, path: str) -> bool:
         """Always."""
@@ -21,20 +32,27 @@ class BytesDialect:
 
     def read(self, path: str, body: bytes) -> Reading:
         """The body's bytes."""
-        return Reading(self.name, prompt=body, prompt_bytes=len(body), token_work=False)
+        return read_bytes(body, replayable=self._idempotent)
 
     def watch(self, reading: Reading, status: int, content_type: str) -> AnswerWatch:
         """Nothing is read from the answer."""
-        return WholeWatch(None)
+        return watch_for(None, content_type)
 
 
-class FunctionDialect(BytesDialect):
-    """A caller's own reading of bodies under paths that end with ``suffix``."""
+class FunctionDialect:
+    """A caller's own reading of bodies under paths that end with ``suffix``.
 
-    def __init__(self, name: str, suffix: str, read: Callable[[bytes], Reading]) -> None:
+    ``read``: body to Reading; what it raises reaches the caller. ``answers``: the dialect whose answers these are
+    like (``find("POST", "/chat/completions")``, say); without one the first bytes are the commit point.
+    """
+
+    def __init__(
+        self, name: str, suffix: str, read: Callable[[bytes], Reading], *, answers: Dialect | None = None
+    ) -> None:
         self.name = name
         self._suffix = suffix
         self._read = read
+        self._answers = answers or BytesDialect()
 
     def matches(self, method: str, path: str) -> bool:
         """By the path's end."""
@@ -44,16 +62,29 @@ class FunctionDialect(BytesDialect):
         """What the caller's function says."""
         return self._read(body)
 
+    def watch(self, reading: Reading, status: int, content_type: str) -> AnswerWatch:
+        """A watch of the dialect that the answers are like."""
+        return self._answers.watch(reading, status, content_type)
 
-def reading_of(call: Call) -> Reading:
-    """The reading of a call that is described rather than sent."""
-    text = call.prompt.encode("utf-8", "surrogatepass") if isinstance(call.prompt, str) else call.prompt
-    head = b"" if call.model is None else b"model\n" + call.model.encode("utf-8", "surrogatepass") + b"\n"
-    return Reading(
-        "call",
-        model=call.model,
-        prompt=head + b"prompt\n" + text + b"\n" if text else b"",
-        prompt_bytes=len(text),
-        output_limit=call.max_output_tokens,
-        streaming=call.streaming,
-    )
+
+class Described(Protocol):
+    """A call that is described rather than sent."""
+
+    @property
+    def prompt(self) -> str | bytes: ...
+    @property
+    def model(self) -> str | None: ...
+    @property
+    def max_output_tokens(self) -> int | None: ...
+    @property
+    def streaming(self) -> bool: ...
+
+
+def reading_of(call: Described) -> Reading:
+    """The reading of a described call; its canonical bytes are those of a completion with this prompt."""
+    prompt = call.prompt
+    string = prompt if isinstance(prompt, str) else prompt.decode("utf-8", "surrogateescape")
+    canonical = Canonical({}, call.model)
+    if string:
+        canonical.text("prompt", string)
+    return canonical.reading("call", output_limit=call.max_output_tokens, streaming=call.streaming)

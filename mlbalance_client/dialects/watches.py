@@ -1,170 +1,146 @@
-"""Watching answers go by: whole JSON bodies and streams of server-sent events."""
+"""Watching answers go by: whole bodies, and streams of server-sent events."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any
-
-from pydantic_core import from_json
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from mlbalance_client.core.model import Usage
 
-from .base import Ending, InBandError, Sign
+from .base import AnswerWatch, Ending, InBandError, Sign
+from .fields import Fields, parse
+from .inband import error_in
+from .sse import DONE, EventReader, last_event_start, last_events
 
 COMMIT_BYTES = 64 * 1024
-_TAIL_BYTES = 16 * 1024
-_BODY_BYTES = 256 * 1024
-
-UsageOf = Callable[[dict[str, Any]], Usage | None]
-Classify = Callable[[str, dict[str, Any]], Sign]
-Finished = Callable[[dict[str, Any]], bool]
+_TAIL_BYTES = 8 * 1024
+_KEPT_BYTES = 256 * 1024
 
 
-def parse(data: bytes) -> dict[str, Any]:
-    """A JSON object, or an empty one if it is none."""
-    try:
-        value = from_json(data)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
+@dataclass(frozen=True, slots=True)
+class AnswerForm:
+    """How a dialect's answers are read. An event is its kind (the ``event:`` line, or empty) and its JSON object.
+
+    sign:    whether an event that is no error is preamble or content
+    figures: the usage figures in an event or a whole body, as they stand there; later ones replace earlier ones
+    usage:   what the figures of a whole answer say
+    ends:    whether an event is the mark of a whole answer (``[DONE]`` always is)
+    """
+
+    sign: Callable[[str, Fields], Sign]
+    figures: Callable[[Fields], Fields]
+    usage: Callable[[Fields], Usage | None]
+    ends: Callable[[str, Fields], bool]
 
 
-def error_in(event: dict[str, Any]) -> InBandError | None:
-    """The error that a JSON object of an engine carries, in any of the shapes that engines give it."""
-    error = event.get("error")
-    if error is None and event.get("type") == "response.failed":
-        response = event.get("response")
-        error = response.get("error") if isinstance(response, dict) else event
-    if error is None and (event.get("type") == "error" or event.get("object") == "error"):
-        error = event
-    if not error:
-        return None
-    if not isinstance(error, dict):
-        return InBandError(_status(event.get("code")), str(error))
-    kind = str(error.get("type") or error.get("code") or "")
-    status = 529 if kind == "overloaded_error" else _status(error.get("code"))
-    return InBandError(status, str(error.get("message") or kind or error))
+def watch_for(form: AnswerForm | None, content_type: str) -> AnswerWatch:
+    """The watch for an answer of this content type; ``form``: None if nothing is to be read from answers."""
+    if form is not None and content_type.lstrip()[:17].lower() == "text/event-stream":
+        return EventWatch(form)
+    return BodyWatch(form)
 
 
-def _status(code: Any) -> int:
-    try:
-        status = int(code)
-    except (TypeError, ValueError):
-        return 500
-    return status if 400 <= status <= 599 else 500
+class BodyWatch:
+    """An answer in one piece: committed at its first bytes, kept by reference up to 256 KiB, parsed at its end."""
 
+    __slots__ = ("_chunks", "_form", "_last", "_size", "error")
 
-class WholeWatch:
-    """An answer that comes in one piece: committed at its first byte, parsed at its end."""
-
-    def __init__(self, usage_of: UsageOf | None) -> None:
+    def __init__(self, form: AnswerForm | None) -> None:
         self.error: InBandError | None = None
-        self._usage_of = usage_of
+        self._form = form
         self._chunks: list[bytes] = []
         self._size = 0
+        self._last = b""
 
     def feed(self, chunk: bytes) -> Sign:
-        """The first byte is the commit point."""
+        """The first bytes are the commit point."""
         self.passed(chunk)
         return Sign.CONTENT
 
     def passed(self, chunk: bytes) -> None:
-        """Keep the body by reference, up to 256 KiB."""
+        """Keep the chunk, while there is room."""
+        if self._form is None:
+            return
         self._size += len(chunk)
-        if self._usage_of is not None and self._size <= _BODY_BYTES:
+        if self._size <= _KEPT_BYTES:
             self._chunks.append(chunk)
+        else:
+            self._chunks.clear()
+            self._last = (self._last + chunk[-_TAIL_BYTES:])[-_TAIL_BYTES:]
 
     def end(self) -> Ending:
-        """Usage figures, if the body was kept and has any."""
-        if self._usage_of is None or self._size > _BODY_BYTES:
+        """A body without a form is whole when HTTP says so; one too large to keep, if it ends as JSON does."""
+        if self._form is None:
             return Ending(None, None, complete=True)
+        if self._size > _KEPT_BYTES:
+            return Ending(None, None, complete=self._last.rstrip().endswith(b"}"))
         body = parse(b"".join(self._chunks))
-        return Ending(self._usage_of(body), error_in(body), complete=bool(body))
+        self.error = error_in("", body)
+        usage = self._form.usage(self._form.figures(body))
+        return Ending(usage, self.error, complete=bool(body) and self.error is None)
 
 
 class EventWatch:
-    """A stream of server-sent events."""
+    """A stream of server-sent events: read up to the commit point, then only its end is kept."""
 
-    def __init__(self, classify: Classify, usage_of: UsageOf, finished: Finished) -> None:
+    __slots__ = ("_events", "_fed", "_figures", "_form", "_room", "_tail", "error")
+
+    def __init__(self, form: AnswerForm) -> None:
         self.error: InBandError | None = None
-        self._classify = classify
-        self._usage_of = usage_of
-        self._finished = finished
-        self._pending = b""
+        self._form = form
+        self._events = EventReader()
         self._fed = 0
-        self._usage: Usage | None = None
-        self._tail: deque[bytes] = deque()
-        self._tail_size = 0
+        self._figures: Fields = {}
+        self._tail: list[bytes] = []
+        self._room = 2 * _TAIL_BYTES
 
     def feed(self, chunk: bytes) -> Sign:
-        """Look at whole events until one is content or an error, or too much has come."""
+        """Look at whole events until one is content or an error, or 64 KiB have come."""
         self.passed(chunk)
         self._fed += len(chunk)
-        self._pending += chunk
-        events, self._pending = _split(self._pending)
-        for name, data in events:
+        for kind, data in self._events.feed(chunk):
+            if data == DONE:
+                continue
             event = parse(data)
-            self._note_usage(event)
-            if (error := error_in(event)) is not None:
+            if (error := error_in(kind, event)) is not None:
                 self.error = error
                 return Sign.ERROR
-            if self._classify(name, event) is not Sign.PREAMBLE:
+            self._figures |= self._form.figures(event)
+            if self._form.sign(kind, event) is Sign.CONTENT:
                 return Sign.CONTENT
         return Sign.CONTENT if self._fed >= COMMIT_BYTES else Sign.PREAMBLE
 
     def passed(self, chunk: bytes) -> None:
-        """Keep the last 16 KiB by reference."""
-        tail = self._tail
-        tail.append(chunk)
-        self._tail_size += len(chunk)
-        while self._tail_size - len(tail[0]) >= _TAIL_BYTES:
-            self._tail_size -= len(tail.popleft())
+        """Keep the end of the stream."""
+        self._tail.append(chunk)
+        self._room -= len(chunk)
+        if self._room < 0:
+            self._trim()
+
+    def _trim(self) -> None:
+        # A closing event may repeat the whole answer (OpenAI's responses): never cut into the last one.
+        tail = b"".join(self._tail)
+        cut = len(tail) - _TAIL_BYTES
+        start = last_event_start(tail)
+        if len(tail) - start <= _KEPT_BYTES:
+            cut = min(cut, start)
+        self._tail = [tail[cut:]]
+        self._room = _TAIL_BYTES
 
     def end(self) -> Ending:
-        """Read the kept tail: usage, an error at the very end, the mark of completeness."""
-        events, rest = _split(b"".join(self._tail))
-        error, complete = self.error, False
-        for _, data in [*events, *_unended(rest)]:
-            if data == b"[DONE]":
-                complete = complete or error is None
+        """Read backwards to the last content: errors, usage and the mark of completeness come after or with it."""
+        form, complete, figures = self._form, False, self._figures
+        last: Fields = {}
+        for kind, data in last_events(b"".join(self._tail)):
+            if data == DONE:
+                complete = True
                 continue
             event = parse(data)
-            self._note_usage(event)
-            error = error_in(event) or error
-            complete = complete or self._finished(event)
-        return Ending(self._usage, error, complete and error is None)
-
-    def _note_usage(self, event: dict[str, Any]) -> None:
-        usage = self._usage_of(event) if event else None
-        if usage is not None:
-            self._usage = usage if self._usage is None else _merged(self._usage, usage)
-
-
-def _merged(before: Usage, after: Usage) -> Usage:
-    return Usage(
-        before.prompt_tokens if after.prompt_tokens is None else after.prompt_tokens,
-        before.cached_tokens if after.cached_tokens is None else after.cached_tokens,
-        before.output_tokens if after.output_tokens is None else after.output_tokens,
-    )
-
-
-def _split(buffer: bytes) -> tuple[list[tuple[str, bytes]], bytes]:
-    """The whole events (name, data) in a buffer, and what is left. LF, CRLF and CR end lines."""
-    if b"\r" in buffer:
-        held_back = b"\r" if buffer.endswith(b"\r") else b""
-        buffer = buffer.removesuffix(b"\r").replace(b"\r\n", b"\n").replace(b"\r", b"\n") + held_back
-    *blocks, rest = buffer.split(b"\n\n")
-    return [event for block in blocks for event in _unended(block)], rest
-
-
-def _unended(block: bytes) -> Iterator[tuple[str, bytes]]:
-    name, data = "", []
-    for line in block.split(b"\n"):
-        field, _, value = line.partition(b":")
-        if field == b"data":
-            data.append(value.removeprefix(b" "))
-        elif field == b"event":
-            name = value.strip().decode("utf-8", "replace")
-    if data:
-        yield name, b"\n".join(data)
+            if (error := error_in(kind, event)) is not None:
+                self.error = self.error or error
+                continue
+            last = form.figures(event) | last
+            complete = complete or form.ends(kind, event)
+            if form.sign(kind, event) is Sign.CONTENT:
+                break
+        return Ending(form.usage(figures | last), self.error, complete and self.error is None)

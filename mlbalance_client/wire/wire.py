@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,34 @@ class WireRequest:
     timeouts: Timeouts
     extensions: dict[str, Any]
     resend: bool = True
+
+
+class _Body:
+    """Bytes as a stream that can be read again; no generator, for a cancelled write would leave it behind."""
+
+    __slots__ = ("_content",)
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return _Once(self._content)
+
+
+class _Once:
+    __slots__ = ("_left",)
+
+    def __init__(self, content: bytes) -> None:
+        self._left = content
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            raise StopAsyncIteration
+        content, self._left = self._left, b""
+        return content
 
 
 class Wire:
@@ -115,10 +143,11 @@ def _was_stale(failure: WireError) -> bool:
 
 
 def _message(origin: Origin, request: WireRequest) -> httpcore.Request:
+    body = request.body
     return httpcore.Request(
         method=request.method,
         url=httpcore.URL(scheme=origin.scheme, host=origin.host, port=origin.port, target=request.target),
         headers=request.headers,
-        content=request.body,
+        content=_Body(body) if isinstance(body, bytes) else body,
         extensions={**request.extensions, "timeout": request.timeouts.as_extension()},
     )

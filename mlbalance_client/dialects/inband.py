@@ -1,0 +1,56 @@
+"""Errors that engines put inside an answer whose status said 200."""
+
+from __future__ import annotations
+
+from .base import InBandError
+from .fields import Fields, mapping
+
+_MESSAGE_CHARS = 500
+_CODE_FIELDS = ("code", "http_status_code", "status_code", "status")
+# Where the code is absent or a word: Anthropic's documented types; TGI's error_type and llama.cpp's type with the
+# status that each sends with them; OpenAI's codes.
+_STATUS_BY_TYPE = {
+    "invalid_request_error": 400, "authentication_error": 401, "billing_error": 402, "permission_error": 403,
+    "not_found_error": 404, "request_too_large": 413, "rate_limit_error": 429, "timeout_error": 504,
+    "overloaded_error": 529,
+    "overloaded": 429, "validation": 422, "generation": 424, "unhealthy": 503,
+    "unavailable_error": 503, "exceed_context_size_error": 400,
+    "rate_limit_exceeded": 429, "invalid_prompt": 400, "Service Unavailable": 503,
+}  # fmt: skip
+
+
+def error_in(kind: str, event: Fields) -> InBandError | None:
+    """The error in an event of this kind, or in a whole body, in any of the shapes that engines give it.
+
+    ``{"error": {"message", "code" | "type"}}``: OpenAI, vLLM, SGLang, llama.cpp, Ollama, Anthropic;
+    ``{"error": text, "error_type"}``: TGI, Triton; ``{"object": "error", ...}``: vLLM, SGLang;
+    ``response.failed`` and a bare ``error`` event: OpenAI's responses.
+    """
+    error = event.get("error") or _elsewhere(event.get("type") or kind, event)
+    if not error:
+        return None
+    fields = mapping(error)
+    message = fields.get("message") or (error if isinstance(error, str) else None)
+    named = fields.get("type"), fields.get("code"), event.get("error_type")
+    said = message or next(filter(None, named), "an error without a message")
+    return InBandError(_status(fields, event, named), str(said)[:_MESSAGE_CHARS])
+
+
+def _elsewhere(kind: object, event: Fields) -> object:
+    if kind == "response.failed":
+        return mapping(event.get("response")).get("error") or event
+    return event if kind == "error" or event.get("object") == "error" else None
+
+
+def _status(fields: Fields, event: Fields, named: tuple[object, ...]) -> int:
+    for name in _CODE_FIELDS:
+        for code in (fields.get(name), event.get(name)):
+            if (status := _as_status(code)) is not None:
+                return status
+    return next((_STATUS_BY_TYPE[n] for n in named if isinstance(n, str) and n in _STATUS_BY_TYPE), 500)
+
+
+def _as_status(code: object) -> int | None:
+    if isinstance(code, str) and code.isascii() and code.isdigit() and len(code) == 3:
+        code = int(code)
+    return code if isinstance(code, int) and 400 <= code <= 599 else None

@@ -1,0 +1,75 @@
+"""Server-sent events: forwards while they arrive in pieces, backwards from the end of a stream.
+
+The format: HTML Living Standard, section 9.2.6. Beyond it, ``error:`` lines, which older llama.cpp servers send.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+DONE = b"[DONE]"
+
+
+class EventReader:
+    """Turns chunks, cut anywhere, into events: (kind, data). LF, CRLF and CR end lines."""
+
+    __slots__ = ("_after_cr", "_data", "_kind", "_rest")
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+        self._after_cr = False
+        self._kind = ""
+        self._data: list[bytes] = []
+
+    def feed(self, chunk: bytes) -> Iterator[tuple[str, bytes]]:
+        """The events that ``chunk`` completes."""
+        if self._after_cr and chunk:
+            chunk = chunk.removeprefix(b"\n")
+            self._after_cr = False
+        if b"\r" in chunk:
+            self._after_cr = chunk.endswith(b"\r")
+            chunk = _normal(chunk)
+        *lines, rest = chunk.split(b"\n")
+        if not lines:
+            self._rest += rest
+            return
+        lines[0] = bytes(self._rest) + lines[0]
+        self._rest = bytearray(rest)
+        for line in lines:
+            if line:
+                self._field(line)
+            elif self._data:
+                kind, data = self._kind, b"\n".join(self._data)
+                self._kind, self._data = "", []
+                yield kind, data
+            else:
+                self._kind = ""
+
+    def _field(self, line: bytes) -> None:
+        name, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if name == b"data":
+            self._data.append(value)
+        elif name == b"event":
+            self._kind = value.decode("utf-8", "replace")
+        elif name == b"error":
+            self._kind = "error"
+            self._data.append(value)
+
+
+def last_events(stream: bytes) -> Iterator[tuple[str, bytes]]:
+    """The events at the end of a stream, the last one first; it need not be closed by an empty line."""
+    if b"\r" in stream:
+        stream = _normal(stream)
+    for block in reversed(stream.split(b"\n\n")):
+        yield from EventReader().feed(block + b"\n\n")
+
+
+def last_event_start(stream: bytes) -> int:
+    """Where the last event begins, or 0 if no earlier event ends in ``stream``."""
+    body = stream.rstrip(b"\r\n")
+    return max(body.rfind(b"\n\n"), body.rfind(b"\r\n\r\n"), 0)
+
+
+def _normal(stream: bytes) -> bytes:
+    return stream.replace(b"\r\n", b"\n").replace(b"\r", b"\n")

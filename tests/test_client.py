@@ -1,0 +1,521 @@
+"""The httpx face end to end: a drop-in, with failover, exact streams, and nothing left behind on any way out."""
+
+from __future__ import annotations
+
+import gc
+import json
+import threading
+from contextlib import ExitStack, aclosing
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+
+import mlbalance_client as mlb
+from mlbalance_client.simulator.model.fleet import Fleet
+
+from .conftest import eventually
+from .scripted import Exchange, Scripted
+
+pytestmark = pytest.mark.anyio
+
+PATH = "/v1/chat/completions"
+ROLE = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}\n\n'
+WORD = b'data: {"choices":[{"index":0,"delta":{"content":"tok"},"finish_reason":null}]}\n\n'
+OVERLOADED = b'data: {"error":{"message":"busy","type":"Service Unavailable","code":503}}\n\ndata: [DONE]\n\n'
+
+
+def chat(text: str = "hello", **more: Any) -> dict[str, Any]:
+    return {"model": "sim", "messages": [{"role": "user", "content": text}], "max_tokens": 4, **more}
+
+
+def config(*servers: Scripted, **sections: Any) -> mlb.BalancerConfig:
+    replicas = [f"http://{server.address}" for server in servers]
+    sections.setdefault("picking", {"residual_s": 0.0, "policy": "round_robin"})
+    return mlb.BalancerConfig(discovery={"kind": "static", "replicas": replicas}, seed=4, **sections)
+
+
+def settled(client: mlb.AsyncClient) -> bool:
+    """Nothing outstanding: no charge, no stream, no busy connection."""
+    engine = client.balancer.engine
+    return (client.snapshot().outstanding_tokens, engine.open_streams, engine.wire.counts()[1]) == (0, 0, 0)
+
+
+def ok(exchange: Exchange) -> None:
+    exchange.answer(200, {"from": exchange.header("host")})
+
+
+def refuse(exchange: Exchange) -> None:
+    exchange.answer(503, {"error": "busy"})
+
+
+def reset(exchange: Exchange) -> None:
+    exchange.reset()
+
+
+def endless(exchange: Exchange) -> None:
+    exchange.start_stream()
+    exchange.chunk(ROLE)
+    exchange.chunk(WORD)
+    exchange.gone = exchange.wait_gone()
+
+
+# -- a drop-in ------------------------------------------------------------------------------------------------------
+
+
+async def test_it_is_an_httpx_client(fleet: Fleet) -> None:
+    async with mlb.AsyncClient(fleet.target) as client:
+        assert isinstance(client, httpx.AsyncClient)
+        answer = await client.post(PATH, json=chat())
+
+        assert answer.json()["usage"]["completion_tokens"] == 4
+        report = answer.extensions["mlbalance"]
+        assert report.replica in fleet.target
+        assert [a.status for a in report.attempts] == [200]
+        assert report.usage.output_tokens == 4
+        assert report.replica in str(report.explain())
+        assert settled(client)
+
+
+async def test_streamed_bytes_are_what_the_replica_sent() -> None:
+    sent = [ROLE, WORD[:20], WORD[20:] + WORD, b": ping\n\n", WORD, b"data: [DONE]\n\n"]
+
+    def script(exchange: Exchange) -> None:
+        exchange.start_stream()
+        for piece in sent:
+            exchange.chunk(piece)
+        exchange.end_stream()
+
+    with Scripted(script) as server:
+        async with mlb.AsyncClient(config(server)) as client:
+            async with client.stream("POST", PATH, json=chat(stream=True)) as answer:
+                received = [chunk async for chunk in answer.aiter_raw()]
+
+            assert b"".join(received) == b"".join(sent)
+            assert server.exchanges[0].header("accept-encoding") == "identity"
+            assert settled(client)
+
+
+async def test_headers_come_before_the_first_token_but_the_answer_begins_with_it(fleet: Fleet) -> None:
+    async with (
+        mlb.AsyncClient(fleet.target) as client,
+        client.stream("POST", PATH, json=chat("x" * 40_000, stream=True)) as answer,
+    ):
+        async with aclosing(answer.aiter_raw()) as chunks:
+            first = await anext(chunks)
+
+    assert b'"content":"tok' in first or b'"role":"assistant"' in first
+    assert answer.extensions["mlbalance"].ttft_s > 0
+
+
+async def test_the_host_is_the_replicas_unless_it_is_set() -> None:
+    with Scripted(ok) as server:
+        async with mlb.AsyncClient(config(server)) as client:
+            await client.post(PATH, json=chat())
+            await client.post(PATH, json=chat(), headers={"host": "model.example"})
+
+        assert [e.header("host") for e in server.exchanges] == [server.address, "model.example"]
+
+
+async def test_wishes_are_not_sent_on_and_wrong_ones_are_refused() -> None:
+    with Scripted(ok) as server:
+        async with mlb.AsyncClient(config(server)) as client:
+            await client.post(
+                PATH, json=chat(), headers={"x-mlbalance-session": "s", "x-mlbalance-priority": "3"}
+            )
+            with pytest.raises(mlb.ConfigError, match="x-mlbalance-sesion is not known"):
+                await client.post(PATH, json=chat(), headers={"x-mlbalance-sesion": "s"})
+            with pytest.raises(mlb.ConfigError, match="must be a mlbalance_client.CallOptions"):
+                await client.post(PATH, json=chat(), extensions={"mlbalance": {"session": "s"}})
+
+        assert "x-mlbalance" not in server.exchanges[0].head.decode().lower()
+
+
+async def test_another_host_is_refused_unless_allowed() -> None:
+    with Scripted(ok) as fleet, Scripted(ok) as stranger:
+        async with mlb.AsyncClient(config(fleet)) as client:
+            with pytest.raises(mlb.ConfigError, match="allow_other_hosts"):
+                await client.get(f"http://{stranger.address}/")
+        async with mlb.AsyncClient(config(fleet, http={"allow_other_hosts": True})) as client:
+            assert (
+                await client.get(f"http://{stranger.address.replace('127.0.0.1', 'localhost')}/")
+            ).status_code == 200
+
+        assert not fleet.exchanges
+        assert len(stranger.exchanges) == 1
+
+
+async def test_a_redirect_stays_in_the_fleet() -> None:
+    def script(exchange: Exchange) -> None:
+        if exchange.path == "/old":
+            exchange.answer(307, headers=f"location: http://{exchange.header('host')}/new\r\n")
+        else:
+            exchange.answer(200, {"path": exchange.path})
+
+    with Scripted(script) as server:
+        async with mlb.AsyncClient(config(server), follow_redirects=True) as client:
+            assert (await client.post("/old", json={})).json() == {"path": "/new"}
+
+
+@pytest.mark.parametrize(
+    "option", [{"proxy": "http://p"}, {"mounts": {"all://": None}}, {"transport": object()}, {"http2": True},
+               {"limits": httpx.Limits(max_connections=5)}]
+)  # fmt: skip
+def test_options_that_cannot_be_honoured_are_refused_by_name(option: dict[str, Any]) -> None:
+    with pytest.raises(mlb.ConfigError, match=next(iter(option))):
+        mlb.AsyncClient("static://127.0.0.1:1", **option)
+    with pytest.raises(mlb.ConfigError, match=next(iter(option))):
+        mlb.Client("static://127.0.0.1:1", **option)
+
+
+def test_a_transport_refuses_unknown_options() -> None:
+    with pytest.raises(mlb.ConfigError, match="'verfy'.*verify"):
+        mlb.AsyncBalancerTransport("static://127.0.0.1:1", verfy=False)
+
+
+async def test_the_transport_alone_serves_a_plain_client() -> None:
+    with Scripted(ok) as server:
+        transport = mlb.AsyncBalancerTransport(config(server))
+        async with httpx.AsyncClient(transport=transport, base_url="http://llm.example/v1") as client:
+            assert (await client.post("chat/completions", json=chat())).status_code == 200
+
+        assert server.exchanges[0].path == PATH
+
+
+async def test_a_replica_with_a_path_prefix() -> None:
+    with Scripted(ok) as server:
+        async with mlb.AsyncClient(f"static://{server.address}/models/a") as client:
+            await client.post("/v1/x?q=1", json={})
+
+        assert server.exchanges[0].path == "/models/a/v1/x?q=1"
+
+
+# -- failover -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("failing", "attempts"), [(refuse, 2), (reset, 2)])
+async def test_what_one_replica_fails_another_answers(failing: Any, attempts: int) -> None:
+    with Scripted(failing) as bad, Scripted(ok) as good:
+        async with mlb.AsyncClient(config(bad, good)) as client:
+            for _ in range(4):
+                answer = await client.post(PATH, json=chat())
+
+                assert answer.status_code == 200
+                assert len(answer.extensions["mlbalance"].attempts) <= attempts
+            assert settled(client)
+        assert bad.exchanges
+
+
+async def test_an_overload_inside_a_200_is_a_failure_of_its_replica() -> None:
+    def overloaded(exchange: Exchange) -> None:
+        exchange.start_stream()
+        exchange.chunk(OVERLOADED)
+        exchange.end_stream()
+
+    def good(exchange: Exchange) -> None:
+        exchange.start_stream()
+        exchange.chunk(ROLE + WORD + b"data: [DONE]\n\n")
+        exchange.end_stream()
+
+    with Scripted(overloaded) as one, Scripted(good) as two:
+        async with mlb.AsyncClient(config(one, two)) as client:
+            for _ in range(2):
+                async with client.stream("POST", PATH, json=chat(stream=True)) as answer:
+                    assert b"tok" in await answer.aread()
+        assert one.exchanges
+    with Scripted(overloaded) as only:
+        async with mlb.AsyncClient(config(only)) as client:
+            answer = await client.post(PATH, json=chat(stream=True))
+
+            assert (answer.status_code, answer.content) == (200, OVERLOADED)
+            assert answer.headers["x-should-retry"] == "false"
+
+
+async def test_a_replica_that_is_down_costs_no_call() -> None:
+    with ExitStack() as stack:
+        up = stack.enter_context(Scripted(ok))
+        with Scripted(ok) as down:
+            settings = config(up, down, retries={"max_attempts": 1})
+        async with mlb.AsyncClient(settings) as client:
+            for _ in range(4):
+                once = mlb.CallOptions(replayable=False)
+                answer = await client.post(PATH, json=chat(), extensions={"mlbalance": once})
+
+                assert answer.status_code == 200
+            assert settled(client)
+
+
+async def test_what_may_not_be_sent_twice_is_not() -> None:
+    with Scripted(reset) as one, Scripted(reset) as two:
+        async with mlb.AsyncClient(config(one, two)) as client:
+            with pytest.raises(httpx.HTTPError) as caught:
+                await client.post(PATH, json=chat(store=True))
+            assert isinstance(caught.value, mlb.AttemptsExhausted)
+
+        assert len(one.exchanges) + len(two.exchanges) == 1
+
+
+async def test_an_answer_in_hand_is_returned_not_raised() -> None:
+    with Scripted(refuse) as one, Scripted(reset) as two:
+        async with mlb.AsyncClient(
+            config(one, two, picking={"policy": "round_robin", "residual_s": 0})
+        ) as client:
+            statuses = set()
+            for _ in range(2):
+                answer = await client.post(PATH, json=chat())
+                statuses.add(answer.status_code)
+                assert answer.headers["x-should-retry"] == "false"
+
+            assert statuses == {503}
+            assert settled(client)
+
+
+async def test_errors_are_also_the_librarys_own() -> None:
+    with Scripted(ok) as gone:
+        settings = config(gone)
+    async with mlb.AsyncClient(settings) as client:
+        with pytest.raises(httpx.ConnectError) as caught:
+            await client.post(PATH, json=chat())
+
+        assert isinstance(caught.value, mlb.AttemptsExhausted)
+        assert isinstance(caught.value.request, httpx.Request)
+        assert [a.failure for a in caught.value.attempts] == [mlb.FailureKind.CONNECT]
+        sdk = {"x-stainless-retry-count": "0"}
+        answer = await client.post(PATH, json=chat(), headers=sdk)
+        assert (answer.status_code, answer.headers["x-should-retry"]) == (503, "false")
+        assert float(answer.headers["retry-after"]) > 0
+
+
+async def test_timeouts_are_the_callers_and_are_not_retried() -> None:
+    def silent(exchange: Exchange) -> None:
+        exchange.wait_gone()
+
+    with Scripted(silent) as one, Scripted(silent) as two:
+        async with mlb.AsyncClient(config(one, two), timeout=httpx.Timeout(5, read=0.1)) as client:
+            with pytest.raises(httpx.ReadTimeout):
+                await client.post(PATH, json=chat())
+            with pytest.raises(httpx.ReadTimeout) as caught:
+                soon = mlb.CallOptions(deadline_s=0.05)
+                await client.post(PATH, json=chat(), extensions={"mlbalance": soon}, timeout=5)
+            assert isinstance(caught.value, mlb.DeadlineExceeded)
+            assert settled(client)
+
+        assert len(one.exchanges) + len(two.exchanges) == 2
+
+
+async def test_a_header_that_cannot_be_sent_is_the_callers_fault() -> None:
+    with Scripted(ok) as server:
+        async with mlb.AsyncClient(config(server)) as client:
+            with pytest.raises(httpx.LocalProtocolError):
+                await client.post(PATH, json=chat(), headers={"x": "a\nb"})
+            assert settled(client)
+
+
+async def test_a_body_too_large_to_keep_is_sent_once() -> None:
+    async def pieces() -> Any:
+        for _ in range(4):
+            yield b"x" * 1000
+
+    received = []
+
+    def count(exchange: Exchange) -> None:
+        received.append(exchange.header("transfer-encoding"))
+        exchange.reset()
+
+    with Scripted(count) as one, Scripted(count) as two:
+        async with mlb.AsyncClient(config(one, two, http={"max_replay_body_bytes": 1500})) as client:
+            with pytest.raises(mlb.AttemptsExhausted):
+                await client.post("/upload", content=pieces())
+
+    assert received == ["chunked"]
+
+
+# -- streams that end early -----------------------------------------------------------------------------------------
+
+
+async def test_leaving_a_stream_early_is_seen_by_the_replica() -> None:
+    with Scripted(endless) as server:
+        async with mlb.AsyncClient(config(server)) as client:
+            async with client.stream("POST", PATH, json=chat(stream=True)) as answer:
+                async with aclosing(answer.aiter_raw()) as chunks:
+                    async for _ in chunks:
+                        break
+
+            assert settled(client)
+            await anyio.to_thread.run_sync(lambda: eventually(lambda: hasattr(server.exchanges[0], "gone")))
+            assert server.exchanges[0].gone
+
+
+@pytest.mark.parametrize("moment", ["before the first token", "mid-stream"])
+async def test_cancelling_a_call_is_seen_by_the_replica(moment: str) -> None:
+    def script(exchange: Exchange) -> None:
+        exchange.start_stream()
+        if moment == "mid-stream":
+            exchange.chunk(ROLE + WORD)
+        reached.set()
+        exchange.gone = exchange.wait_gone()
+
+    reached = threading.Event()
+    with Scripted(script) as server:
+        async with mlb.AsyncClient(config(server)) as client:
+
+            async def call() -> None:
+                async with client.stream("POST", PATH, json=chat(stream=True)) as answer:
+                    await answer.aread()
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(call)
+                await anyio.to_thread.run_sync(reached.wait)
+                tasks.cancel_scope.cancel()
+
+            assert settled(client)
+            await anyio.to_thread.run_sync(lambda: eventually(lambda: hasattr(server.exchanges[0], "gone")))
+            assert server.exchanges[0].gone
+
+
+async def test_a_dropped_stream_is_closed_and_settled() -> None:
+    with Scripted(endless) as server:
+        async with mlb.AsyncClient(config(server)) as client:
+            request = client.build_request("POST", PATH, json=chat(stream=True))
+            answer = await client.send(request, stream=True)
+            assert not settled(client)
+            del answer
+            gc.collect()
+
+            with anyio.fail_after(10):
+                while not settled(client):
+                    await anyio.sleep(0.01)
+
+
+async def test_a_stream_that_is_held_and_not_read_is_closed() -> None:
+    with Scripted(endless) as server:
+        async with mlb.AsyncClient(config(server, http={"max_unread_s": 0.2})) as client:
+            request = client.build_request("POST", PATH, json=chat(stream=True))
+            answer = await client.send(request, stream=True)
+            with anyio.fail_after(10):
+                while not settled(client):
+                    await anyio.sleep(0.01)
+
+            with pytest.raises(mlb.StreamInterrupted, match="unread"):
+                await answer.aread()
+
+
+@pytest.mark.parametrize("way", ["reset", "unterminated"])
+async def test_a_stream_that_breaks_says_how_far_it_came(way: str) -> None:
+    def script(exchange: Exchange) -> None:
+        exchange.start_stream()
+        exchange.chunk(ROLE + WORD)
+        read.wait(10)
+        if way == "reset":
+            exchange.reset()
+        else:
+            exchange.connection.close()
+
+    read = threading.Event()
+    with Scripted(script) as server:
+        async with mlb.AsyncClient(config(server)) as client:
+            async with client.stream("POST", PATH, json=chat(stream=True)) as answer:
+                async with aclosing(answer.aiter_raw()) as chunks:
+                    first = await anext(chunks)
+                    read.set()
+                    with pytest.raises(mlb.StreamInterrupted) as caught:
+                        await anext(chunks)
+
+            assert caught.value.bytes_delivered == len(first) == len(ROLE + WORD)
+            assert isinstance(caught.value, httpx.TransportError)
+            assert settled(client)
+
+
+async def test_a_killed_replica_fails_no_call_that_had_not_begun() -> None:
+    with Fleet(2) as fleet:
+        async with mlb.AsyncClient(fleet.target, timeout=20) as client:
+            await client.post(PATH, json=chat())
+            await anyio.to_thread.run_sync(fleet.kill, 0)
+
+            statuses = [(await client.post(PATH, json=chat(f"{n}" * 9000))).status_code for n in range(6)]
+
+            assert statuses == [200] * 6
+
+
+async def churn(client: mlb.AsyncClient, calls: int, seed: int) -> None:
+    from random import Random
+
+    rng = Random(seed)
+
+    async def one(text: str, patience_s: float) -> None:
+        with anyio.move_on_after(patience_s):
+            async with client.stream("POST", PATH, json=chat(text, stream=True, max_tokens=50)) as answer:
+                async for _ in answer.aiter_raw():
+                    pass
+
+    for _ in range(calls // 50):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(50):
+                tasks.start_soon(one, "x" * rng.randrange(20_000), rng.random() * 0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["mlbalance_client", "mlbalance_client.httpx2"])
+async def test_after_two_thousand_cancelled_calls_all_calls_succeed(fleet: Fleet, module: str) -> None:
+    from importlib import import_module
+
+    settings = mlb.BalancerConfig(
+        discovery={"kind": "static", "replicas": fleet.urls}, picking={"residual_s": 0.0}, seed=1
+    )
+    async with import_module(module).AsyncClient(settings, timeout=60) as client:
+        await churn(client, 2000, seed=3)
+
+        assert settled(client)
+        statuses = [(await client.post(PATH, json=chat(str(n)))).status_code for n in range(100)]
+        assert statuses == [200] * 100
+        assert settled(client)
+
+
+# -- the synchronous face -------------------------------------------------------------------------------------------
+
+
+def test_the_synchronous_client_from_many_threads(fleet: Fleet) -> None:
+    settings = mlb.BalancerConfig(
+        discovery={"kind": "static", "replicas": fleet.urls}, picking={"residual_s": 0.0}
+    )
+    with mlb.Client(settings, timeout=60) as client:
+        results: list[int] = []
+
+        def work(number: int) -> None:
+            for turn in range(5):
+                results.append(client.post(PATH, json=chat(f"{number} {turn}")).status_code)
+                with client.stream("POST", PATH, json=chat(f"{number} {turn}", stream=True)) as answer:
+                    for line in answer.iter_lines():
+                        if "tok" in line:
+                            break
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+        assert results == [200] * 80
+        assert client.snapshot().outstanding_requests == 0
+        assert json.loads(json.dumps(client.snapshot().as_dict()))["policy"] == "prefix_tokens"
+        assert client.explain(chat()).replica in fleet.target
+    assert not [t for t in threading.enumerate() if t.name == "mlbalance"]
+
+
+def test_a_dropped_synchronous_client_leaves_no_thread(fleet: Fleet) -> None:
+    client = mlb.Client(fleet.target)
+    client.post(PATH, json=chat())
+    del client
+    gc.collect()
+
+    assert eventually(lambda: not [t for t in threading.enumerate() if t.name == "mlbalance"])
+
+
+def test_a_closed_synchronous_client_refuses_calls(fleet: Fleet) -> None:
+    client = mlb.Client(fleet.target)
+    client.close()
+    client.close()
+
+    with pytest.raises(RuntimeError, match="closed"):
+        client.post(PATH, json=chat())
