@@ -11,9 +11,7 @@ from .json_dialect import JsonDialect
 from .watches import AnswerForm
 
 # message_stop says nothing that message_delta, with its stop reason, has not said.
-_PREAMBLE = frozenset(
-    {"message_start", "ping", "content_block_start", "content_block_stop", "message_stop"}
-)
+_PREAMBLE = frozenset({"message_start", "ping", "content_block_start", "content_block_stop", "message_stop"})
 # Tools of Anthropic's definition that the caller runs; versions end with a date.
 _CALLERS_TOOLS = ("custom", "bash_", "text_editor_", "computer_", "memory_")
 

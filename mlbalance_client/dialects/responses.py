@@ -77,6 +77,4 @@ def _responses(body: Fields) -> Reading:
     )
 
 
-DIALECT = JsonDialect(
-    "openai.responses", "/responses", _responses, AnswerForm(_sign, _figures, usage, _ends)
-)
+DIALECT = JsonDialect("openai.responses", "/responses", _responses, AnswerForm(_sign, _figures, usage, _ends))

@@ -67,8 +67,9 @@ def last_events(stream: bytes) -> Iterator[tuple[str, bytes]]:
 
 def last_event_start(stream: bytes) -> int:
     """Where the last event begins, or 0 if no earlier event ends in ``stream``."""
-    body = stream.rstrip(b"\r\n")
-    return max(body.rfind(b"\n\n"), body.rfind(b"\r\n\r\n"), 0)
+    end = len(stream) - len("\r\n\r\n")
+    start = stream.rfind(b"\n\n", 0, end)
+    return max(start if start >= 0 else stream.rfind(b"\r\n\r\n", 0, end), 0)
 
 
 def _normal(stream: bytes) -> bytes:

@@ -83,7 +83,7 @@ class BodyWatch:
 class EventWatch:
     """A stream of server-sent events: read up to the commit point, then only its end is kept."""
 
-    __slots__ = ("_events", "_fed", "_figures", "_form", "_room", "_tail", "error")
+    __slots__ = ("_events", "_fed", "_figures", "_form", "_keep", "_room", "_tail", "error")
 
     def __init__(self, form: AnswerForm) -> None:
         self.error: InBandError | None = None
@@ -92,6 +92,7 @@ class EventWatch:
         self._fed = 0
         self._figures: Fields = {}
         self._tail: list[bytes] = []
+        self._keep = self._tail.append
         self._room = 2 * _TAIL_BYTES
 
     def feed(self, chunk: bytes) -> Sign:
@@ -112,7 +113,7 @@ class EventWatch:
 
     def passed(self, chunk: bytes) -> None:
         """Keep the end of the stream."""
-        self._tail.append(chunk)
+        self._keep(chunk)
         self._room -= len(chunk)
         if self._room < 0:
             self._trim()
@@ -124,7 +125,7 @@ class EventWatch:
         start = last_event_start(tail)
         if len(tail) - start <= _KEPT_BYTES:
             cut = min(cut, start)
-        self._tail = [tail[cut:]]
+        self._tail[:] = (tail[cut:],)
         self._room = _TAIL_BYTES
 
     def end(self) -> Ending:
