@@ -7,6 +7,7 @@ round, so that a body which the caller drops can be noticed and its flow ended.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from weakref import ref
 
 from .core.fleet import Pick
 from .core.model import Usage, Verdict
@@ -23,7 +24,7 @@ class Flow:
 
     __slots__ = (
         "_chunks", "_clock", "_on_end", "_watch", "blind", "buffered", "delivered", "idle_since", "number", "pick",
-        "report", "settled", "whole", "wire",
+        "reader", "report", "settled", "whole", "wire",
     )  # fmt: skip
 
     def __init__(
@@ -46,6 +47,7 @@ class Flow:
         self.buffered: list[bytes] = []
         self.delivered = 0
         self.idle_since: float | None = None
+        self.reader: ref[AnswerBody] | None = None
         self.settled = False
         self.whole = False
         self._watch = watch

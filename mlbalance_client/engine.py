@@ -7,15 +7,14 @@ wire -> commit point -> the body flows to the caller -> settled once, whatever t
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterable, Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import AsyncIterable, Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from random import Random
 from typing import Any
 from urllib.parse import urlsplit
-from weakref import finalize
+from weakref import ref
 
 import anyio
 
@@ -38,7 +37,7 @@ from .events import (
     Picked,
     ReplicasChanged,
     Settled,
-    logging_subscriber,
+    log_events,
 )
 from .tending import EventLoop, Loop
 from .wire import Origin, Timeouts, Wire, WireAnswer, WireError, WireOptions, WireRequest
@@ -107,7 +106,7 @@ class Engine:
     ) -> None:
         self.config = config
         self.events = EventStream()
-        self.events.subscribe(logging_subscriber())
+        log_events(self.events)
         rng = Random(config.seed)
         self.fleet = Fleet(config.picking, rng)
         self._clock = clock
@@ -203,16 +202,12 @@ class Engine:
         """
         self.start()
         call = self._begin(request)
-        limit = self._deadline(request.options)
-        with limit as scope:
+        deadline_s = request.options.deadline_s
+        if deadline_s is None:
             return await self._perform(call)
-        if scope is not None and scope.cancelled_caught:
-            raise DeadlineExceeded(f"no answer began within {request.options.deadline_s} s")
-        raise AssertionError("unreachable: the scope swallows nothing but its own cancellation")
-
-    @staticmethod
-    def _deadline(options: CallOptions) -> AbstractContextManager[anyio.CancelScope | None]:
-        return nullcontext() if options.deadline_s is None else anyio.move_on_after(options.deadline_s)
+        with anyio.move_on_after(deadline_s):
+            return await self._perform(call)
+        raise DeadlineExceeded(f"no answer began within {deadline_s} s")
 
     def _begin(self, request: Request) -> _Call:
         path = request.target.partition(b"?")[0].decode("ascii", "replace")
@@ -259,8 +254,10 @@ class Engine:
         call.plan.started(pick.replica.id)
         call.report.picked(pick)
         began = self._clock()
+        if previous is not None:
+            self._tell_failover(call, pick, began, previous)
         if self.events:
-            self._tell_start(call, pick, number, began, previous)
+            self._tell_start(call, pick, number, began)
         flow: Flow | None = None
         try:
             answer = await self._open_wire(call, pick)
@@ -286,11 +283,11 @@ class Engine:
         self._ended(call, pick, number, began, status=flow.wire.status)
         return command
 
-    async def _open_wire(self, call: _Call, pick: Pick) -> WireAnswer:
+    def _open_wire(self, call: _Call, pick: Pick) -> Awaitable[WireAnswer]:
         request = call.request
         origin, authority, prefix = self._origin(pick.replica.url)
         headers = [(b"Host", request.host or authority), *request.headers]
-        return await self.wire.open(
+        return self.wire.open(
             origin,
             WireRequest(
                 method=request.method.encode("ascii"),
@@ -360,7 +357,8 @@ class Engine:
             call.report.total_s = self._clock() - call.began
         else:
             body = AnswerBody(flow, self._clock)
-            finalize(body, self._drop, flow).atexit = False
+            # Not weakref.finalize, which costs as much as the rest of this method.
+            flow.reader = ref(body, lambda _: self._drop(flow))
         extensions = {**flow.wire.extensions, "mlbalance": call.report}
         return Answer(flow.wire.status, headers, body, extensions, call.report, call.reading.streaming)
 
@@ -368,6 +366,7 @@ class Engine:
 
     def _on_end(self, call: _Call, flow: Flow, verdict: Verdict, usage: Usage | None) -> None:
         self._open.discard(flow)
+        flow.reader = None
         now = self._clock()
         report = call.report
         report.total_s, report.usage = now - call.began, usage
@@ -416,13 +415,12 @@ class Engine:
                 AttemptEnded(now, call.id, number, pick.replica.id, now - began, status, failure, detail)
             )
 
-    def _tell_start(
-        self, call: _Call, pick: Pick, number: int, now: float, previous: AttemptReport | None
-    ) -> None:
+    def _tell_failover(self, call: _Call, pick: Pick, now: float, previous: AttemptReport) -> None:
+        why = str(previous.failure or previous.status)
+        self.events.emit(FailedOver(now, call.id, previous.number, previous.replica, pick.replica.id, why))
+
+    def _tell_start(self, call: _Call, pick: Pick, number: int, now: float) -> None:
         replica, report, emit = pick.replica, call.report, self.events.emit
-        if previous is not None:
-            why = str(previous.failure or previous.status)
-            emit(FailedOver(now, call.id, previous.number, previous.replica, replica.id, why))
         emit(
             Picked(
                 at=now,
@@ -432,7 +430,7 @@ class Engine:
                 reason=report.reason,
                 prompt_tokens=report.prompt_tokens,
                 predicted_hit_tokens=report.predicted_hit_tokens,
-                candidates=len(pick.decision.candidates),
+                candidates=len(pick.decision.compared.hits),
             )
         )
         emit(AttemptStarted(now, call.id, number, replica.id, replica.url))

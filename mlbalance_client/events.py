@@ -99,21 +99,28 @@ Event = Picked | AttemptStarted | AttemptEnded | FailedOver | Settled | Replicas
 Subscriber = Callable[[Event], None]
 
 
-class _Subscription:
-    __slots__ = ("call", "failed")
+def _always() -> bool:
+    return True
 
-    def __init__(self, call: Subscriber) -> None:
+
+class _Subscription:
+    __slots__ = ("call", "every_call", "failed")
+
+    def __init__(self, call: Subscriber, every_call: Callable[[], bool]) -> None:
         self.call = call
+        self.every_call = every_call
         self.failed = False
 
 
 class EventStream:
     """Hands events to subscribers, in the thread and order in which they happen.
 
-    It is false while nobody listens, so that callers need not even make the event::
+    It is false while nobody wants the events of every call, so that callers need not even make them::
 
         if events:
             events.emit(...)
+
+    Failovers and changes of the fleet are rare, and are always emitted.
     """
 
     __slots__ = ("_lock", "_subscriptions")
@@ -123,14 +130,17 @@ class EventStream:
         self._subscriptions: tuple[_Subscription, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self._subscriptions)
+        return any(subscription.every_call() for subscription in self._subscriptions)
 
-    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
+    def subscribe(
+        self, subscriber: Subscriber, *, every_call: Callable[[], bool] = _always
+    ) -> Callable[[], None]:
         """Call ``subscriber`` with every event from now on, until the returned function is called.
 
-        It must be quick and not block. What it raises is logged once and harms nobody.
+        It must be quick and not block. What it raises is logged once and harms nobody. ``every_call``: whether it
+        has a use now for the events of every call, which cost something; false spares them if nobody else has.
         """
-        subscription = _Subscription(subscriber)
+        subscription = _Subscription(subscriber, every_call)
         with self._lock:
             self._subscriptions += (subscription,)
 
@@ -151,6 +161,11 @@ class EventStream:
                     LOGGER.exception(
                         "event subscriber %r failed; its later errors are not logged", subscription.call
                     )
+
+
+def log_events(events: EventStream, logger: logging.Logger = LOGGER) -> None:
+    """Let the logger follow ``events``."""
+    events.subscribe(logging_subscriber(logger), every_call=lambda: logger.isEnabledFor(logging.DEBUG))
 
 
 def logging_subscriber(logger: logging.Logger = LOGGER) -> Subscriber:

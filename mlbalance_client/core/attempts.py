@@ -9,7 +9,7 @@ attempt starts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..errors import FailureKind
 from .model import ReplicaId
@@ -38,6 +38,7 @@ class GiveUp:
 
 
 Command = Start | Deliver | GiveUp
+_FIRST = Start(frozenset())
 
 
 @dataclass(slots=True)
@@ -46,18 +47,18 @@ class Attempts:
 
     replayable: bool
     max_sent: int
-    _tried: set[ReplicaId] = field(default_factory=set)
+    _tried: frozenset[ReplicaId] = frozenset()
     _sent: int = 0
     _held: int | None = None
     _committed: bool = False
 
     def begin(self) -> Command:
         """The call starts."""
-        return Start(frozenset())
+        return _FIRST
 
     def started(self, replica: ReplicaId) -> None:
         """An attempt was sent on its way."""
-        self._tried.add(replica)
+        self._tried = self._tried | {replica}
         self._sent += 1
 
     def content(self, number: int) -> Command:
@@ -88,7 +89,7 @@ class Attempts:
         return self.replayable and self._sent < self.max_sent and not self._committed
 
     def _elsewhere(self) -> Command:
-        return Start(frozenset(self._tried))
+        return Start(self._tried)
 
     def _end(self) -> Command:
         self._committed = True

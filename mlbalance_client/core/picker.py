@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from operator import attrgetter
+from itertools import islice
 from random import Random
 from typing import NamedTuple, Protocol
 
@@ -42,23 +42,55 @@ class Candidate(NamedTuple):
     score_s: float
 
 
-class Hit(NamedTuple):
-    """How much of a prompt a replica is believed to have cached, and why."""
-
-    tokens: int
-    source: Source
+# How many tokens of a prompt a replica is believed to have cached, and why.
+Hit = tuple[int, Source]
+NO_HIT: Hit = (0, Source.NONE)
 
 
-NO_HIT = Hit(0, Source.NONE)
+@dataclass(slots=True)
+class Compared:
+    """Candidates as lists side by side, in the order of ``hits``: few objects for the garbage collector to visit."""
+
+    hits: Mapping[int, Hit]
+    waiting_s: list[float]
+    own_s: list[float]
+    score_s: list[float]
+
+    def candidates(self) -> list[Candidate]:
+        """Each on its own."""
+        return [
+            Candidate(place, hit, source, waiting_s, own_s, score_s)
+            for (place, (hit, source)), waiting_s, own_s, score_s in zip(
+                self.hits.items(), self.waiting_s, self.own_s, self.score_s, strict=True
+            )
+        ]
+
+    def least(self, rng: Random) -> Candidate:
+        """The one of least score, ties at random."""
+        scores = self.score_s
+        least_s = min(scores)
+        at = scores.index(least_s)
+        if scores.count(least_s) > 1:
+            ties = [i for i, score_s in enumerate(scores) if score_s == least_s]
+            at = ties[int(rng.random() * len(ties))]
+        place = next(islice(self.hits, at, None))
+        hit, source = self.hits[place]
+        return Candidate(place, hit, source, self.waiting_s[at], self.own_s[at], least_s)
 
 
-class Decision(NamedTuple):
-    """The chosen candidate and all that were compared (the chosen one among them)."""
+@dataclass(slots=True)
+class Decision:
+    """The chosen candidate, out of all that were compared."""
 
     chosen: Candidate
-    candidates: list[Candidate]
+    compared: Compared
     policy: str
     pool: Pool
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """All that were compared, the chosen one among them."""
+        return self.compared.candidates()
 
 
 class PickingSettings(Protocol):
@@ -100,21 +132,30 @@ class Sight:
         """Tokens of the first ``depth`` blocks; the last token is always computed anew."""
         return min(demand.prompt_tokens - 1, int(depth * self.tokens_per_block))
 
-    def weigh(self, hits: Mapping[int, Hit], demand: Demand, now: float) -> list[Candidate]:
+    def weigh(self, hits: Mapping[int, Hit], demand: Demand, now: float) -> Compared:
         """Score replicas for one call. On the path of every call, hence the flat loop."""
-        settings, ledger, rates, waits_s = self.settings, self.ledger, self.rates, self.load.waiting_s
+        settings, account, rates, waits_s = (
+            self.settings,
+            self.ledger.account,
+            self.rates,
+            self.load.waiting_s,
+        )
         tokens, knee, handicap_s = demand.prompt_tokens, settings.knee_tokens, self.handicap_s
         miss_weight = settings.miss_weight
         decode_weight = settings.decode_weight * settings.decode_s_per_token
-        candidates = []
-        for place, (hit, source) in hits.items():
-            own_s = prefill_units(tokens - hit, tokens, knee) / rates[place]
+        whole_units = prefill_units(tokens, tokens, knee)
+        waiting, own, scores = [], [], []
+        for place, (hit, _) in hits.items():
+            units = prefill_units(tokens - hit, tokens, knee) if hit else whole_units
+            own_s = units / rates[place]
             waiting_s = waits_s(place, now)
-            score_s = waiting_s + miss_weight * own_s + decode_weight * ledger.account(place).decode_tokens
+            score_s = waiting_s + miss_weight * own_s + decode_weight * account(place).decode_tokens
             if handicap_s:
                 score_s += handicap_s.get(place, 0.0)
-            candidates.append(Candidate(place, hit, source, waiting_s, own_s, score_s))
-        return candidates
+            waiting.append(waiting_s)
+            own.append(own_s)
+            scores.append(score_s)
+        return Compared(hits, waiting, own, scores)
 
 
 class Policy(Protocol):
@@ -147,22 +188,20 @@ class PrefixTokens:
                 hits[place] = NO_HIT
         if not hits:
             hits[_any(allowed, pool, rng)] = NO_HIT
-        candidates = sight.weigh(hits, demand, now)
-        chosen = _least(candidates, rng)
-        return Decision(chosen, candidates, self.name, pool)
+        compared = sight.weigh(hits, demand, now)
+        return Decision(compared.least(rng), compared, self.name, pool)
 
     @staticmethod
     def _recorded(sight: Sight, demand: Demand, allowed: int) -> dict[int, Hit]:
         most, index = sight.settings.sampled_candidates, sight.index
-        hits = {
-            place: Hit(sight.tokens(demand, depth), Source.RECORD)
-            for place, depth in index.deepest(demand.fingerprint.chain, allowed, most)
-        }
+        hits: dict[int, Hit] = {}
+        for place, depth in index.deepest(demand.fingerprint.chain, allowed, most):
+            hits[place] = (sight.tokens(demand, depth), Source.RECORD)
         if demand.session is not None:
             doubtful = int((demand.prompt_tokens - 1) * sight.settings.prior_confidence)
             for place, _ in index.deepest((demand.session,), allowed, most):
-                if hits.get(place, NO_HIT).tokens < doubtful:
-                    hits[place] = Hit(doubtful, Source.SESSION)
+                if hits.get(place, NO_HIT)[0] < doubtful:
+                    hits[place] = (doubtful, Source.SESSION)
         return hits
 
     @staticmethod
@@ -177,8 +216,8 @@ class PrefixTokens:
             doubtful = int(sight.tokens(demand, depth) * confidence)
             for place in pool.homes(key):
                 if allowed >> place & 1 and ledger.account(place).tokens <= bound:
-                    if hits.get(place, NO_HIT).tokens < doubtful:
-                        hits[place] = Hit(doubtful, Source.HOME)
+                    if hits.get(place, NO_HIT)[0] < doubtful:
+                        hits[place] = (doubtful, Source.HOME)
                     elif place not in hits:
                         hits[place] = NO_HIT
                     break
@@ -231,18 +270,9 @@ class RoundRobin:
         return _only(sight, pool.places[turn % len(pool)], demand, pool, now, self.name)
 
 
-_SCORE = attrgetter("score_s")
-
-
 def _only(sight: Sight, place: int, demand: Demand, pool: Pool, now: float, name: str) -> Decision:
-    candidates = sight.weigh({place: NO_HIT}, demand, now)
-    return Decision(candidates[0], candidates, name, pool)
-
-
-def _least(candidates: list[Candidate], rng: Random) -> Candidate:
-    least_s = min(map(_SCORE, candidates))
-    ties = [c for c in candidates if c.score_s == least_s]
-    return ties[int(rng.random() * len(ties))] if len(ties) > 1 else ties[0]
+    compared = sight.weigh({place: NO_HIT}, demand, now)
+    return Decision(compared.candidates()[0], compared, name, pool)
 
 
 def _any(allowed: int, pool: Pool, rng: Random) -> int:

@@ -136,7 +136,7 @@ def reason(decision: Decision) -> str:
     """One line: why the chosen replica."""
     if decision.policy != "prefix_tokens":
         return f"policy {decision.policy}"
-    if len(decision.candidates) == 1:
+    if len(decision.compared.hits) == 1:
         return "it is the only candidate"
     return _WORDS[decision.chosen.source]
 

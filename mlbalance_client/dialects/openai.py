@@ -59,9 +59,12 @@ CHUNKS = AnswerForm(_sign, figures, usage, _ends)
 
 def output_limit(body: Fields, *names: str, prompts: int = 1) -> int | None:
     """The first limit given, times the number of outputs; ``best_of`` computes more than it returns."""
-    limit = next((n for n in (number(body.get(name)) for name in names) if n is not None), None)
-    outputs = max(1, number(body.get("n")) or 1, number(body.get("best_of")) or 1)
-    return None if limit is None else limit * outputs * prompts
+    for name in names:
+        limit = number(body.get(name))
+        if limit is not None:
+            outputs = max(1, number(body.get("n")) or 1, number(body.get("best_of")) or 1)
+            return limit * outputs * prompts
+    return None
 
 
 def chat_messages(canonical: Canonical, messages: object) -> None:

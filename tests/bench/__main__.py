@@ -1,0 +1,15 @@
+"""``python -m tests.bench [decision] [cost] [placement]``: all of them, unless some are named."""
+
+from __future__ import annotations
+
+import sys
+
+from . import cost, decision
+
+BENCHES = {"decision": decision.main, "cost": cost.main}
+
+names = sys.argv[1:] or list(BENCHES)
+if unknown := set(names) - set(BENCHES):
+    sys.exit(f"no bench named {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}")
+for name in names:
+    BENCHES[name]()

@@ -1,0 +1,201 @@
+"""CPU a call costs the client, beside the same wire without balancing and beside bare libraries, in one run."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from statistics import median
+from typing import Any
+
+import httpx
+
+import mlbalance_client as mlb
+from mlbalance_client.wire import Origin, Timeouts, Wire, WireAnswer, WireOptions, WireRequest
+
+from .answering import replicas
+from .text import conversations
+
+ALTERNATIONS = 5
+CALLS = {1: 150, 64: 640, 500: 1000}
+DELAY_MS = {1: 0, 64: 50, 500: 50}
+STREAM_CALLS = {1: 40, 64: 256, 500: 1000}
+STREAM_DELAY_MS = {1: 1, 64: 10, 500: 10}
+
+
+class _Passing(httpx.AsyncByteStream):
+    def __init__(self, answer: WireAnswer) -> None:
+        self._answer = answer
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return aiter(self._answer)
+
+    async def aclose(self) -> None:
+        await self._answer.aclose()
+
+
+class SameWire(httpx.AsyncBaseTransport):
+    """Our connections, a pool a replica, round robin; nothing else of ours."""
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        self._wire = Wire(WireOptions(keepalive_expiry_s=60.0))
+        self._origins = [(Origin.from_url(url), url.removeprefix("http://").encode()) for url in urls]
+        self._turn = count()
+        self._timeouts = Timeouts(5.0, 600.0, 60.0)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        stream = request.stream
+        assert isinstance(stream, httpx.ByteStream)
+        origin, authority = self._origins[next(self._turn) % len(self._origins)]
+        headers = [
+            (b"Host", authority),
+            *(pair for pair in request.headers.raw if pair[0].lower() != b"host"),
+        ]
+        answer = await self._wire.open(
+            origin,
+            WireRequest(
+                request.method.encode(), request.url.raw_path, headers, b"".join(stream), self._timeouts, {}
+            ),
+        )
+        return httpx.Response(
+            answer.status, headers=answer.headers, stream=_Passing(answer), extensions=answer.extensions
+        )
+
+    async def aclose(self) -> None:
+        await self._wire.aclose()
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """``make``: the client; ``spread``: whether its URLs must name the replicas in turn."""
+
+    name: str
+    make: Callable[[Sequence[str]], Any]
+    spread: bool = False
+
+
+def _bare(library: Any, **options: Any) -> Any:
+    limits = library.Limits(max_connections=None, max_keepalive_connections=None)
+    return library.AsyncClient(timeout=600.0, limits=limits, **options)
+
+
+def _balanced(urls: Sequence[str], policy: str = "prefix_tokens") -> mlb.AsyncClient:
+    return mlb.AsyncClient(
+        mlb.BalancerConfig.model_validate(
+            {"discovery": {"kind": "static", "replicas": list(urls)}, "picking": {"policy": policy}}
+        )
+    )
+
+
+def contestants() -> list[Contestant]:
+    """Those whose libraries are installed."""
+    found = [
+        Contestant("ours", _balanced),
+        Contestant(
+            "same wire",
+            lambda urls: httpx.AsyncClient(transport=SameWire(urls), base_url="http://fleet", timeout=600),
+        ),
+        Contestant("bare httpx", lambda urls: _bare(httpx), spread=True),
+    ]
+    for name, make in (("bare httpx2", _bare_httpx2), ("httpx-aiohttp", _httpx_aiohttp)):
+        module = {"bare httpx2": "httpx2", "httpx-aiohttp": "httpx_aiohttp"}[name]
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            print(f"  ({name}: not installed)")
+        else:
+            found.append(Contestant(name, make, spread=True))
+    return found
+
+
+def _bare_httpx2(urls: Sequence[str]) -> Any:
+    return _bare(importlib.import_module("httpx2"))
+
+
+def _httpx_aiohttp(urls: Sequence[str]) -> Any:
+    transport = importlib.import_module("httpx_aiohttp").AiohttpTransport
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    return httpx.AsyncClient(transport=transport(limits=limits), timeout=600.0)
+
+
+async def _measure(
+    contestant: Contestant,
+    urls: Sequence[str],
+    bodies: Sequence[bytes],
+    in_flight: int,
+    calls: int,
+    path: str,
+) -> float:
+    """CPU microseconds a call, connections warm."""
+    numbers = count()
+    headers = {"content-type": "application/json"}
+    streaming = b'"stream":true' in bodies[0]
+
+    async def work(client: Any, last: int) -> None:
+        while (number := next(numbers)) < last:
+            body = bodies[number % len(bodies)]
+            url = (urls[number % len(urls)] if contestant.spread else "") + path
+            if streaming:
+                async with client.stream("POST", url, content=body, headers=headers) as response:
+                    async for _ in response.aiter_bytes():
+                        pass
+            else:
+                response = await client.post(url, content=body, headers=headers)
+            if response.status_code != 200:
+                raise RuntimeError(f"{contestant.name}: {response.status_code}")
+
+    async def run(client: Any, last: int) -> None:
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(in_flight):
+                workers.create_task(work(client, last))
+
+    async with contestant.make(urls) as client:
+        await run(client, in_flight)
+        numbers = count()
+        gc.collect()
+        began = time.process_time()
+        await run(client, calls)
+        return (time.process_time() - began) / calls * 1e6
+
+
+def _cell(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    if not theirs:
+        return f"{'failed':>24}"
+    failed = f"{len(ours) - len(theirs)} failed, " if len(theirs) < len(ours) else ""
+    return f"{failed}{median(theirs):.0f} (x{median(ours) / median(theirs):5.2f})".rjust(24)
+
+
+def main(alternations: int = ALTERNATIONS) -> None:
+    """Print medians, and ratios to ours."""
+    print(
+        f"cost: CPU us a call in the client, median of {alternations} alternations, 8 replicas, 32 KB prompts"
+    )
+    field = contestants()
+    print(f"  {'':24}" + "".join(f"{each.name:>24}" for each in field))
+    with replicas() as urls:
+        for streaming in (False, True):
+            bodies = conversations(256, 32 * 1024, stream=streaming)
+            for in_flight in CALLS:
+                calls = (STREAM_CALLS if streaming else CALLS)[in_flight]
+                delay_ms = (STREAM_DELAY_MS if streaming else DELAY_MS)[in_flight]
+                path = f"/{delay_ms}/v1/chat/completions"
+                times: dict[str, list[float]] = {each.name: [] for each in field}
+                for _ in range(alternations):
+                    for each in field:
+                        measured = asyncio.run(_measure(each, urls, bodies, in_flight, calls, path))
+                        times[each.name].append(measured)
+                ours = median(times["ours"])
+                label = f"{'streaming' if streaming else 'whole'}, {in_flight} in flight"
+                cells = (median(times[each.name]) for each in field)
+                print(
+                    f"  {label:24}" + "".join(f"{cell:13.0f} (x{ours / cell:5.2f})" for cell in cells),
+                    flush=True,
+                )
+    print(
+        "  in brackets: ours / theirs. Targets: same wire at most x1.35; bare httpx at 64 at most x0.50 whole, x0.77"
+    )
+    print("  streaming, at 1 at most x1.25")
