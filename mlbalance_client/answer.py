@@ -91,6 +91,7 @@ class Flow:
             await self._finish()
             return None
         else:
+            asked = self._clock()
             try:
                 read = await anext(self._chunks, None)
             except WireError as error:
@@ -106,6 +107,7 @@ class Flow:
                 return None
             chunk = read
             self._watch.passed(chunk)
+            self.pick.piece(asked, self._clock())
         self.delivered += len(chunk)
         return chunk
 

@@ -97,6 +97,38 @@ async def test_streamed_bytes_are_what_the_replica_sent() -> None:
             assert settled(client)
 
 
+async def test_the_pace_of_a_stream_shows_how_busy_its_replica_is() -> None:
+    stop = threading.Event()
+
+    def talk_until_told(exchange: Exchange) -> None:
+        exchange.start_stream()
+        exchange.chunk(ROLE)
+        while not stop.wait(0.005):
+            exchange.chunk(WORD)
+        exchange.wait_gone()
+
+    def looks() -> str:
+        return client.snapshot().replicas[0].looks
+
+    with Scripted(talk_until_told) as server:
+        async with mlb.AsyncClient(config(server)) as client:
+            assert looks() == "unseen"
+            async with client.stream("POST", PATH, json=chat(stream=True)) as response:
+                async with aclosing(response.aiter_raw()) as pieces:
+                    async for _ in pieces:
+                        if looks() == "free":
+                            break
+                stop.set()
+            assert looks() == "free"
+            stop.clear()
+            async with client.stream("POST", PATH, json=chat(stream=True)) as response:
+                async with aclosing(response.aiter_raw()) as pieces:
+                    await anext(pieces)
+                    stop.set()
+                    while looks() != "long busy":
+                        await anyio.sleep(0.01)
+
+
 async def test_headers_come_before_the_first_token_but_the_answer_begins_with_it(fleet: Fleet) -> None:
     async with (
         mlb.AsyncClient(fleet.target) as client,

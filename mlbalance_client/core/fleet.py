@@ -19,6 +19,7 @@ from .fingerprint import BLOCK_BYTES, Fingerprint
 from .ledger import Charge, Ledger
 from .load_view import LoadView
 from .model import Demand, Replica, ReplicaId, Usage, Verdict
+from .pace import Found, Stream
 from .picker import Decision, PickingSettings, Sight, Source, policy
 from .pool import Pool
 from .prefix_index import PrefixIndex
@@ -62,13 +63,15 @@ class MembershipChange:
 class Pick:
     """One chosen and charged replica; tell it what became of the attempt, in any order, as often as you like."""
 
-    __slots__ = ("_charge", "_fleet", "decision", "demand", "place", "replica")
+    __slots__ = ("_charge", "_fleet", "_found", "_stream", "decision", "demand", "place", "replica")
 
     def __init__(
-        self, fleet: Fleet, replica: Replica, demand: Demand, decision: Decision, charge: Charge
+        self, fleet: Fleet, replica: Replica, demand: Demand, decision: Decision, charge: Charge, found: Found
     ) -> None:
         self._fleet = fleet
         self._charge = charge
+        self._found = found
+        self._stream: Stream | None = None
         self.place = decision.chosen.place
         self.replica = replica
         self.demand = demand
@@ -76,11 +79,21 @@ class Pick:
 
     def first_content(self, now: float) -> None:
         """The replica showed its first content: its prefill is done."""
-        self._fleet.on_first_content(self, self._charge, now)
+        charge = self._charge
+        if not charge.settled and charge.first_content_at is None:
+            self._fleet.ledger.first_content(charge, now)
+            self._stream = self._fleet.load.pace.stream(self.place, now)
+
+    def piece(self, asked: float, arrived: float) -> None:
+        """More of a stream, for which its reader asked at ``asked``, came at ``arrived``."""
+        if self._stream is not None:
+            self._stream.piece(asked, arrived)
 
     def settle(self, verdict: Verdict, now: float, usage: Usage | None = None) -> None:
         """The attempt is over."""
-        self._fleet.on_settled(self, self._charge, verdict, now, usage)
+        if self._stream is not None:
+            self._stream.close()
+        self._fleet.on_settled(self, self._charge, self._found, verdict, now, usage)
 
 
 class Fleet:
@@ -170,6 +183,7 @@ class Fleet:
         self.ledger.sweep(now)
         decision = self.choose(demand, now, excluded)
         chosen = decision.chosen
+        found = self.load.found(chosen.place, now)
         charge = self.ledger.charge(
             chosen.place,
             prefill_tokens=max(1, demand.prompt_tokens - chosen.hit_tokens),
@@ -181,7 +195,7 @@ class Fleet:
         self.index.record(chosen.place, demand.fingerprint.chain)
         if demand.session is not None:
             self.index.record(chosen.place, (demand.session,))
-        return Pick(self, self._replicas[chosen.place], demand, decision, charge)
+        return Pick(self, self._replicas[chosen.place], demand, decision, charge, found)
 
     def choose(self, demand: Demand, now: float, excluded: Collection[ReplicaId] = ()) -> Decision:
         """What ``pick`` would choose, without charging anything."""
@@ -204,15 +218,8 @@ class Fleet:
         """How much of its prompts this client believes a replica to keep, in tokens at the first-guess ratio."""
         return int(self.index.limit_blocks(place) * BLOCK_BYTES / self._settings.bytes_per_token)
 
-    def on_first_content(self, pick: Pick, charge: Charge, now: float) -> None:
-        """Release the prefill and learn how fast the replica is."""
-        if charge.settled or charge.first_content_at is not None:
-            return
-        self.load.heard(pick.place, charge, now)
-        self.ledger.first_content(charge, now)
-
     def on_settled(
-        self, pick: Pick, charge: Charge, verdict: Verdict, now: float, usage: Usage | None
+        self, pick: Pick, charge: Charge, found: Found, verdict: Verdict, now: float, usage: Usage | None
     ) -> None:
         """Release what is left and learn from what the replica said it did."""
         if charge.settled:
@@ -223,16 +230,16 @@ class Fleet:
             known = round(pick.decision.chosen.hit_tokens / self._sight.tokens_per_block)
             self.index.forget(pick.place, pick.demand.fingerprint.chain[known:])
         if verdict is Verdict.OK and open_:
-            self._learn(pick, charge, usage or Usage())
+            self._learn(pick, charge, found, usage or Usage())
 
-    def _learn(self, pick: Pick, charge: Charge, usage: Usage) -> None:
+    def _learn(self, pick: Pick, charge: Charge, found: Found, usage: Usage) -> None:
         demand, chosen = pick.demand, pick.decision.chosen
         if charge.first_content_at is not None:
             prompt = usage.prompt_tokens or demand.prompt_tokens
             cached = chosen.hit_tokens if usage.cached_tokens is None else usage.cached_tokens
             units = prefill_units(max(1, prompt - cached), prompt, self._settings.knee_tokens)
             own_s = charge.waiting_s + units / self.rates[pick.place]
-            self.load.explained(charge.first_content_at - charge.at, own_s)
+            self.load.explained(found, charge.first_content_at - charge.at, own_s)
             if charge.took_s is not None:
                 self.rates.learn(pick.place, units, charge.took_s)
         if usage.output_tokens is not None:

@@ -94,7 +94,10 @@ class CallReport:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSnapshot:
-    """What the client believes of one replica. Tokens and requests are this client's own, outstanding now."""
+    """What the client believes of one replica. Tokens and requests are this client's own, outstanding now.
+
+    ``looks``: unseen, free, busy or long busy, by the pace of own streams.
+    """
 
     id: str
     url: str
@@ -104,6 +107,7 @@ class ReplicaSnapshot:
     requests: int
     prefill_tokens: int
     decode_tokens: int
+    looks: str
     waiting_s: float
     prefill_tokens_per_s: float
     rate_samples: int
@@ -180,6 +184,7 @@ def _replicas(fleet: Fleet, now: float) -> Sequence[ReplicaSnapshot]:
                 requests=account.requests,
                 prefill_tokens=account.prefill_tokens,
                 decode_tokens=account.decode_tokens,
+                looks=fleet.load.found(place, now).value,
                 waiting_s=fleet.load.waiting_s(place, now),
                 prefill_tokens_per_s=fleet.rates[place],
                 rate_samples=fleet.rates.samples(place),

@@ -56,10 +56,12 @@ class Clients:
         return int(pick.replica.id.removeprefix("replica-"))
 
     def heard(self, emission: Emission) -> None:
-        """First tokens and ends, with the usage figures that an engine gives."""
+        """Tokens as they come, to readers who wait for them, and ends with an engine's usage figures."""
         pick, job = self._picks[emission.job_id]
         if emission.kind is EmissionKind.FIRST:
             pick.first_content(emission.t)
+        elif emission.kind is EmissionKind.TOKENS:
+            pick.piece(float("-inf"), emission.t)
         elif emission.kind is EmissionKind.FINISHED:
             usage = Usage(job.prompt_tokens, emission.cached_tokens, emission.tokens)
             pick.settle(Verdict.OK, emission.t, usage)
@@ -77,6 +79,6 @@ def simulate(
     fingerprints: Fingerprints = fingerprint_of,
 ) -> tuple[list[CallRecord], Sequence[Engine]]:
     """Replay a trace through the product's own clients; the records and the engines, for their true state."""
-    engines = [Engine(spec or EngineSpec()) for _ in range(replicas)]
+    engines = [Engine(spec or EngineSpec(), emit_tokens=True) for _ in range(replicas)]
     placer = Clients(settings, replicas, clients, seed, fingerprints)
     return replay(trace, engines, placer), engines

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from . import cost, decision
+from . import cost, decision, placement
 
-BENCHES = {"decision": decision.main, "cost": cost.main}
+BENCHES = {"decision": decision.main, "cost": cost.main, "placement": placement.main}
 
 names = sys.argv[1:] or list(BENCHES)
 if unknown := set(names) - set(BENCHES):
