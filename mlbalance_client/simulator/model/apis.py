@@ -32,6 +32,7 @@ class Done:
     prompt_tokens: int
     cached_tokens: int
     output_tokens: int
+    sent: int = 0  # pieces of its stream that went before
 
 
 class BadRequest(ValueError):
@@ -53,14 +54,23 @@ def _texts(content: Any) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, list):
-        return "".join(part.get("text", "") if isinstance(part, dict) else str(part) for part in content)
+        return "".join(_part(part) for part in content)
     return ""
+
+
+def _part(part: Any) -> str:
+    text = part.get("text", "") if isinstance(part, dict) else part
+    if not isinstance(text, str):
+        raise BadRequest("the text of a content part must be text")
+    return text
 
 
 def _messages(messages: Any) -> str:
     if not isinstance(messages, list) or not messages:
         raise BadRequest("messages must be a non-empty list")
-    return "".join(_texts(message.get("content")) for message in messages if isinstance(message, dict))
+    if not all(isinstance(message, dict) for message in messages):
+        raise BadRequest("messages must be objects with a role and content")
+    return "".join(_texts(message.get("content")) for message in messages)
 
 
 def _ask(body: dict[str, Any], text: str, limit: Any) -> Ask:
@@ -73,9 +83,13 @@ def _ask(body: dict[str, Any], text: str, limit: Any) -> Ask:
         text=text.encode("utf-8", "replace"),
         output_tokens=limit,
         stream=body.get("stream") is True,
-        model=str(body.get("model") or "sim"),
+        model=str(body.get("model") or ""),
         include_usage=isinstance(options, dict) and options.get("include_usage") is True,
     )
+
+
+def _first(body: dict[str, Any], *names: str) -> Any:
+    return next((body[name] for name in names if body.get(name) is not None), None)
 
 
 def openai_usage(done: Done) -> dict[str, Any]:
@@ -120,7 +134,7 @@ def _chat_last(done: Done, ask: Ask) -> Iterator[bytes]:
 
 CHAT = Api(
     ask=lambda body: _ask(
-        body, _messages(body.get("messages")), body.get("max_completion_tokens", body.get("max_tokens"))
+        body, _messages(body.get("messages")), _first(body, "max_completion_tokens", "max_tokens")
     ),
     whole=lambda done: {
         "id": done.id,
@@ -188,8 +202,8 @@ COMPLETIONS = Api(
 
 def _embedding_ask(body: dict[str, Any]) -> Ask:
     given = body.get("input")
-    if not given:
-        raise BadRequest("input must be text")
+    if not given or not isinstance(given, str | list):
+        raise BadRequest("input must be text or a list")
     text = given if isinstance(given, str) else "".join(map(str, given))
     return _ask({**body, "stream": False}, text, 1)
 
@@ -263,17 +277,19 @@ def _response_first(done: Done) -> Iterator[bytes]:
 def _response_more(done: Done, text: str) -> bytes:
     kind = "response.output_text.delta"
     head = {"item_id": f"m{done.id}", "output_index": 0, "content_index": 0}
-    return sse({"type": kind, "sequence_number": 4, "delta": text, "logprobs": [], **head}, kind)
+    return sse({"type": kind, "sequence_number": 4 + done.sent, "delta": text, "logprobs": [], **head}, kind)
 
 
 def _response_last(done: Done, ask: Ask) -> Iterator[bytes]:
     kind = "response.completed"
     whole = _response(done, "completed", filler(done.output_tokens))
-    yield sse({"type": kind, "sequence_number": 5, "response": whole}, kind)
+    yield sse({"type": kind, "sequence_number": 5 + done.sent, "response": whole}, kind)
 
 
 def _response_ask(body: dict[str, Any]) -> Ask:
     given = body.get("input")
+    if not given or not isinstance(given, str | list):
+        raise BadRequest("input must be text or a list of messages")
     text = given if isinstance(given, str) else _messages(given)
     return _ask(body, str(body.get("instructions") or "") + text, body.get("max_output_tokens"))
 

@@ -5,6 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+_KINDS: tuple[tuple[str, Any, str], ...] = (
+    *((name, int | float, "a number") for name in ("slow", "failing", "retry_after_s")),
+    *(
+        (name, int, "a whole number")
+        for name in ("cold_calls", "failing_status", "reject_status", "break_after", "max_queue")
+    ),
+    *((name, bool, "true or false") for name in ("reject_in_band", "hanging", "loading")),
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Faults:
@@ -34,6 +43,13 @@ class Faults:
     max_queue: int = 0
 
     def __post_init__(self) -> None:
+        for name, kind, words in _KINDS:
+            value = getattr(self, name)
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+                raise ValueError(f"{name} must be {words}, not {value!r}")
+        for name in ("cold_calls", "break_after", "max_queue"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)!r}")
         if not 0 < self.slow < 1e6:
             raise ValueError(f"slow must be a factor above 0, not {self.slow!r}")
         if not 0 <= self.failing <= 1:
@@ -44,8 +60,10 @@ class Faults:
                 raise ValueError(f"{name} must be a status from 400 to 599, not {status!r}")
 
     @classmethod
-    def of(cls, given: dict[str, Any]) -> Faults:
-        """From a JSON object. Raises ValueError naming an unknown fault and those there are."""
+    def of(cls, given: Any) -> Faults:
+        """From a JSON object. Raises ValueError naming what is wrong, and for an unknown fault those there are."""
+        if not isinstance(given, dict):
+            raise ValueError("faults must be a JSON object")  # noqa: TRY004 - one class for all that is wrong
         known = {field.name for field in fields(cls)}
         if unknown := set(given) - known:
             raise ValueError(

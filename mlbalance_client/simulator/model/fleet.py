@@ -46,6 +46,8 @@ class Fleet:
             if importlib.util.find_spec(module) is None:
                 raise FleetError(f"the simulated fleet needs {module}: pip install 'mlbalance-client[demo]'")
         each = list(faults) if isinstance(faults, Sequence) else [faults or Faults()] * count
+        if len(each) != count:
+            raise FleetError(f"faults for {len(each)} replicas, but there are {count}")
         spec = spec or EngineSpec()
         self.spec = spec
         self._options: list[dict[str, Any]] = [
@@ -114,6 +116,8 @@ class Fleet:
                 return found
         except urllib.error.HTTPError as error:
             raise FleetError(error.read().decode("utf-8", "replace")) from None
+        except (OSError, ValueError) as error:
+            raise FleetError(f"simulated replica {number} does not answer: {error}") from None
 
     def kill(self, number: int) -> None:
         """End one replica without warning."""
@@ -129,6 +133,10 @@ class Fleet:
 
     def restart(self, number: int) -> None:
         """Start a replica that has ended, on the port it had, with an empty cache."""
+        process = self._processes[number]
+        if process is not None and process.poll() is None:
+            raise FleetError(f"simulated replica {number} still runs")
+        self._reap(number)
         self._spawn(number)
         self._await_port(number)
 
@@ -157,10 +165,10 @@ class Fleet:
         process = self._processes[number]
         assert process is not None
         assert process.stdout is not None
-        port = process.stdout.readline().strip()
-        if not port:
-            raise FleetError(f"simulated replica {number} ended before it listened")
-        self._options[number]["port"] = int(port)
+        said = process.stdout.readline().strip()
+        if not said.isdigit():
+            raise FleetError(f"simulated replica {number} ended before it listened{said and ': ' + said}")
+        self._options[number]["port"] = int(said)
 
     def _reap(self, number: int) -> None:
         process = self._processes[number]

@@ -77,11 +77,15 @@ async def replay_http(
 async def _watch(chunks: AsyncIterator[bytes], record: CallRecord, due: float) -> None:
     tail = b""
     async for chunk in chunks:
-        tail = (tail + chunk)[-max(_TAIL_BYTES, len(chunk)) :]
-        if record.ttft_s is None and _CONTENT in tail:
+        seen = tail + chunk
+        if record.ttft_s is None and _CONTENT in seen:
             record.ttft_s = time.monotonic() - due
+        tail = seen[-_TAIL_BYTES:]
     if record.ttft_s is None:
         record.error = f"no content came: {tail[:200].decode('utf-8', 'replace')}"
+        return
+    if (error := tail.find(b'data: {"error"')) >= 0:
+        record.error = f"broke off: {tail[error : error + 200].decode('utf-8', 'replace')}"
         return
     record.total_s = time.monotonic() - due
     if found := _CACHED.search(tail):

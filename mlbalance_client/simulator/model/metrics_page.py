@@ -10,7 +10,8 @@ from .engine import Engine
 
 def metrics(engine: Engine, model: str) -> str:
     """Prometheus text, values of the engine's true state."""
-    labels = f'engine="0",model_name="{model}"'
+    escaped = model.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    labels = f'engine="0",model_name="{escaped}"'
     gauges = {
         "vllm:num_requests_running": engine.running,
         "vllm:num_requests_waiting": engine.waiting,
@@ -31,7 +32,7 @@ def metrics(engine: Engine, model: str) -> str:
     lines += [f"# TYPE {name} gauge", f'{name}{{{labels},reason="capacity"}} {waiting}']
     lines.append(f'{name}{{{labels},reason="deferred"}} 0.0')
     for name, value in counters.items():
-        lines += [f"# TYPE {name} counter", f"{name}_total{{{labels}}} {float(value)}"]
+        lines += [f"# TYPE {name}_total counter", f"{name}_total{{{labels}}} {float(value)}"]
     blocks = engine.spec.kv_tokens // 16
     lines += [
         "# TYPE vllm:cache_config_info gauge",

@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from random import Random
 from typing import Any
@@ -30,6 +30,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
+_MAX_ROWS = 1_000_000
 _BUSY = (
     "The engine is currently busy and cannot accept new requests. "
     "Please try again later or on a different instance."
@@ -145,21 +146,25 @@ class ReplicaApp:
                 case "state":
                     await _json(send, 200, self.state())
                 case "faults":
-                    self.faults = Faults.of(json.loads(body))
+                    self.faults = Faults.of(_parsed(body))
                     self._apply_faults()
                     await _json(send, 200, self.faults.as_dict())
                 case "flush":
                     self.engine.flush_cache()
                     await _json(send, 200, {})
                 case "quote":
-                    await _json(send, 200, self._quote(json.loads(body)))
+                    await _json(send, 200, self._quote(_parsed(body)))
                 case _:
                     await _json(send, 404, {"detail": "Not Found"})
         except (ValueError, TypeError, KeyError) as error:
             await _json(send, 400, {"error": str(error)})
 
-    def _quote(self, asked: dict[str, Any]) -> dict[str, float]:
+    def _quote(self, asked: Any) -> dict[str, float]:
         """What the omniscient router wants to know of this engine for one job."""
+        if not isinstance(asked, dict):
+            raise TypeError("the body must be a JSON object")
+        if not isinstance(asked.get("blocks"), list):
+            raise TypeError("blocks must be a list")
         job = Job("quote", tuple(asked["blocks"]), asked["block_tokens"], asked["prompt_tokens"], 1)
         return {"score_s": quote(self.engine, time.monotonic(), job)}
 
@@ -177,14 +182,15 @@ class ReplicaApp:
         if await self._faulty(receive, send):
             return
         try:
-            fields = json.loads(body)
+            fields = _parsed(body)
             if not isinstance(fields, dict):
                 raise BadRequest("the body must be a JSON object")
             ask = api.ask(fields)
-        except (ValueError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             detail = {"message": str(error), "type": "BadRequestError", "param": None, "code": 400}
             await _json(send, 400, {"error": detail})
             return
+        ask = replace(ask, model=ask.model or self.options.model)
         if ask.model != self.options.model:
             message = f"The model `{ask.model}` does not exist."
             detail = {"message": message, "type": "NotFoundError", "param": "model", "code": 404}
@@ -210,7 +216,7 @@ class ReplicaApp:
         await _start(send, 200, b"text/event-stream; charset=utf-8")
         events, told = 0, 0
         async for emission in self._driver.run(job):
-            done = Done(done.id, done.model, done.prompt_tokens, emission.cached_tokens, ask.output_tokens)
+            done = replace(done, cached_tokens=emission.cached_tokens, sent=events)
             pieces = [*api.first(done)] if not told else []
             pieces.append(api.more(done, filler(emission.tokens - told)))
             told = emission.tokens
@@ -228,10 +234,14 @@ class ReplicaApp:
         if await self._faulty(receive, send):
             return
         try:
-            given = json.loads(body)["inputs"][0]
-            rows = int(given["shape"][0])
+            rows = int(_parsed(body)["inputs"][0]["shape"][0])
         except (ValueError, KeyError, IndexError, TypeError):
-            await _json(send, 400, {"error": "a request needs inputs with a shape"})
+            rows = -1
+        if not 0 <= rows <= _MAX_ROWS:
+            await _json(send, 400, {"error": f"inputs need a shape of 0 to {_MAX_ROWS} rows"})
+            return
+        if model != self.options.model:
+            await _json(send, 404, {"error": f"Request for unknown model: '{model}' is not found"})
             return
         self.in_flight += 1
         try:
@@ -288,6 +298,13 @@ class ReplicaApp:
             await asyncio.gather(serving, leaving, return_exceptions=True)
 
 
+def _parsed(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except RecursionError:
+        raise BadRequest("the JSON is nested too deeply") from None
+
+
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -332,13 +349,19 @@ def main() -> None:
     options = Options(
         **{**given, "spec": EngineSpec(**given.get("spec", {})), "faults": Faults.of(given.get("faults", {}))}
     )
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    app = ReplicaApp(options)
+    # With its protocol named, asyncio sees that it is TCP, and turns Nagle's algorithm off.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("127.0.0.1", options.port))
-    listener.listen(2048)
+    try:
+        listener.bind(("127.0.0.1", options.port))
+        listener.listen(2048)
+    except OSError as error:
+        print(f"port {options.port}: {error.strerror}", flush=True)
+        sys.exit(1)
     print(listener.getsockname()[1], flush=True)
     config = uvicorn.Config(
-        ReplicaApp(options), http="httptools", lifespan="off", log_level="critical", access_log=False,
+        app, http="httptools", lifespan="off", log_level="critical", access_log=False,
         timeout_graceful_shutdown=1,
     )  # fmt: skip
     server = uvicorn.Server(config)

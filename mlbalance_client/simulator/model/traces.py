@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -71,7 +72,7 @@ def load(name: str | Path) -> Trace:
     try:
         data = path.read_bytes()
         data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         known = ", ".join(SHIPPED)
         raise TraceError(f"{name}: {error}; give a file, or one of the shipped traces: {known}") from None
     return Trace(path.name, _from_zero(_parse(data, str(name))))
@@ -85,6 +86,8 @@ def _parse(data: bytes, source: str) -> list[TraceCall]:
                 calls.append(_call(json.loads(line), len(calls)))
             except (ValueError, TypeError, RecursionError) as error:
                 raise TraceError(f"{source}, line {number}: {error}") from None
+    if len({call.index for call in calls}) < len(calls):
+        raise TraceError(f"{source}: two calls have the same number in field 'i'")
     if not calls:
         raise TraceError(f"{source}: no calls in it")
     return sorted(calls, key=lambda call: call.t_s)
@@ -99,9 +102,12 @@ def _call(fields: Any, index: int) -> TraceCall:
     t_s = fields.get("t")
     if not isinstance(t_s, int | float) or isinstance(t_s, bool) or not 0 <= t_s < 1e9:
         raise TypeError(f"field 't' must be seconds from 0 to 1e9, not {t_s!r}")
+    number = fields.get("i", index)
+    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+        raise TypeError(f"field 'i' must be a whole number, not {number!r}")
     size = fields.get("block_size") or DEFAULT_BLOCK_TOKENS
     return TraceCall(
-        index=fields.get("i", index),
+        index=number,
         t_s=float(t_s),
         prompt_tokens=_tokens(fields, "in"),
         output_tokens=_tokens(fields, "out"),
