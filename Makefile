@@ -27,6 +27,7 @@ test: lint
 	$(BIN)/pytest
 
 bench: $(READY)
+	$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/python -m tests.bench
 
 clean:

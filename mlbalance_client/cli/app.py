@@ -37,6 +37,13 @@ def _fail(error: Exception) -> typer.Exit:
     return typer.Exit(2)
 
 
+def _faults(text: str) -> Faults:
+    try:
+        return Faults.of(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"--faults: {error}") from None
+
+
 def _print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2))
 
@@ -51,9 +58,10 @@ def demo(
 ) -> None:
     """Replay real traffic against simulated replicas, through three policies, and compare."""
     try:
+        demonstration.check_chart(chart)
         result = anyio.run(demonstration.run, trace, calls, replicas, not as_json)
         demonstration.draw(result, chart)
-    except (BalancerError, FleetError, TraceError) as error:
+    except (BalancerError, FleetError, TraceError, demonstration.ChartError) as error:
         raise _fail(error) from None
     if as_json:
         _print_json({**result.as_dict(), "chart": str(chart)})
@@ -77,14 +85,14 @@ def fleet(
     from ..simulator.model.spec import EngineSpec
 
     try:
-        wrong = Faults.of(json.loads(faults))
+        wrong = _faults(faults)
         with Fleet(replicas, spec=EngineSpec().scaled(speed), faults=wrong) as running:
             if as_json:
                 typer.echo(json.dumps({"target": running.target, "urls": running.urls}))
             else:
                 typer.echo(f"{replicas} simulated replicas; stop them with Ctrl-C\n{running.target}")
             threading.Event().wait()
-    except (ValueError, TypeError, FleetError) as error:
+    except (ValueError, FleetError) as error:
         raise _fail(error) from None
     except KeyboardInterrupt:
         return
@@ -138,6 +146,7 @@ def check(
 @app.command()
 def config(
     target: Annotated[str | None, typer.Argument(help="A discovery URL or a TOML file.")] = None,
+    as_json: AsJson = True,
 ) -> None:
     """Print the configuration in force for a target as JSON, secrets masked."""
     try:

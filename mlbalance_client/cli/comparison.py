@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
 from rich.table import Table
@@ -21,7 +22,8 @@ class Row:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        return {"policy": self.name, **self.measures.as_dict()}
+        found = self.measures.as_dict()
+        return {"policy": self.name, **{k: None if isnan(v) else v for k, v in found.items()}}
 
 
 def table(rows: Sequence[Row], title: str) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -60,8 +61,8 @@ class Result:
 
 async def run(trace: str, calls: int, replicas: int, show: bool) -> Result:
     """Replay ``calls`` calls of a trace against ``replicas`` simulated replicas, once a policy."""
-    first = _FIRST.get(trace, 0)
     whole = load(trace)
+    first = _FIRST.get(trace, whole.calls[0].index)
     rate = _RATES.get(trace, 1.0) * replicas / 8
     window = whole.window(first, first + calls).at_rate(rate * COMPRESSION)
     spec = EngineSpec()
@@ -127,6 +128,20 @@ def _progress(console: Console) -> Progress:
 _COLOURS = {"round robin": "#b0b4bd", "least requests": "#e8a33d", "mlbalance": "#1f8a70"}
 
 
+class ChartError(ValueError):
+    """The chart cannot be drawn."""
+
+
+def check_chart(path: Path) -> None:
+    """Raises ChartError if a chart cannot go to ``path``: asked before a minute of replay."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ChartError("the chart needs matplotlib: pip install 'mlbalance-client[demo]'")
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise ChartError(f"--chart {path}: must end in .png, .svg or .pdf")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ChartError(f"--chart {path}: no such directory to put it in")
+
+
 def draw(result: Result, path: Path) -> None:
     """Write a chart: every call's time to first token, and the share of calls that had theirs by then."""
     import matplotlib as mpl
@@ -142,6 +157,8 @@ def draw(result: Result, path: Path) -> None:
             good = [r for r in result.records[row.name] if r.ttft_s is not None and r.error is None]
             colour, front = _COLOURS[row.name], 3 if row.ours else 2
             times = [r.ttft_s or 0.0 for r in good]
+            if not good:
+                continue
             dots.scatter(range(len(good)), times, s=9, color=colour, alpha=0.8, linewidths=0, zorder=front)
             ordered = sorted(times)
             level = [(i + 1) / len(ordered) for i in range(len(ordered))]
@@ -149,12 +166,15 @@ def draw(result: Result, path: Path) -> None:
                 f"{row.name}: mean {row.measures.ttft_mean_s:.2f} s, {row.measures.prefix_hits:.0%} cached"
             )
             shares.plot(ordered, level, color=colour, linewidth=2.2, label=label, zorder=front)
+        some = any(r.ttft_s is not None and r.error is None for rows in result.records.values() for r in rows)
         for axis, log in ((dots, dots.set_yscale), (shares, shares.set_xscale)):
-            log("log")
+            if some:
+                log("log")
             axis.grid(color="#eceef2", linewidth=0.8, zorder=0)
         dots.set(xlabel="calls in order of arrival", ylabel="time to first token, s")
         shares.set(xlabel="time to first token, s", ylabel="share of calls", ylim=(0, 1))
-        shares.legend(loc="lower right", frameon=False, fontsize=9)
+        if some:
+            shares.legend(loc="lower right", frameon=False, fontsize=9)
         figure.suptitle(result.title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         figure.savefig(path, dpi=150)
         plt.close(figure)

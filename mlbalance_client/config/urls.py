@@ -13,7 +13,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 _HOST = re.compile(r"[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?\.?", re.ASCII)
 _AUTHORITY = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::([^:]*))?")
 _PATH = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@%-]*)*", re.ASCII)
-_CREDENTIALS = re.compile(r"(?<=://).*@|^[^/?#\s]*@", re.DOTALL)
+_CREDENTIALS = re.compile(r"(?<=://).*@|^[^/?#\s]*@|(?<=:)(?!/).*@|(?<=:/)(?!/).*@", re.DOTALL)
 _QUERY = re.compile(r"[?#].*", re.DOTALL)
 _URL_IN_PROSE = re.compile(r"\w[\w+.-]*://\S+")
 _SHOWN_CHARS = 120
