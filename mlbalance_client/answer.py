@@ -56,7 +56,9 @@ class Flow:
         self._on_end = on_end
 
     async def until_commit(self) -> Sign:
-        """Read up to the first content; what was read stays buffered. Raises WireError."""
+        """Read up to the commit point; what was read stays buffered. Raises WireError."""
+        if self._watch.commits_at_head:
+            return Sign.CONTENT
         feed = self._watch.feed
         async for chunk in self._chunks:
             self.buffered.append(chunk)

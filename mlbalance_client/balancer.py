@@ -21,7 +21,10 @@ __all__ = ["Balancer", "Lease"]
 
 
 class Lease:
-    """One picked and charged replica. Say how it went; leaving without a verdict means cancelled."""
+    """One picked and charged replica. Say how it went; leaving without a verdict means cancelled.
+
+    An exception that leaves the block means that the replica has failed the call, unless a verdict was given before.
+    """
 
     def __init__(self, pick: Pick, report: CallReport, clock: Callable[[], float]) -> None:
         self._pick = pick
@@ -37,6 +40,10 @@ class Lease:
     def first_content(self) -> None:
         """The first token (or row) came: the prefill is done."""
         self._pick.first_content(self._clock())
+
+    def more_content(self) -> None:
+        """More of a stream came, to a reader who was waiting for it: its pace shows how busy the replica is."""
+        self._pick.piece(float("-inf"), self._clock())
 
     def succeed(
         self,

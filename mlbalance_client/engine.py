@@ -78,7 +78,7 @@ class _Call:
     id: str
     request: Request
     dialect: Dialect
-    reading: Reading
+    streaming: bool
     demand: Demand
     plan: Attempts
     began: float
@@ -223,7 +223,7 @@ class Engine:
             id=f"{self._client_id}.{next(self._numbers)}",
             request=request,
             dialect=dialect,
-            reading=reading,
+            streaming=reading.streaming,
             demand=self.demand(reading, options),
             plan=Attempts(repeatable and wished, self.config.retries.max_attempts),
             began=self._clock(),
@@ -311,7 +311,7 @@ class Engine:
 
     def _flow(self, call: _Call, number: int, pick: Pick, answer: WireAnswer) -> Flow:
         content_type = next((v for n, v in answer.headers if n.lower() == b"content-type"), b"")
-        watch = call.dialect.watch(call.reading, answer.status, content_type.decode("latin-1"))
+        watch = call.dialect.watch(answer.status, content_type.decode("latin-1"))
         return Flow(
             number,
             pick,
@@ -360,7 +360,7 @@ class Engine:
             # Not weakref.finalize, which costs as much as the rest of this method.
             flow.reader = ref(body, lambda _: self._drop(flow))
         extensions = {**flow.wire.extensions, "mlbalance": call.report}
-        return Answer(flow.wire.status, headers, body, extensions, call.report, call.reading.streaming)
+        return Answer(flow.wire.status, headers, body, extensions, call.report, call.streaming)
 
     # -- what became of it --------------------------------------------------------------------------------------
 

@@ -19,7 +19,8 @@ class Reading:
     extra_tokens: estimated tokens of parts that are not text
     output_limit: the caller's cap on output tokens, over all choices
     session:      a conversation that the body itself names
-    token_work:   False where work is rows or bytes, not tokens; then prompt_bytes is the measure
+
+    Where work is rows or bytes rather than tokens, ``prompt_bytes`` is their size: what counts is the comparison.
     """
 
     dialect: str
@@ -31,7 +32,6 @@ class Reading:
     streaming: bool = False
     replayable: bool = True
     session: str | None = None
-    token_work: bool = True
 
 
 class Sign(Enum):
@@ -60,9 +60,12 @@ class Ending:
 
 
 class AnswerWatch(Protocol):
-    """Watches one answer go by."""
+    """Watches one answer go by. ``commits_at_head``: the commit point is the answer's head, before any content."""
 
     error: InBandError | None
+
+    @property
+    def commits_at_head(self) -> bool: ...
 
     def feed(self, chunk: bytes) -> Sign:
         """Take in bytes until CONTENT or ERROR is returned: the commit point."""
@@ -87,5 +90,5 @@ class Dialect(Protocol):
     def read(self, path: str, body: bytes) -> Reading:
         """Read a request. Never raises: what cannot be read is taken as plain bytes."""
 
-    def watch(self, reading: Reading, status: int, content_type: str) -> AnswerWatch:
-        """A watch for the answer to a request with this reading."""
+    def watch(self, status: int, content_type: str) -> AnswerWatch:
+        """A watch for an answer that begins like this."""

@@ -32,6 +32,6 @@ class JsonDialect:
         except (Unreadable, RecursionError):
             return read_bytes(body)
 
-    def watch(self, reading: Reading, status: int, content_type: str) -> AnswerWatch:
+    def watch(self, status: int, content_type: str) -> AnswerWatch:
         """Server-sent events or one JSON body, as the answer says."""
         return watch_for(self._form, content_type)

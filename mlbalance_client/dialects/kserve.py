@@ -56,7 +56,7 @@ class _ModelDialect:
         sequence = parameters.get("sequence_id")
         return replace(reading, session=str(sequence), replayable=False) if sequence else reading
 
-    def watch(self, reading: Reading, status: int, content_type: str) -> AnswerWatch:
+    def watch(self, status: int, content_type: str) -> AnswerWatch:
         """Errors are read, nothing else."""
         return watch_for(_FORM, content_type)
 
@@ -82,7 +82,7 @@ class InferDialect(_ModelDialect):
         if not canonical.text_bytes:
             canonical.hashed("body", body)
         size = min(sum(tensor.size for tensor in tensors), _MOST_BYTES)
-        reading = replace(canonical.reading(self.name), prompt_bytes=size, token_work=False)
+        reading = replace(canonical.reading(self.name), prompt_bytes=size)
         return reading, mapping(fields.get("parameters"))
 
 

@@ -12,11 +12,11 @@ from .watches import watch_for
 
 def read_bytes(body: bytes, *, replayable: bool = False) -> Reading:
     """A body whose form is unknown. What it would do twice is unknown too, so nothing is replayed unasked."""
-    return Reading("bytes", prompt=body, prompt_bytes=len(body), replayable=replayable, token_work=False)
+    return Reading("bytes", prompt=body, prompt_bytes=len(body), replayable=replayable)
 
 
 class BytesDialect:
-    """A body of unknown form: its bytes are the prompt, the first bytes of the answer the commit point.
+    """A body of unknown form: its bytes are the prompt, the answer's head is the commit point.
 
     ``idempotent``: for methods that may be repeated whatever the body (RFC 9110, section 9.2.2).
     """
@@ -34,7 +34,7 @@ class BytesDialect:
         """The body's bytes."""
         return read_bytes(body, replayable=self._idempotent)
 
-    def watch(self, reading: Reading, status: int, content_type: str) -> AnswerWatch:
+    def watch(self, status: int, content_type: str) -> AnswerWatch:
         """Nothing is read from the answer."""
         return watch_for(None, content_type)
 
@@ -43,7 +43,7 @@ class FunctionDialect:
     """A caller's own reading of bodies under paths that end with ``suffix``.
 
     ``read``: body to Reading; what it raises reaches the caller. ``answers``: the dialect whose answers these are
-    like (``find("POST", "/chat/completions")``, say); without one the first bytes are the commit point.
+    like (``find("POST", "/chat/completions")``, say); without one the head is the commit point.
     """
 
     def __init__(
@@ -62,9 +62,9 @@ class FunctionDialect:
         """What the caller's function says."""
         return self._read(body)
 
-    def watch(self, reading: Reading, status: int, content_type: str) -> AnswerWatch:
+    def watch(self, status: int, content_type: str) -> AnswerWatch:
         """A watch of the dialect that the answers are like."""
-        return self._answers.watch(reading, status, content_type)
+        return self._answers.watch(status, content_type)
 
 
 class Described(Protocol):

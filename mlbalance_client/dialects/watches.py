@@ -35,17 +35,41 @@ class AnswerForm:
 
 def watch_for(form: AnswerForm | None, content_type: str) -> AnswerWatch:
     """The watch for an answer of this content type; ``form``: None if nothing is to be read from answers."""
-    if form is not None and content_type.lstrip()[:17].lower() == "text/event-stream":
+    if form is None:
+        return BlindWatch()
+    if content_type.lstrip()[:17].lower() == "text/event-stream":
         return EventWatch(form)
     return BodyWatch(form)
+
+
+class BlindWatch:
+    """An answer of unknown form: committed at its head, whole when HTTP says so."""
+
+    __slots__ = ("error",)
+    commits_at_head = True
+
+    def __init__(self) -> None:
+        self.error: InBandError | None = None
+
+    def feed(self, chunk: bytes) -> Sign:
+        """Anything is content."""
+        return Sign.CONTENT
+
+    def passed(self, chunk: bytes) -> None:
+        """Of no interest."""
+
+    def end(self) -> Ending:
+        """Nothing is known but that it has ended."""
+        return Ending(None, None, complete=True)
 
 
 class BodyWatch:
     """An answer in one piece: committed at its first bytes, kept by reference up to 256 KiB, parsed at its end."""
 
     __slots__ = ("_chunks", "_form", "_last", "_size", "error")
+    commits_at_head = False
 
-    def __init__(self, form: AnswerForm | None) -> None:
+    def __init__(self, form: AnswerForm) -> None:
         self.error: InBandError | None = None
         self._form = form
         self._chunks: list[bytes] = []
@@ -59,8 +83,6 @@ class BodyWatch:
 
     def passed(self, chunk: bytes) -> None:
         """Keep the chunk, while there is room."""
-        if self._form is None:
-            return
         self._size += len(chunk)
         if self._size <= _KEPT_BYTES:
             self._chunks.append(chunk)
@@ -69,9 +91,7 @@ class BodyWatch:
             self._last = (self._last + chunk[-_TAIL_BYTES:])[-_TAIL_BYTES:]
 
     def end(self) -> Ending:
-        """A body without a form is whole when HTTP says so; one too large to keep, if it ends as JSON does."""
-        if self._form is None:
-            return Ending(None, None, complete=True)
+        """A body too large to keep is whole if it ends as JSON does."""
         if self._size > _KEPT_BYTES:
             return Ending(None, None, complete=self._last.rstrip().endswith(b"}"))
         body = parse(b"".join(self._chunks))
@@ -84,6 +104,7 @@ class EventWatch:
     """A stream of server-sent events: read up to the commit point, then only its end is kept."""
 
     __slots__ = ("_events", "_fed", "_figures", "_form", "_keep", "_room", "_tail", "error")
+    commits_at_head = False
 
     def __init__(self, form: AnswerForm) -> None:
         self.error: InBandError | None = None
