@@ -1,0 +1,50 @@
+"""The pages say what is so: links lead somewhere, code compiles, and what they promise of a plugin works."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+_LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
+_CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = [link for link in _LINK.findall(page.read_text()) if "://" not in link]
+
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_compiles(page: Path) -> None:
+    for code in _CODE.findall(page.read_text()):
+        compile(code, str(page), "exec")
+
+
+def test_the_plugin_of_the_page_reads_and_watches() -> None:
+    code = next(
+        code for code in _CODE.findall((ROOT / "docs/dialects.md").read_text()) if "FunctionDialect" in code
+    )
+    names: dict[str, object] = {}
+    exec(code, names)
+    dialect = names["mine"]()  # type: ignore[operator]
+
+    assert dialect.matches("POST", "/predict")
+    assert dialect.read("/predict", b"abc").prompt == b"abc"
+    assert not dialect.watch(200, "text/event-stream").commits_at_head
+
+
+def test_every_error_and_kind_of_failure_is_in_the_table() -> None:
+    from mlbalance_client import errors
+
+    page = (ROOT / "docs/errors.md").read_text()
+    raised = [
+        e.__name__
+        for e in vars(errors).values()
+        if isinstance(e, type) and issubclass(e, errors.BalancerError)
+    ]
+
+    assert [name for name in raised if f"`{name}`" not in page] == []
