@@ -55,6 +55,11 @@ class Flow:
         self._clock = clock
         self._on_end = on_end
 
+    @property
+    def commits_at_head(self) -> bool:
+        """Whether the answer is of a form in which nothing can be read."""
+        return self._watch.commits_at_head
+
     async def until_commit(self) -> Sign:
         """Read up to the commit point; what was read stays buffered. Raises WireError."""
         if self._watch.commits_at_head:
@@ -69,7 +74,7 @@ class Flow:
         return Sign.CONTENT
 
     async def hold(self) -> bool:
-        """Read the rest of a failing answer, so that it can be delivered later; False if it is too large."""
+        """Read the rest of a small answer, so that it can be delivered later; False if it is too large for that."""
         size = sum(map(len, self.buffered))
         while size <= HELD_BYTES:
             chunk = await anext(self._chunks, None)
@@ -77,12 +82,19 @@ class Flow:
                 self.whole = True
                 return True
             self.buffered.append(chunk)
+            self._watch.passed(chunk)
             size += len(chunk)
         return False
 
+    async def finish(self) -> None:
+        """The answer was read to its end: settle by what it says of itself."""
+        ending = self._watch.end()
+        self.settle(Verdict.FAILED if ending.error else Verdict.OK, ending.usage)
+        await self.wire.aclose()
+
     @property
     def in_band_error(self) -> InBandError | None:
-        """The engine's error inside a 200 answer, if the first event was one."""
+        """The engine's error inside a 200 answer, if its first event or its whole body was one."""
         return self._watch.error
 
     async def next_chunk(self) -> bytes | None:
@@ -90,7 +102,7 @@ class Flow:
         if self.buffered:
             chunk = self.buffered.pop(0)
         elif self.whole:
-            await self._finish()
+            await self.finish()
             return None
         else:
             asked = self._clock()
@@ -105,18 +117,13 @@ class Flow:
                 ) from error
             if read is None:
                 self.whole = True
-                await self._finish()
+                await self.finish()
                 return None
             chunk = read
             self._watch.passed(chunk)
             self.pick.piece(asked, self._clock())
         self.delivered += len(chunk)
         return chunk
-
-    async def _finish(self) -> None:
-        ending = self._watch.end()
-        self.settle(Verdict.FAILED if ending.error else Verdict.OK, ending.usage)
-        await self.wire.aclose()
 
     def settle(self, verdict: Verdict, usage: Usage | None = None) -> None:
         """Settle the pick; only the first call counts."""

@@ -324,26 +324,32 @@ class Engine:
         )
 
     async def _until_commit(self, call: _Call, flow: Flow) -> Command:
+        call.flows[flow.number] = flow
         status = flow.wire.status
         if status >= 400:
-            sign, refused = Sign.ERROR, status
-        else:
-            sign = await flow.until_commit()
-            error = flow.in_band_error
-            refused = error.status if sign is Sign.ERROR and error is not None else 0
+            return await self._refused(call, flow, status)
+        sign = await flow.until_commit()
         if sign is Sign.CONTENT:
             now = self._clock()
             call.report.ttft_s = now - call.began
             if not flow.blind:
                 flow.pick.first_content(now)
-            call.flows[flow.number] = flow
+            elif not flow.commits_at_head and await flow.hold():
+                # Nothing of it was handed on yet: what breaks or is an error goes elsewhere like any other.
+                await flow.finish()
+                sign = Sign.CONTENT if flow.in_band_error is None else Sign.ERROR
+        if sign is Sign.CONTENT:
             return call.plan.content(flow.number)
-        call.flows[flow.number] = flow
-        if not await flow.hold():
+        error = flow.in_band_error
+        return await self._refused(call, flow, error.status if error is not None else 0)
+
+    @staticmethod
+    async def _refused(call: _Call, flow: Flow, status: int) -> Command:
+        if not (flow.whole or await flow.hold()):
             return call.plan.content(flow.number)
         flow.settle(Verdict.FAILED)
         await flow.wire.aclose()
-        return call.plan.refused(flow.number, refused)
+        return call.plan.refused(flow.number, status)
 
     async def _deliver(self, call: _Call, number: int, *, exhausted: bool) -> Answer:
         flow = call.flows[number]

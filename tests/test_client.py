@@ -264,6 +264,24 @@ async def test_an_overload_inside_a_200_is_a_failure_of_its_replica() -> None:
             assert answer.headers["x-should-retry"] == "false"
 
 
+@pytest.mark.parametrize("way", ["breaks off", "is an error"])
+async def test_a_whole_answer_that_fails_midway_is_a_failure_of_its_replica(way: str) -> None:
+    def bad(exchange: Exchange) -> None:
+        if way == "breaks off":
+            exchange.send(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{")
+            exchange.reset()
+        else:
+            exchange.answer(200, {"error": {"message": "busy", "type": "overloaded", "code": 503}})
+
+    with Scripted(bad) as one, Scripted(ok) as two:
+        async with mlb.AsyncClient(config(one, two)) as client:
+            for _ in range(2):
+                answer = await client.post(PATH, json=chat())
+                assert answer.json() == {"from": two.address}
+            assert settled(client)
+        assert one.exchanges
+
+
 async def test_a_replica_that_is_down_costs_no_call() -> None:
     with ExitStack() as stack:
         up = stack.enter_context(Scripted(ok))

@@ -52,8 +52,12 @@ class LoadView:
 
     def waiting_s(self, place: int, now: float) -> float:
         """Seconds of prefill that stand before a call sent now."""
-        own_s, overdue_s = self._ledger.account(place).standing_s(now)
-        return own_s + max(overdue_s, self.others_s(place, now))
+        account = self._ledger.account(place)
+        others_s = self.others_s(place, now)
+        if not account.queue:
+            return others_s
+        own_s, overdue_s = account.standing_s(now)
+        return own_s + max(overdue_s, others_s)
 
     def others_s(self, place: int, now: float) -> float:
         """Seconds of other clients' work at the replica, as far as can be guessed."""
