@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, fields, replace
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import fields, replace
 from functools import cache
 from random import Random
 
@@ -31,7 +31,10 @@ SEEDS = (1, 2, 3, 4, 5)
 WARM = 3000
 # At the recorded rate x 1.5 the omniscient router keeps eight replicas about 75 % busy.
 TRACE = load("conversation").at_rate(1.5)
-COMPRESSION = 4.0
+COMPRESSION = 2.0
+# A full prefill step takes 81 ms at this compression: tokens must come closer than that for their pace to show it.
+EMIT_INTERVAL_S = 0.015
+UNLIMITED = httpx.Limits(max_connections=None, max_keepalive_connections=None)
 WINDOW = (3000, 3600)
 HEADERS = {"content-type": "application/json"}
 
@@ -105,36 +108,30 @@ def virtual() -> None:
         print(f"  {what:34}{ratio:5.2f}   target at most {target}: {'met' if ratio <= target else 'NOT MET'}")
 
 
-@dataclass
-class _Http:
-    """Senders that place over HTTP without the product."""
-
-    urls: Sequence[str]
-    client: httpx.AsyncClient
+def _omniscient_over(clients: Mapping[str, httpx.AsyncClient]) -> Sender:
+    """Ask every replica for its true seconds, then send to the least. A client a replica: see ``cost``."""
 
     @asynccontextmanager
-    async def least_quote(self, call: TraceCall, body: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Ask every replica for its true seconds, then send to the least."""
+    async def send(call: TraceCall, body: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
         ask = CHAT.ask(json.loads(body))
         job = job_of_text(ask.text, ask.output_tokens, "quote")
-        question = {
-            "blocks": job.blocks,
-            "block_tokens": job.block_tokens,
-            "prompt_tokens": job.prompt_tokens,
-        }
+        question = json.dumps(
+            {"blocks": job.blocks, "block_tokens": job.block_tokens, "prompt_tokens": job.prompt_tokens}
+        )
         scores: dict[str, float] = {}
 
-        async def quoted(url: str) -> None:
-            answer = await self.client.post(f"{url}/_sim/quote", json=question)
-            scores[url] = answer.json()["score_s"]
+        async def quoted(url: str, client: httpx.AsyncClient) -> None:
+            scores[url] = (await client.post(f"{url}/_sim/quote", content=question)).json()["score_s"]
 
         async with anyio.create_task_group() as tasks:
-            for url in self.urls:
-                tasks.start_soon(quoted, url)
-        least = min(self.urls, key=lambda url: scores[url])
-        async with self.client.stream("POST", least + PATH, content=body, headers=HEADERS) as response:
+            for url, client in clients.items():
+                tasks.start_soon(quoted, url, client)
+        least = min(clients, key=lambda url: scores[url])
+        async with clients[least].stream("POST", least + PATH, content=body, headers=HEADERS) as response:
             response.raise_for_status()
             yield response.aiter_raw()
+
+    return send
 
 
 def _ours_over(clients: Sequence[mlb.AsyncClient]) -> Sender:
@@ -152,22 +149,24 @@ def _ours_over(clients: Sequence[mlb.AsyncClient]) -> Sender:
 
 async def _replay_http(policy: str, clients: int) -> tuple[Measures, float]:
     window = TRACE.window(*WINDOW).at_rate(COMPRESSION)
-    with Fleet(8, spec=SPEC.scaled(COMPRESSION), emit_interval_s=0.05) as fleet:
+    async with AsyncExitStack() as stack:
+        fleet = stack.enter_context(Fleet(8, spec=SPEC.scaled(COMPRESSION), emit_interval_s=EMIT_INTERVAL_S))
         if policy == "omniscient":
-            limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-            async with httpx.AsyncClient(timeout=600.0, limits=limits) as client:
-                records, late_s = await replay_http(window, _Http(fleet.urls, client).least_quote)
+            send = _omniscient_over(
+                {
+                    url: await stack.enter_async_context(httpx.AsyncClient(timeout=600.0, limits=UNLIMITED))
+                    for url in fleet.urls
+                }
+            )
         else:
             config = mlb.BalancerConfig.model_validate(
                 {"discovery": {"kind": "static", "replicas": fleet.urls}, "picking": {"policy": policy}}
             )
-            ours = [mlb.AsyncClient(config) for _ in range(clients)]
-            try:
-                records, late_s = await replay_http(window, _ours_over(ours))
-            finally:
-                for each in ours:
-                    await each.aclose()
-    return measure([_stretched(r) for r in records], SPEC), late_s
+            send = _ours_over(
+                [await stack.enter_async_context(mlb.AsyncClient(config)) for _ in range(clients)]
+            )
+        records, late_s = await replay_http(window, send)
+    return measure([_stretched(r) for r in records], SPEC), late_s * COMPRESSION
 
 
 def _stretched(record: CallRecord) -> CallRecord:
@@ -178,7 +177,7 @@ def _stretched(record: CallRecord) -> CallRecord:
 
 def http() -> None:
     """A window of the trace from cold caches, compressed in time, against replicas in processes of their own."""
-    rows, worst_s = {}, 0.0
+    rows, late_s = {}, {}
     for name, policy, clients in (
         ("random", "random", 1),
         ("least requests", "least_requests", 1),
@@ -187,14 +186,13 @@ def http() -> None:
         ("ours", "prefix_tokens", 1),
         ("ours, 8 clients", "prefix_tokens", 8),
     ):
-        rows[name], late_s = anyio.run(_replay_http, policy, clients)
-        worst_s = max(worst_s, late_s)
+        rows[name], late_s[name] = anyio.run(_replay_http, policy, clients)
     first, last = WINDOW
     print(
         f"placement over HTTP: calls {first} to {last}, cold caches, time x {COMPRESSION:.0f}, figures scaled back"
     )
     _print(rows)
-    print(f"  the replay itself was late by {worst_s * COMPRESSION:.2f} s at worst")
+    print("  the replay itself was late by at worst", ", ".join(f"{s:.2f} s" for s in late_s.values()))
 
 
 def main() -> None:
