@@ -6,7 +6,7 @@ from mlbalance_client.core.model import Usage
 
 from .base import Reading, Sign
 from .canonical import Canonical, without_marks
-from .fields import Fields, Unreadable, mapping, number, objects
+from .fields import Fields, Unreadable, mapping, number, objects, text
 from .json_dialect import JsonDialect
 from .watches import AnswerForm
 
@@ -17,7 +17,7 @@ _CALLERS_TOOLS = ("custom", "bash_", "text_editor_", "computer_", "memory_")
 
 
 def _sign(kind: str, event: Fields) -> Sign:
-    return Sign.PREAMBLE if (event.get("type") or kind) in _PREAMBLE else Sign.CONTENT
+    return Sign.PREAMBLE if (text(event.get("type")) or kind) in _PREAMBLE else Sign.CONTENT
 
 
 def _figures(event: Fields) -> Fields:
@@ -35,7 +35,7 @@ def _usage(found: Fields) -> Usage | None:
 
 
 def _ends(kind: str, event: Fields) -> bool:
-    return (event.get("type") or kind) == "message_stop"
+    return "message_stop" in (event.get("type"), kind)
 
 
 def _callers(tool: Fields) -> bool:

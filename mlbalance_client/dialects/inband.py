@@ -26,7 +26,7 @@ def error_in(kind: str, event: Fields) -> InBandError | None:
     ``{"error": text, "error_type"}``: TGI, Triton; ``{"object": "error", ...}``: vLLM, SGLang;
     ``response.failed`` and a bare ``error`` event: OpenAI's responses.
     """
-    error = event.get("error") or _elsewhere(event.get("type") or kind, event)
+    error = event.get("error") or _elsewhere((event.get("type"), kind), event)
     if not error:
         return None
     fields = mapping(error)
@@ -36,10 +36,10 @@ def error_in(kind: str, event: Fields) -> InBandError | None:
     return InBandError(_status(fields, event, named), str(said)[:_MESSAGE_CHARS])
 
 
-def _elsewhere(kind: object, event: Fields) -> object:
-    if kind == "response.failed":
+def _elsewhere(kinds: tuple[object, str], event: Fields) -> object:
+    if "response.failed" in kinds:
         return mapping(event.get("response")).get("error") or event
-    return event if kind == "error" or event.get("object") == "error" else None
+    return event if "error" in kinds or event.get("object") == "error" else None
 
 
 def _status(fields: Fields, event: Fields, named: tuple[object, ...]) -> int:

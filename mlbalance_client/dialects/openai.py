@@ -40,7 +40,7 @@ def _sign(kind: str, event: Fields) -> Sign:
     choices = event.get("choices")
     if isinstance(choices, list):
         return Sign.CONTENT if any(map(_speaks, objects(choices))) else Sign.PREAMBLE
-    return Sign.PREAMBLE if kind in PINGS or event.get("type") in PINGS else Sign.CONTENT
+    return Sign.PREAMBLE if kind in PINGS or text(event.get("type")) in PINGS else Sign.CONTENT
 
 
 def _speaks(choice: Fields) -> bool:

@@ -27,7 +27,7 @@ def _figures(event: Fields) -> Fields:
 
 
 def _ends(kind: str, event: Fields) -> bool:
-    return (event.get("type") or kind) in _ENDS
+    return (text(event.get("type")) or kind) in _ENDS
 
 
 def _item(canonical: Canonical, item: object) -> None:
@@ -52,7 +52,7 @@ def _session(body: Fields) -> str | None:
 def _replayable(body: Fields) -> bool:
     # "store" left out counts as false: engines keep nothing unless started to, and a forgotten copy harms nobody.
     kept = any(body.get(name) for name in ("store", "background", "previous_response_id", "conversation"))
-    return not kept and all(tool.get("type") in _CALLERS_TOOLS for tool in objects(body.get("tools")))
+    return not kept and all(text(tool.get("type")) in _CALLERS_TOOLS for tool in objects(body.get("tools")))
 
 
 def _responses(body: Fields) -> Reading:
