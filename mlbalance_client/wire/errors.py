@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import h11
 import httpcore
 
 from mlbalance_client.errors import FailureKind
@@ -28,14 +29,16 @@ _KINDS: tuple[tuple[type[Exception], FailureKind], ...] = (
     (httpcore.WriteTimeout, FailureKind.WRITE_TIMEOUT),
     (httpcore.WriteError, FailureKind.WRITE),
     (httpcore.LocalProtocolError, FailureKind.REQUEST),
+    (h11.LocalProtocolError, FailureKind.REQUEST),
 )
 
-# What httpcore lets through: its own errors, and the sockets' where it maps none (a closed stream, say).
+# What httpcore lets through: its own errors, and others' where it maps none (a closed stream, a body of wrong length).
 EXPECTED = (
     httpcore.TimeoutException,
     httpcore.NetworkError,
     httpcore.ProtocolError,
     httpcore.UnsupportedProtocol,
+    h11.LocalProtocolError,
     OSError,
 )
 
@@ -43,4 +46,13 @@ EXPECTED = (
 def translate(error: Exception) -> WireError:
     """The wire's form of an error that came out of httpcore."""
     kind = next((kind for known, kind in _KINDS if isinstance(error, known)), FailureKind.PROTOCOL)
-    return WireError(kind, str(error) or type(error).__name__)
+    return WireError(kind, _words(error) or type(error).__name__)
+
+
+def _words(error: BaseException | None) -> str:
+    """What the first error says that says anything: on trio that a certificate is bad lies three causes deep."""
+    while error is not None:
+        if said := str(error):
+            return said
+        error = error.__cause__ or error.__context__
+    return ""

@@ -1,0 +1,102 @@
+"""The pick alone: what is charged is settled, on every way out of a lease."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+import mlbalance_client as mlb
+from mlbalance_client.events import ReplicasChanged
+
+pytestmark = pytest.mark.anyio
+
+CALL = mlb.Call(prompt="once upon a time " * 200, max_output_tokens=64, model="m")
+TWO = {"kind": "static", "replicas": ["http://127.0.0.1:1", "http://127.0.0.1:2"]}
+
+
+def balancer(residual_s: float = 0.0) -> mlb.Balancer:
+    return mlb.Balancer(mlb.BalancerConfig(discovery=TWO, picking={"residual_s": residual_s}, seed=1))
+
+
+async def test_a_lease_is_charged_until_it_ends() -> None:
+    async with balancer() as picking:
+        async with picking.acquire(CALL) as lease:
+            charged = picking.snapshot()
+            assert (charged.outstanding_requests, charged.outstanding_tokens > 64) == (1, True)
+            lease.first_content()
+            assert picking.snapshot().outstanding_tokens == 64
+            lease.more_content()
+            lease.succeed(prompt_tokens=900, cached_tokens=0, output_tokens=5)
+            assert picking.snapshot().outstanding_tokens == 0
+        assert lease.report.usage == mlb.Usage(900, 0, 5)
+        assert lease.replica.url in ("http://127.0.0.1:1", "http://127.0.0.1:2")
+
+
+async def test_the_second_call_goes_where_the_first_went_and_says_why() -> None:
+    async with balancer() as picking:
+        async with picking.acquire(CALL) as first:
+            first.succeed()
+        assert picking.explain(CALL).replica == first.replica.id
+        async with picking.acquire(CALL) as second:
+            assert second.replica == first.replica
+            assert second.report.predicted_hit_tokens > 0
+            assert "same beginning" in str(second.report.explain())
+
+
+async def test_every_way_out_settles() -> None:
+    async with balancer() as picking:
+        async with picking.acquire(CALL):
+            pass
+        async with picking.acquire(CALL) as lease:
+            lease.fail("it said no")
+        with pytest.raises(LookupError):
+            async with picking.acquire(CALL):
+                raise LookupError
+        with anyio.move_on_after(0.01) as scope:
+            async with picking.acquire(CALL):
+                await anyio.sleep_forever()
+        assert scope.cancelled_caught
+        assert (picking.snapshot().outstanding_requests, picking.snapshot().outstanding_tokens) == (0, 0)
+
+
+async def test_a_cancelled_lease_stays_charged_for_a_while() -> None:
+    async with balancer(residual_s=600.0) as picking:
+        async with picking.acquire(CALL):
+            pass
+        assert picking.snapshot().outstanding_requests == 1
+
+
+async def test_learned_figures_reach_the_next_pick() -> None:
+    async with balancer() as picking:
+        for _ in range(200):
+            async with picking.acquire(CALL) as lease:
+                lease.succeed(prompt_tokens=len(CALL.prompt) // 2, output_tokens=3)
+        assert picking.explain(CALL).prompt_tokens > len(CALL.prompt) // 3
+        assert picking.explain(mlb.Call(prompt=CALL.prompt, model="m")).output_tokens == 3
+
+
+async def test_a_model_that_nobody_serves_is_said() -> None:
+    discovery = {"kind": "static", "replicas": [{"url": "http://127.0.0.1:1", "labels": {"model": "other"}}]}
+    async with mlb.Balancer(mlb.BalancerConfig(discovery=discovery)) as picking:
+        with pytest.raises(mlb.NoReplicas, match="'m'.*other"):
+            async with picking.acquire(CALL):
+                raise AssertionError("unreachable")
+
+
+async def test_a_closed_balancer_refuses() -> None:
+    picking = balancer()
+    await picking.aclose()
+    await picking.aclose()
+    with pytest.raises(RuntimeError, match="closed"):
+        async with picking.acquire(CALL):
+            raise AssertionError("unreachable")
+
+
+async def test_events_can_be_heard_until_one_has_enough() -> None:
+    heard: list[object] = []
+    async with balancer() as picking:
+        stop = picking.subscribe(heard.append)
+        stop()
+        async with picking.acquire(CALL):
+            pass
+    assert [event for event in heard if not isinstance(event, ReplicasChanged)] == []

@@ -1,0 +1,131 @@
+"""Background loops end when they are told, never raise; a synchronous client's thread serves any number of others."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import anyio
+import pytest
+
+from mlbalance_client.loop_thread import LoopThread
+from mlbalance_client.tending import EventLoop, Loop
+
+from ..conftest import eventually
+
+
+@pytest.mark.anyio
+async def test_a_loop_runs_until_it_is_closed_by_any_task() -> None:
+    started, ended = anyio.Event(), anyio.Event()
+
+    async def body() -> None:
+        try:
+            started.set()
+            await anyio.sleep_forever()
+        finally:
+            ended.set()
+
+    loop = Loop("test", body)
+    await started.wait()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(loop.aclose)
+        tasks.start_soon(loop.aclose)
+    assert ended.is_set()
+
+
+@pytest.mark.anyio
+async def test_a_loop_that_fails_is_logged_and_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    async def body() -> None:
+        raise LookupError("gone")
+
+    loop = Loop("test", body)
+    with caplog.at_level(logging.ERROR):
+        while not caplog.records:
+            await anyio.lowlevel.checkpoint()
+    await loop.aclose()
+    assert "'test'" in caplog.text
+    assert "gone" in caplog.text
+
+
+@pytest.mark.anyio
+async def test_the_loop_can_be_called_from_other_threads() -> None:
+    called = anyio.Event()
+    loop = EventLoop()
+    await anyio.to_thread.run_sync(loop.call_soon, called.set)
+    with anyio.fail_after(10):
+        await called.wait()
+
+
+async def nothing() -> None:
+    return None
+
+
+async def answer(value: int) -> int:
+    await anyio.lowlevel.checkpoint()
+    return value
+
+
+async def fail() -> None:
+    raise LookupError("from the loop")
+
+
+def test_many_threads_call_into_one_loop() -> None:
+    thread = LoopThread("test", nothing)
+    with ThreadPoolExecutor(16) as pool:
+        assert sorted(pool.map(lambda n: thread.call(answer(n)), range(200))) == list(range(200))
+    with pytest.raises(LookupError, match="from the loop"):
+        thread.call(fail())
+    thread.stop()
+    thread.join()
+
+
+def test_the_last_work_is_done_and_the_thread_ends() -> None:
+    done: list[str] = []
+
+    async def last() -> None:
+        await anyio.lowlevel.checkpoint()
+        done.append("last")
+
+    thread = LoopThread("test of the end", last)
+    thread.call(nothing())
+    thread.stop()
+    thread.stop()
+    thread.join()
+    assert done == ["last"]
+    assert "test of the end" not in {each.name for each in threading.enumerate()}
+
+
+def test_a_stopped_loop_refuses_and_leaves_no_coroutine() -> None:
+    thread = LoopThread("test", nothing)
+    thread.stop()
+    work = answer(1)
+    with pytest.raises(RuntimeError, match="closed"):
+        thread.call(work)
+    del work
+    gc.collect()
+
+
+def test_a_call_that_waits_when_the_loop_ends_is_not_left_waiting() -> None:
+    thread = LoopThread("test", nothing)
+    began = threading.Event()
+    outcome: list[BaseException] = []
+
+    async def forever() -> None:
+        began.set()
+        await anyio.sleep_forever()
+
+    def wait() -> None:
+        try:
+            thread.call(forever())
+        except BaseException as error:
+            outcome.append(error)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    assert began.wait(10)
+    thread.stop()
+    assert eventually(lambda: not waiting.is_alive())
+    assert len(outcome) == 1
+    thread.join()

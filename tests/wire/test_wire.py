@@ -1,0 +1,336 @@
+"""The wire against a scripted server: connections are reused, replaced and closed; every failure has one kind."""
+
+from __future__ import annotations
+
+import random
+import socket
+import ssl
+import threading
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from contextlib import contextmanager
+
+import anyio
+import httpx
+import pytest
+import trustme
+
+import mlbalance_client as mlb
+from mlbalance_client.errors import FailureKind
+from mlbalance_client.wire import Origin, Timeouts, Wire, WireAnswer, WireError, WireOptions, WireRequest
+
+from ..conftest import eventually
+from ..scripted import Exchange, Scripted
+
+pytestmark = pytest.mark.anyio
+
+PATIENT = Timeouts(10.0, 10.0, 10.0)
+CHUNKED = (b"Transfer-Encoding", b"chunked")
+
+
+def request(
+    body: bytes | AsyncIterable[bytes] = b"hello", timeouts: Timeouts = PATIENT, *, resend: bool = True
+) -> WireRequest:
+    length = (b"Content-Length", str(len(body)).encode()) if isinstance(body, bytes) else CHUNKED
+    return WireRequest(b"POST", b"/x", [(b"Host", b"replica"), length], body, timeouts, {}, resend)
+
+
+def origin(server: Scripted, scheme: str = "http") -> Origin:
+    return Origin.from_url(f"{scheme}://{server.address}")
+
+
+async def read(answer: WireAnswer) -> bytes:
+    return b"".join([chunk async for chunk in answer])
+
+
+def ok(exchange: Exchange) -> None:
+    exchange.answer(200, b"fine")
+
+
+@contextmanager
+def closing(wire: Wire) -> Iterator[Wire]:
+    """However the test goes, no connection is left busy."""
+    yield wire
+    assert wire.counts()[1] == 0
+
+
+async def test_connections_are_reused_newest_first() -> None:
+    with Scripted(ok) as server, closing(Wire(WireOptions())) as wire:
+        held = [await wire.open(origin(server), request()) for _ in range(3)]
+        assert wire.counts() == (0, 3)
+        for answer in held:
+            await read(answer)
+        assert wire.counts() == (3, 0)
+        for _ in range(5):
+            await read(await wire.open(origin(server), request()))
+        assert server.connections == 3
+        assert {id(e.connection) for e in server.exchanges[3:]} == {id(server.exchanges[2].connection)}
+        await wire.aclose()
+        assert wire.counts() == (0, 0)
+
+
+async def test_a_connection_that_the_server_closed_is_not_used_again() -> None:
+    def once(exchange: Exchange) -> None:
+        ok(exchange)
+        exchange.connection.shutdown(socket.SHUT_RDWR)
+
+    with Scripted(once) as server, closing(Wire(WireOptions())) as wire:
+        for _ in range(3):
+            assert await read(await wire.open(origin(server), request())) == b"fine"
+        assert len(server.exchanges) == 3
+        await wire.aclose()
+
+
+@pytest.mark.parametrize("resend", [True, False])
+async def test_a_request_that_met_a_closing_connection_is_sent_once_more_if_it_may(resend: bool) -> None:
+    def close_at_the_second(exchange: Exchange) -> None:
+        if exchange.number == 2:
+            exchange.connection.shutdown(socket.SHUT_RDWR)
+            exchange.connection.close()
+        else:
+            ok(exchange)
+
+    with Scripted(close_at_the_second) as server, closing(Wire(WireOptions())) as wire:
+        await read(await wire.open(origin(server), request()))
+        if resend:
+            assert await read(await wire.open(origin(server), request())) == b"fine"
+        else:
+            with pytest.raises(WireError) as caught:
+                await wire.open(origin(server), request(resend=False))
+            assert caught.value.kind in (FailureKind.PROTOCOL, FailureKind.READ)
+        assert len(server.exchanges) == (3 if resend else 2)
+        await wire.aclose()
+
+
+async def test_a_fresh_connection_that_dies_is_not_tried_again() -> None:
+    def die(exchange: Exchange) -> None:
+        exchange.reset()
+
+    with Scripted(die) as server, closing(Wire(WireOptions())) as wire:
+        with pytest.raises(WireError):
+            await wire.open(origin(server), request())
+        assert len(server.exchanges) == 1
+
+
+async def test_nobody_there_is_a_failure_to_connect() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        free = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with closing(Wire(WireOptions())) as wire:
+        with pytest.raises(WireError) as caught:
+            await wire.open(Origin.from_url(free), request())
+        assert caught.value.kind is FailureKind.CONNECT
+        assert caught.value.kind.never_sent
+
+
+async def test_a_slow_answer_is_a_read_timeout() -> None:
+    with (
+        Scripted(lambda exchange: exchange.wait_gone() and None) as server,
+        closing(Wire(WireOptions())) as wire,
+    ):
+        with pytest.raises(WireError) as caught:
+            await wire.open(origin(server), request(timeouts=Timeouts(10.0, 0.05, 10.0)))
+        assert caught.value.kind is FailureKind.READ_TIMEOUT
+
+
+async def test_a_server_that_takes_in_nothing_is_a_write_timeout() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, closing(Wire(WireOptions())) as wire:
+        deaf = Origin.from_url(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(WireError) as caught:
+            await wire.open(deaf, request(b"x" * 50_000_000, Timeouts(10.0, 10.0, 0.05)))
+        assert caught.value.kind is FailureKind.WRITE_TIMEOUT
+
+
+@pytest.mark.parametrize("length", [b"3", b"30"])
+async def test_a_body_of_another_length_than_said_is_the_callers_fault(length: bytes) -> None:
+    wrong = request()
+    wrong.headers[1] = (b"Content-Length", length)
+    with Scripted(ok) as server, closing(Wire(WireOptions())) as wire:
+        with pytest.raises(WireError) as caught:
+            await wire.open(origin(server), wrong)
+        assert caught.value.kind is FailureKind.REQUEST
+        assert wire.counts() == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        b"\x16\x03\x01\r\n\r\n",
+        b"HTTP/1.1 abc OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n",
+        b"bye",
+    ],
+)
+async def test_an_answer_that_is_no_http_is_one_clear_failure(nonsense: bytes) -> None:
+    def babble(exchange: Exchange) -> None:
+        exchange.send(nonsense)
+        exchange.connection.shutdown(socket.SHUT_RDWR)
+
+    with Scripted(babble) as server, closing(Wire(WireOptions())) as wire:
+        with pytest.raises(WireError) as caught:
+            await wire.open(origin(server), request())
+        assert caught.value.kind in (FailureKind.PROTOCOL, FailureKind.READ)
+        assert str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"content-length: 99\r\n\r\nshort",
+        b"transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n",
+        b"transfer-encoding: chunked\r\n\r\nzz\r\nhello\r\n",
+    ],
+)
+async def test_a_body_that_breaks_off_is_a_failure_after_what_came(body: bytes) -> None:
+    def breaking(exchange: Exchange) -> None:
+        exchange.send(b"HTTP/1.1 200 OK\r\n" + body)
+        exchange.connection.shutdown(socket.SHUT_RDWR)
+
+    with Scripted(breaking) as server, closing(Wire(WireOptions())) as wire:
+        answer = await wire.open(origin(server), request())
+        with pytest.raises(WireError):
+            await read(answer)
+        assert wire.counts() == (0, 0)
+
+
+class EndlessBody:
+    """Not a generator: nobody would close it."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        return b"x" * 65536
+
+
+@pytest.mark.parametrize("stage", ["connecting", "sending", "waiting", "reading"])
+async def test_a_cancel_at_any_stage_leaves_no_connection(stage: str) -> None:
+    reached = threading.Event()
+
+    def stuck(exchange: Exchange) -> None:
+        if stage == "reading":
+            exchange.start_stream()
+            exchange.chunk(b"a")
+        reached.set()
+        exchange.wait_gone()
+
+    async def call(wire: Wire, server: Scripted) -> None:
+        answer = await wire.open(origin(server), request(EndlessBody() if stage == "sending" else b"x"))
+        if stage == "reading":
+            await read(answer)
+
+    with Scripted(stuck) as server, closing(Wire(WireOptions())) as wire:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call, wire, server)
+            await anyio.lowlevel.checkpoint()
+            if stage in ("waiting", "reading"):
+                assert await anyio.to_thread.run_sync(reached.wait, 10)
+            elif stage == "sending":
+                assert await anyio.to_thread.run_sync(eventually, lambda: server.connections == 1)
+            tasks.cancel_scope.cancel()
+        assert wire.counts() == (0, 0)
+
+
+async def test_many_calls_cancelled_at_random_leave_nothing() -> None:
+    rng = random.Random(5)
+    with Scripted(ok) as server, closing(Wire(WireOptions())) as wire:
+
+        async def call() -> None:
+            with anyio.move_on_after(rng.random() * 0.01):
+                await read(await wire.open(origin(server), request()))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(200):
+                tasks.start_soon(call)
+        assert wire.counts()[1] == 0
+        assert await read(await wire.open(origin(server), request())) == b"fine"
+        await wire.aclose()
+
+
+async def test_closing_an_origin_closes_its_idle_connections_and_keeps_no_other() -> None:
+    with Scripted(ok) as one, Scripted(ok) as two, closing(Wire(WireOptions())) as wire:
+        busy = await wire.open(origin(one), request())
+        for server in (one, two):
+            await read(await wire.open(origin(server), request()))
+        await wire.close_origin(origin(one))
+        assert wire.counts()[0] == 1
+        assert await read(busy) == b"fine"
+        assert wire.counts()[0] == 1
+        await wire.aclose()
+
+
+async def test_no_more_idle_connections_are_kept_than_allowed() -> None:
+    with Scripted(ok) as server, closing(Wire(WireOptions(max_idle_per_replica=1))) as wire:
+        held = [await wire.open(origin(server), request()) for _ in range(3)]
+        for answer in held:
+            await read(answer)
+        assert wire.counts() == (1, 0)
+        await wire.aclose()
+
+
+async def test_a_closed_wire_refuses() -> None:
+    wire = Wire(WireOptions())
+    await wire.aclose()
+    await wire.aclose()
+    with pytest.raises(RuntimeError, match="closed"):
+        await wire.open(Origin.from_url("http://127.0.0.1:1"), request())
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@contextmanager
+def https_server(authority: trustme.CA) -> Iterator[str]:
+    """One that answers every connection once, over TLS, for as long as the block lasts."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                plain, _ = listener.accept()
+            except OSError:
+                return
+            try:
+                with context.wrap_socket(plain, server_side=True) as connection:
+                    connection.recv(65536)
+                    connection.sendall(
+                        b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\nconnection: close\r\n\r\nsafe"
+                    )
+            except OSError:
+                plain.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield f"https://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+
+
+def config(url: str) -> mlb.BalancerConfig:
+    return mlb.BalancerConfig(discovery={"kind": "static", "replicas": [url]})
+
+
+async def test_replicas_over_tls_are_verified_by_the_callers_authority(authority: trustme.CA) -> None:
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    with https_server(authority) as url:
+        async with mlb.AsyncClient(config(url), verify=trusting) as client:
+            assert (await client.get("/")).text == "safe"
+
+
+async def test_a_replica_whose_certificate_nobody_vouches_for_gets_nothing(authority: trustme.CA) -> None:
+    with https_server(authority) as url:
+        async with mlb.AsyncClient(config(url)) as client:
+            with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+                await client.post("/", headers={"authorization": "Bearer secret"}, json={})
+
+
+async def test_verification_can_be_turned_off_by_name(authority: trustme.CA) -> None:
+    with https_server(authority) as url:
+        async with mlb.AsyncClient(config(url), verify=False) as client:
+            assert (await client.get("/")).text == "safe"
