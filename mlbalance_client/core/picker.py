@@ -14,6 +14,7 @@ from itertools import islice
 from random import Random
 from typing import NamedTuple, Protocol
 
+from .company import Company
 from .cost import PrefillRates, prefill_units
 from .ledger import Ledger
 from .load_view import LoadView
@@ -123,6 +124,7 @@ class Sight:
     ledger: Ledger
     load: LoadView
     index: PrefixIndex
+    company: Company
     rates: PrefillRates
     handicap_s: Mapping[int, float]
     settings: PickingSettings
@@ -210,7 +212,7 @@ class PrefixTokens:
         mean = (ledger.tokens + demand.prompt_tokens) / len(pool)
         bound = max(settings.bound_floor_tokens, settings.bound_factor * mean)
         # Homes stand for what others sent; whoever finds no others at work knows better from own record.
-        company = min(1.0, max(_ALONE, sight.load.others_share / _IN_COMPANY))
+        company = min(1.0, max(_ALONE, sight.company.share / _IN_COMPANY))
         confidence = settings.prior_confidence * company
         for depth, key in anchors(demand, settings.anchor_depths):
             doubtful = int(sight.tokens(demand, depth) * confidence)

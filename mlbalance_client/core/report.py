@@ -71,6 +71,8 @@ class CallReport:
     ttft_s: float | None = None
     total_s: float | None = None
     usage: Usage | None = None
+    tenant: str | None = None
+    priority: int = 0
     _explanation: Explanation | None = field(default=None, repr=False)
     _pick: Pick | None = field(default=None, repr=False)
 
@@ -96,7 +98,8 @@ class CallReport:
 class ReplicaSnapshot:
     """What the client believes of one replica. Tokens and requests are this client's own, outstanding now.
 
-    ``looks``: unseen, free, busy or long busy, by the pace of own streams.
+    ``looks``: unseen, free, busy or long busy, by the pace of own streams. ``rests_s``: for how long it is not picked
+    yet, since it has failed.
     """
 
     id: str
@@ -108,6 +111,7 @@ class ReplicaSnapshot:
     prefill_tokens: int
     decode_tokens: int
     looks: str
+    rests_s: float
     waiting_s: float
     prefill_tokens_per_s: float
     rate_samples: int
@@ -184,6 +188,7 @@ def _replicas(fleet: Fleet, now: float) -> Sequence[ReplicaSnapshot]:
                 requests=account.requests,
                 prefill_tokens=account.prefill_tokens,
                 decode_tokens=account.decode_tokens,
+                rests_s=fleet.pushback.rests_s(place, now),
                 looks=fleet.load.found(place, now).value,
                 waiting_s=fleet.load.waiting_s(place, now),
                 prefill_tokens_per_s=fleet.rates[place],
