@@ -7,7 +7,7 @@ wire -> commit point -> the body flows to the caller -> settled once, whatever t
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -18,7 +18,7 @@ from weakref import ref
 
 import anyio
 
-from . import dialects, discovery
+from . import discovery
 from .answer import AnswerBody, Flow, HeldBody
 from .calls import NO_WISHES, CallOptions
 from .config import BalancerConfig
@@ -28,7 +28,7 @@ from .core.fleet import Fleet, Pick
 from .core.model import Demand, Usage, Verdict
 from .core.pushback import Pushback
 from .core.report import CallReport, Explanation, FleetSnapshot, explain, snapshot
-from .dialects.base import Dialect, Reading, Sign
+from .dialects import Dialect, Reading, Sign, find
 from .errors import AttemptReport, AttemptsExhausted, DeadlineExceeded, FailureKind, NoReplicas
 from .events import (
     AttemptEnded,
@@ -103,6 +103,7 @@ class Engine:
         config: BalancerConfig,
         *,
         wire: WireOptions | None = None,
+        dialects: Sequence[Dialect] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
@@ -114,6 +115,9 @@ class Engine:
         self.clock = clock
         self._client_id = f"{rng.getrandbits(40):010x}"
         self._numbers = count(1)
+        self._dialects = tuple(dialects)
+        secret = config.picking.fingerprint_secret
+        self._secret = None if secret is None else secret.get_secret_value().encode()
         options = wire or WireOptions(keepalive_expiry_s=config.http.keepalive_expiry_s)
         self.wire = Wire(options)
         self._origins: dict[str, tuple[Origin, bytes, bytes]] = {}
@@ -165,7 +169,7 @@ class Engine:
 
     def explain(self, path: str, body: bytes, options: CallOptions) -> Explanation:
         """Which replica a call would go to now, and why; nothing is charged. Raises NoReplicas."""
-        reading = dialects.find("POST", path).read(path, body)
+        reading = self._dialect("POST", path).read(path, body)
         demand = self.demand(reading, options)
         return explain(demand, self.fleet.choose(demand, self.clock()))
 
@@ -184,7 +188,7 @@ class Engine:
         """What a call with this reading asks of a replica."""
         session = options.session or reading.session
         return self.fleet.demand(
-            fingerprint(reading.prompt),
+            fingerprint(reading.prompt, self._secret),
             text_bytes=reading.prompt_bytes,
             extra_tokens=reading.extra_tokens,
             output_limit=reading.output_limit,
@@ -215,7 +219,7 @@ class Engine:
 
     def _begin(self, request: Request) -> _Call:
         path = request.target.partition(b"?")[0].decode("ascii", "replace")
-        dialect = dialects.find(request.method, path)
+        dialect = self._dialect(request.method, path)
         body = request.body
         repeatable = isinstance(body, bytes) and len(body) <= self.config.http.max_replay_body_bytes
         reading = dialect.read(path, body if isinstance(body, bytes) else b"")
@@ -233,6 +237,13 @@ class Engine:
             began=self.clock(),
             report=CallReport(tenant=options.tenant, priority=options.priority),
         )
+
+    def _dialect(self, method: str, path: str) -> Dialect:
+        """The caller's own before ours."""
+        for dialect in self._dialects:
+            if dialect.matches(method, path):
+                return dialect
+        return find(method, path)
 
     def new_id(self) -> str:
         """A call's id: the client's, and a number."""
