@@ -56,6 +56,7 @@ class Compared:
     waiting_s: list[float]
     own_s: list[float]
     score_s: list[float]
+    miss_weight: float
 
     def candidates(self) -> list[Candidate]:
         """Each on its own."""
@@ -157,7 +158,7 @@ class Sight:
             waiting.append(waiting_s)
             own.append(own_s)
             scores.append(score_s)
-        return Compared(hits, waiting, own, scores)
+        return Compared(hits, waiting, own, scores, miss_weight)
 
 
 class Policy(Protocol):

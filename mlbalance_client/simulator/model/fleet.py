@@ -27,7 +27,8 @@ class FleetError(RuntimeError):
 class Fleet:
     """``count`` replicas on loopback, at ``urls``. A context manager; ends its processes on every way out.
 
-    ``faults``: one for all, or one each. ``port``: the first one's, the others follow; 0: any free ones. Raises FleetError if the server's packages are missing.
+    ``faults``: one for all, or one each. ``port``: the first one's, the others follow; 0: any free ones.
+    Raises FleetError if the server's packages are missing.
     """
 
     def __init__(
