@@ -7,7 +7,12 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-import httpx2 as library
+try:
+    import httpx2 as library
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError(
+        "mlbalance_client.httpx2 needs the package httpx2: install mlbalance-client with the extra [httpx2]"
+    ) from missing
 
 from .calls import CallOptions
 from .core.report import Explanation, FleetSnapshot

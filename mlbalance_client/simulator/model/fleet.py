@@ -46,7 +46,9 @@ class Fleet:
             raise FleetError(f"a fleet needs at least one replica, not {count}")
         for module in ("uvicorn", "httptools"):
             if importlib.util.find_spec(module) is None:
-                raise FleetError(f"the simulated fleet needs {module}: pip install 'mlbalance-client[demo]'")
+                raise FleetError(
+                    f"the simulated fleet needs {module}: install mlbalance-client with the extra [demo]"
+                )
         each = list(faults) if isinstance(faults, Sequence) else [faults or Faults()] * count
         if len(each) != count:
             raise FleetError(f"faults for {len(each)} replicas, but there are {count}")
