@@ -320,7 +320,7 @@ class Engine:
                 body=request.body,
                 timeouts=request.timeouts or self._timeouts,
                 extensions=request.extensions,
-                resend=call.plan.replayable,
+                on_resend=call.plan.sent_again if call.plan.may_send_again else None,
             ),
         )
 

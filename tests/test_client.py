@@ -354,6 +354,34 @@ async def test_what_may_not_be_sent_twice_is_not() -> None:
         assert len(one.exchanges) + len(two.exchanges) == 1
 
 
+@pytest.mark.parametrize("limit", [1, 2])
+@pytest.mark.parametrize("dies", [True, False])
+async def test_a_call_that_kills_its_replicas_kills_no_more_than_it_has_attempts(
+    limit: int, dies: bool
+) -> None:
+    hit: list[Scripted] = []
+
+    def script(exchange: Exchange) -> None:
+        if b"poison" not in exchange.body:
+            return ok(exchange)
+        server = next(s for s in servers if s.address == exchange.header("host"))
+        hit.append(server)
+        if dies:
+            server.stop_listening()
+        return exchange.reset()
+
+    with ExitStack() as stack:
+        servers = [stack.enter_context(Scripted(script)) for _ in range(5)]
+        async with mlb.AsyncClient(config(*servers, retries={"max_attempts": limit})) as client:
+            for _ in servers:  # so that every replica has an idle connection
+                await client.post(PATH, json=chat())
+            with pytest.raises(mlb.AttemptsExhausted):
+                await client.post(PATH, json=chat("poison"))
+            assert settled(client)
+
+    assert len(hit) == limit
+
+
 async def test_an_answer_in_hand_is_returned_not_raised() -> None:
     with Scripted(refuse) as one, Scripted(reset) as two:
         async with mlb.AsyncClient(

@@ -2,9 +2,10 @@
 
 Rules. What the caller's own limit ended goes nowhere. What was never sent goes to another replica at once, once
 per replica, free of the limit. What was sent and failed (no answer, or a status of ``RETRIED_STATUSES`` before the
-commit point) goes elsewhere if the call is replayable and the limit of sent attempts is not reached. An answer in
-hand is delivered rather than an error raised: the last failing answer is held while others are tried. After the commit
-point no attempt starts.
+commit point) goes elsewhere if the call is replayable and the limit of sent attempts is not reached; what met a
+connection that had just been closed may go to the same replica once more, and counts twice. An answer in hand is
+delivered rather than an error raised: the last failing answer is held while others are tried. After the commit point
+no attempt starts.
 """
 
 from __future__ import annotations
@@ -66,6 +67,15 @@ class Attempts:
     def started(self, replica: ReplicaId) -> None:
         """An attempt was sent on its way."""
         self._tried = self._tried | {replica}
+        self._sent += 1
+
+    @property
+    def may_send_again(self) -> bool:
+        """Whether an attempt may go to its replica once more, should the connection turn out to be closed."""
+        return self._may_go_elsewhere()
+
+    def sent_again(self) -> None:
+        """The attempt in progress went to its replica once more."""
         self._sent += 1
 
     def content(self, number: int) -> Command:

@@ -10,7 +10,7 @@ import anyio
 import httpcore
 
 from .errors import EXPECTED, translate
-from .pool import CLOSE_WITHIN_S, Pool, close_all
+from .pool import CLOSE_WITHIN_S, Connection, Pool, close_all
 
 
 class WireAnswer:
@@ -18,9 +18,7 @@ class WireAnswer:
 
     __slots__ = ("_chunks", "_connection", "_held", "_pool", "_response")
 
-    def __init__(
-        self, response: httpcore.Response, connection: httpcore.AsyncHTTPConnection, pool: Pool
-    ) -> None:
+    def __init__(self, response: httpcore.Response, connection: Connection, pool: Pool) -> None:
         self._response = response
         self._connection = connection
         self._pool = pool

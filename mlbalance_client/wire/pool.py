@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 import anyio
 import httpcore
 
+from .network import WatchedNetwork
+
 CLOSE_WITHIN_S = 2.0
 
 
@@ -57,13 +59,38 @@ class Origin:
         return cls(parts.scheme.encode("ascii"), (parts.hostname or "").encode("ascii"), port)
 
 
+class Connection(httpcore.AsyncHTTPConnection):
+    """A connection that knows whether anything came of the answer which it waits for."""
+
+    def __init__(self, origin: httpcore.Origin, options: WireOptions) -> None:
+        self._network = WatchedNetwork(options.network_backend)
+        super().__init__(
+            origin,
+            ssl_context=options.tls if origin.scheme == b"https" else None,
+            keepalive_expiry=options.keepalive_expiry_s,
+            local_address=options.local_address,
+            socket_options=options.socket_options,
+            network_backend=self._network,
+        )
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing was received since the request was begun."""
+        return self._network.silent
+
+    async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
+        """Send a request and wait for the head of its answer."""
+        self._network.silent = True
+        return await super().handle_async_request(request)
+
+
 class Pool:
     """Connections of one origin. ``busy`` counts those that an exchange holds."""
 
     def __init__(self, origin: Origin, options: WireOptions) -> None:
         self._origin = httpcore.Origin(origin.scheme, origin.host, origin.port)
         self._options = options
-        self._idle: list[httpcore.AsyncHTTPConnection] = []
+        self._idle: list[Connection] = []
         self._closed = False
         self.busy = 0
 
@@ -72,23 +99,23 @@ class Pool:
         """How many connections wait for use."""
         return len(self._idle)
 
-    def take(self) -> tuple[httpcore.AsyncHTTPConnection, list[httpcore.AsyncHTTPConnection]]:
+    def take(self) -> tuple[Connection, list[Connection]]:
         """A live idle connection or a new one, and the stale ones met on the way, for the caller to close."""
-        stale: list[httpcore.AsyncHTTPConnection] = []
+        stale: list[Connection] = []
         self.busy += 1
         while self._idle:
             connection = self._idle.pop()
             if not connection.has_expired():
                 return connection, stale
             stale.append(connection)
-        return self._new(), stale
+        return Connection(self._origin, self._options), stale
 
-    def take_new(self) -> httpcore.AsyncHTTPConnection:
+    def take_new(self) -> Connection:
         """A new connection."""
         self.busy += 1
-        return self._new()
+        return Connection(self._origin, self._options)
 
-    def give_back(self, connection: httpcore.AsyncHTTPConnection) -> bool:
+    def give_back(self, connection: Connection) -> bool:
         """End an exchange; False if the connection is not kept and the caller must close it."""
         self.busy -= 1
         most = self._options.max_idle_per_replica
@@ -97,25 +124,14 @@ class Pool:
         self._idle.append(connection)
         return True
 
-    def close(self) -> list[httpcore.AsyncHTTPConnection]:
+    def close(self) -> list[Connection]:
         """Keep no connection from now on; the idle ones are for the caller to close."""
         self._closed = True
         idle, self._idle = self._idle, []
         return idle
 
-    def _new(self) -> httpcore.AsyncHTTPConnection:
-        options = self._options
-        return httpcore.AsyncHTTPConnection(
-            self._origin,
-            ssl_context=options.tls if self._origin.scheme == b"https" else None,
-            keepalive_expiry=options.keepalive_expiry_s,
-            local_address=options.local_address,
-            socket_options=options.socket_options,
-            network_backend=options.network_backend,
-        )
 
-
-async def close_all(connections: Iterable[httpcore.AsyncHTTPConnection]) -> None:
+async def close_all(connections: Iterable[Connection]) -> None:
     """Close connections, each within a short time, come what may."""
     for connection in connections:
         with anyio.move_on_after(CLOSE_WITHIN_S, shield=True):

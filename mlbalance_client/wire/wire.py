@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from mlbalance_client.errors import FailureKind
 
 from .answer import WireAnswer
 from .errors import EXPECTED, WireError, translate
-from .pool import Origin, Pool, WireOptions, close_all
+from .pool import Connection, Origin, Pool, WireOptions, close_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,11 @@ class Timeouts:
 
 @dataclass(slots=True)
 class WireRequest:
-    """``target``: path and query as sent; ``headers`` with Host. ``resend``: whether a request that died on a
-    connection which had been idle, before any byte of an answer, may be sent once more on a new one."""
+    """``target``: path and query as sent; ``headers`` with Host.
+
+    ``on_resend``: a request that died on a connection which had been idle, before any byte of an answer, is sent
+    once more on a new one only if there is this to call once it has been sent.
+    """
 
     method: bytes
     target: bytes
@@ -39,7 +42,7 @@ class WireRequest:
     body: bytes | AsyncIterable[bytes]
     timeouts: Timeouts
     extensions: dict[str, Any]
-    resend: bool = True
+    on_resend: Callable[[], None] | None = None
 
 
 class _Body:
@@ -70,6 +73,10 @@ class _Once:
         return content
 
 
+# How it shows that the other side has closed a connection.
+_CLOSED = frozenset({FailureKind.PROTOCOL, FailureKind.READ})
+
+
 class Wire:
     """All connections of one client. Belongs to one event loop."""
 
@@ -90,24 +97,17 @@ class Wire:
         pool = self._pools.get(origin)
         if pool is None:
             pool = self._pools[origin] = Pool(origin, self._options)
-        message = _message(origin, request)
         connection, stale = pool.take()
         reused = connection.is_idle()
         try:
             if stale:
                 await close_all(stale)
-            response = await connection.handle_async_request(message)
-        except EXPECTED as error:
-            await self._discard(pool, connection)
-            failure = translate(error)
-            if not (reused and request.resend and _was_stale(failure)):
-                raise failure from error
-        except BaseException:
-            await self._discard(pool, connection)
-            raise
-        else:
-            return WireAnswer(response, connection, pool)
-        return await self._resend(pool, message)
+            return await self._exchange(pool, connection, _message(origin, request))
+        except WireError as error:
+            if request.on_resend is None or not (reused and connection.silent and error.kind in _CLOSED):
+                raise
+            closed, on_resend = error, request.on_resend
+        return await self._resend(pool, _message(origin, request), closed, on_resend)
 
     async def close_origin(self, origin: Origin) -> None:
         """The replica is gone: close its idle connections now, the busy ones when they are done."""
@@ -120,8 +120,7 @@ class Wire:
         for pool in self._pools.values():
             await close_all(pool.close())
 
-    async def _resend(self, pool: Pool, message: httpcore.Request) -> WireAnswer:
-        connection = pool.take_new()
+    async def _exchange(self, pool: Pool, connection: Connection, message: httpcore.Request) -> WireAnswer:
         try:
             response = await connection.handle_async_request(message)
         except EXPECTED as error:
@@ -132,14 +131,24 @@ class Wire:
             raise
         return WireAnswer(response, connection, pool)
 
+    async def _resend(
+        self, pool: Pool, message: httpcore.Request, closed: WireError, on_resend: Callable[[], None]
+    ) -> WireAnswer:
+        try:
+            answer = await self._exchange(pool, pool.take_new(), message)
+        except WireError as error:
+            if error.sent:
+                on_resend()
+                raise
+            # Not a failure to connect: the request was sent, and may be what killed the replica.
+            raise WireError(closed.kind, f"{closed}; then {error}") from error
+        on_resend()
+        return answer
+
     @staticmethod
-    async def _discard(pool: Pool, connection: httpcore.AsyncHTTPConnection) -> None:
+    async def _discard(pool: Pool, connection: Connection) -> None:
         pool.busy -= 1
         await close_all([connection])
-
-
-def _was_stale(failure: WireError) -> bool:
-    return failure.kind in (FailureKind.PROTOCOL, FailureKind.READ, FailureKind.WRITE)
 
 
 def _message(origin: Origin, request: WireRequest) -> httpcore.Request:

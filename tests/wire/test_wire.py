@@ -6,7 +6,7 @@ import random
 import socket
 import ssl
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 
 import anyio
@@ -19,7 +19,7 @@ from mlbalance_client.errors import FailureKind
 from mlbalance_client.wire import Origin, Timeouts, Wire, WireAnswer, WireError, WireOptions, WireRequest
 
 from ..conftest import eventually
-from ..scripted import Exchange, Scripted
+from ..scripted import Exchange, Script, Scripted
 
 pytestmark = pytest.mark.anyio
 
@@ -28,10 +28,12 @@ CHUNKED = (b"Transfer-Encoding", b"chunked")
 
 
 def request(
-    body: bytes | AsyncIterable[bytes] = b"hello", timeouts: Timeouts = PATIENT, *, resend: bool = True
+    body: bytes | AsyncIterable[bytes] = b"hello",
+    timeouts: Timeouts = PATIENT,
+    on_resend: Callable[[], None] | None = None,
 ) -> WireRequest:
     length = (b"Content-Length", str(len(body)).encode()) if isinstance(body, bytes) else CHUNKED
-    return WireRequest(b"POST", b"/x", [(b"Host", b"replica"), length], body, timeouts, {}, resend)
+    return WireRequest(b"POST", b"/x", [(b"Host", b"replica"), length], body, timeouts, {}, on_resend)
 
 
 def origin(server: Scripted, scheme: str = "http") -> Origin:
@@ -80,25 +82,70 @@ async def test_a_connection_that_the_server_closed_is_not_used_again() -> None:
         await wire.aclose()
 
 
-@pytest.mark.parametrize("resend", [True, False])
-async def test_a_request_that_met_a_closing_connection_is_sent_once_more_if_it_may(resend: bool) -> None:
-    def close_at_the_second(exchange: Exchange) -> None:
-        if exchange.number == 2:
-            exchange.connection.shutdown(socket.SHUT_RDWR)
-            exchange.connection.close()
-        else:
-            ok(exchange)
+def close(exchange: Exchange) -> None:
+    exchange.connection.shutdown(socket.SHUT_RDWR)
+    exchange.connection.close()
 
-    with Scripted(close_at_the_second) as server, closing(Wire(WireOptions())) as wire:
+
+def reset(exchange: Exchange) -> None:
+    exchange.reset()
+
+
+@pytest.mark.parametrize("end", [close, reset])
+@pytest.mark.parametrize("resend", [True, False])
+async def test_a_request_that_met_a_closing_connection_is_sent_once_more_if_it_may(
+    end: Script, resend: bool
+) -> None:
+    resent: list[int] = []
+    with (
+        Scripted(lambda exchange: (end if exchange.number == 2 else ok)(exchange)) as server,
+        closing(Wire(WireOptions())) as wire,
+    ):
         await read(await wire.open(origin(server), request()))
         if resend:
-            assert await read(await wire.open(origin(server), request())) == b"fine"
+            again = request(on_resend=lambda: resent.append(1))
+            assert await read(await wire.open(origin(server), again)) == b"fine"
         else:
             with pytest.raises(WireError) as caught:
-                await wire.open(origin(server), request(resend=False))
+                await wire.open(origin(server), request())
             assert caught.value.kind in (FailureKind.PROTOCOL, FailureKind.READ)
         assert len(server.exchanges) == (3 if resend else 2)
+        assert resent == ([1] if resend else [])
         await wire.aclose()
+
+
+@pytest.mark.parametrize("end", [close, reset])
+@pytest.mark.parametrize("began", [b"HTTP/1.1 200 OK\r\ncontent-len", b"HTTP/1.1 100 Continue\r\n\r\n"])
+async def test_a_request_of_whose_answer_anything_came_is_not_sent_again(end: Script, began: bytes) -> None:
+    def break_off(exchange: Exchange) -> None:
+        if exchange.number == 1:
+            return ok(exchange)
+        exchange.send(began)
+        return end(exchange)
+
+    with Scripted(break_off) as server, closing(Wire(WireOptions())) as wire:
+        await read(await wire.open(origin(server), request()))
+        with pytest.raises(WireError) as caught:
+            await wire.open(origin(server), request(on_resend=lambda: None))
+        assert caught.value.sent
+        assert len(server.exchanges) == 2
+
+
+async def test_a_replica_that_a_request_may_have_killed_is_not_one_that_it_was_never_sent_to() -> None:
+    resent: list[int] = []
+
+    def crash(exchange: Exchange) -> None:
+        if exchange.number == 1:
+            return ok(exchange)
+        server.stop_listening()
+        return exchange.reset()
+
+    with Scripted(crash) as server, closing(Wire(WireOptions())) as wire:
+        await read(await wire.open(origin(server), request()))
+        with pytest.raises(WireError, match="onnect") as caught:
+            await wire.open(origin(server), request(on_resend=lambda: resent.append(1)))
+        assert caught.value.sent
+        assert not resent
 
 
 async def test_a_fresh_connection_that_dies_is_not_tried_again() -> None:
