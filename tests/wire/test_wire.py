@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import select
 import socket
 import ssl
 import threading
@@ -44,6 +45,13 @@ async def read(answer: WireAnswer) -> bytes:
     return b"".join([chunk async for chunk in answer])
 
 
+async def closed_by_peer(answer: WireAnswer) -> None:
+    """Wait until the end that the server has sent is here: then the idle connection's socket is readable."""
+    file = answer.extensions["network_stream"].get_extra_info("socket").fileno()
+    readable, _, _ = await anyio.to_thread.run_sync(select.select, [file], [], [], 10)
+    assert readable
+
+
 def ok(exchange: Exchange) -> None:
     exchange.answer(200, b"fine")
 
@@ -77,7 +85,9 @@ async def test_a_connection_that_the_server_closed_is_not_used_again() -> None:
 
     with Scripted(once) as server, closing(Wire(WireOptions())) as wire:
         for _ in range(3):
-            assert await read(await wire.open(origin(server), request())) == b"fine"
+            answer = await wire.open(origin(server), request())
+            assert await read(answer) == b"fine"
+            await closed_by_peer(answer)
         assert len(server.exchanges) == 3
         await wire.aclose()
 
