@@ -7,7 +7,7 @@ call takes an idle connection or opens one, and how many calls there may be is d
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -91,6 +91,7 @@ class Pool:
         self._origin = httpcore.Origin(origin.scheme, origin.host, origin.port)
         self._options = options
         self._idle: list[Connection] = []
+        self._expired: list[Connection] = []
         self._closed = False
         self.busy = 0
 
@@ -99,21 +100,21 @@ class Pool:
         """How many connections wait for use."""
         return len(self._idle)
 
-    def take(self) -> tuple[Connection, list[Connection]]:
-        """A live idle connection or a new one, and the stale ones met on the way, for the caller to close."""
-        stale: list[Connection] = []
-        self.busy += 1
+    def take(self) -> Connection:
+        """A live idle connection or a new one; expired ones met on the way are left to ``reap``."""
         while self._idle:
             connection = self._idle.pop()
             if not connection.has_expired():
-                return connection, stale
-            stale.append(connection)
-        return Connection(self._origin, self._options), stale
+                self.busy += 1
+                return connection
+            self._expired.append(connection)
+        return self.take_new()
 
     def take_new(self) -> Connection:
         """A new connection."""
+        connection = Connection(self._origin, self._options)
         self.busy += 1
-        return Connection(self._origin, self._options)
+        return connection
 
     def give_back(self, connection: Connection) -> bool:
         """End an exchange; False if the connection is not kept and the caller must close it."""
@@ -124,16 +125,34 @@ class Pool:
         self._idle.append(connection)
         return True
 
+    def reap(self) -> list[Connection]:
+        """The expired connections, no longer kept, for the caller to close."""
+        expired, self._expired = self._expired, []
+        live: list[Connection] = []
+        for connection in self._idle:
+            (expired if connection.has_expired() else live).append(connection)
+        self._idle = live
+        return expired
+
     def close(self) -> list[Connection]:
         """Keep no connection from now on; the idle ones are for the caller to close."""
         self._closed = True
-        idle, self._idle = self._idle, []
-        return idle
+        left = self._expired + self._idle
+        self._idle, self._expired = [], []
+        return left
 
 
-async def close_all(connections: Iterable[Connection]) -> None:
-    """Close connections, each within a short time, come what may."""
-    for connection in connections:
-        with anyio.move_on_after(CLOSE_WITHIN_S, shield=True):
-            with suppress(Exception):
-                await connection.aclose()
+async def close_all(connections: Sequence[Connection]) -> None:
+    """Close connections side by side, each within a short time, come what may."""
+    if len(connections) == 1:
+        await _close(connections[0])
+    elif connections:
+        async with anyio.create_task_group() as tasks:
+            for connection in connections:
+                tasks.start_soon(_close, connection)
+
+
+async def _close(connection: Connection) -> None:
+    with anyio.move_on_after(CLOSE_WITHIN_S, shield=True):
+        with suppress(Exception):
+            await connection.aclose()

@@ -97,11 +97,9 @@ class Wire:
         pool = self._pools.get(origin)
         if pool is None:
             pool = self._pools[origin] = Pool(origin, self._options)
-        connection, stale = pool.take()
+        connection = pool.take()
         reused = connection.is_idle()
         try:
-            if stale:
-                await close_all(stale)
             return await self._exchange(pool, connection, _message(origin, request))
         except WireError as error:
             if request.on_resend is None or not (reused and connection.silent and error.kind in _CLOSED):
@@ -114,11 +112,14 @@ class Wire:
         if pool := self._pools.pop(origin, None):
             await close_all(pool.close())
 
+    async def reap(self) -> None:
+        """Close the idle connections that have expired or that the replica has closed; to be called now and then."""
+        await close_all([expired for pool in self._pools.values() for expired in pool.reap()])
+
     async def aclose(self) -> None:
         """Close all idle connections and keep no other. Idempotent."""
         self._closed = True
-        for pool in self._pools.values():
-            await close_all(pool.close())
+        await close_all([idle for pool in self._pools.values() for idle in pool.close()])
 
     async def _exchange(self, pool: Pool, connection: Connection, message: httpcore.Request) -> WireAnswer:
         try:

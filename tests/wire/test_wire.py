@@ -11,6 +11,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 
 import anyio
+import httpcore
 import httpx
 import pytest
 import trustme
@@ -18,6 +19,7 @@ import trustme
 import mlbalance_client as mlb
 from mlbalance_client.errors import FailureKind
 from mlbalance_client.wire import Origin, Timeouts, Wire, WireAnswer, WireError, WireOptions, WireRequest
+from mlbalance_client.wire.pool import Connection
 
 from ..conftest import eventually
 from ..scripted import Exchange, Script, Scripted
@@ -312,6 +314,72 @@ async def test_closing_an_origin_closes_its_idle_connections_and_keeps_no_other(
         assert await read(busy) == b"fine"
         assert wire.counts()[0] == 1
         await wire.aclose()
+
+
+async def idle_sockets(wire: Wire, server: Scripted, number: int) -> list[socket.socket]:
+    """Those of so many connections that have served and wait for use."""
+    held = [await wire.open(origin(server), request()) for _ in range(number)]
+    sockets = [answer.extensions["network_stream"].get_extra_info("socket") for answer in held]
+    for answer in held:
+        await read(answer)
+    return sockets
+
+
+async def test_reaping_closes_what_the_replica_closed_and_no_other() -> None:
+    with Scripted(ok) as server, closing(Wire(WireOptions())) as wire:
+        sockets = await idle_sockets(wire, server, 3)
+        server.exchanges[0].connection.shutdown(socket.SHUT_RDWR)
+        await anyio.to_thread.run_sync(select.select, [sockets[0].fileno()], [], [], 10)
+        await wire.reap()
+        assert wire.counts() == (2, 0)
+        assert [each.fileno() == -1 for each in sockets] == [True, False, False]
+        await wire.aclose()
+
+
+async def test_expired_connections_are_closed_side_by_side_and_delay_no_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    closing_now: list[Connection] = []
+    all_at_once = anyio.Event()
+
+    async def close_together(connection: Connection) -> None:
+        closing_now.append(connection)
+        if len(closing_now) == 5:
+            all_at_once.set()
+        await all_at_once.wait()
+        await httpcore.AsyncHTTPConnection.aclose(connection)
+
+    with Scripted(ok) as server, closing(Wire(WireOptions(keepalive_expiry_s=0.0))) as wire:
+        sockets = await idle_sockets(wire, server, 5)
+        monkeypatch.setattr(Connection, "aclose", close_together)
+        answer = await wire.open(origin(server), request())
+        assert not closing_now
+        await wire.reap()
+        assert all_at_once.is_set()
+        assert {each.fileno() for each in sockets} == {-1}
+        monkeypatch.undo()
+        assert await read(answer) == b"fine"
+        await wire.aclose()
+
+
+@pytest.mark.parametrize("met", [True, False])
+async def test_closing_an_origin_closes_the_expired_too(met: bool) -> None:
+    with Scripted(ok) as server, closing(Wire(WireOptions(keepalive_expiry_s=0.0))) as wire:
+        sockets = await idle_sockets(wire, server, 2)
+        if met:
+            sockets += await idle_sockets(wire, server, 1)
+        await wire.close_origin(origin(server))
+        assert {each.fileno() for each in sockets} == {-1}
+
+
+async def test_a_tls_context_that_cannot_be_made_leaves_no_connection_busy() -> None:
+    def broken() -> ssl.SSLContext:
+        raise mlb.ConfigError("no such file")
+
+    with closing(Wire(WireOptions(ssl_context=broken))) as wire:
+        with pytest.raises(mlb.ConfigError):
+            await wire.open(Origin.from_url("https://127.0.0.1:1"), request())
+        assert wire.counts() == (0, 0)
 
 
 async def test_no_more_idle_connections_are_kept_than_allowed() -> None:
