@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -222,8 +221,24 @@ def _ssl_context(library: Any, options: dict[str, Any]) -> ssl.SSLContext | Call
     )
     if isinstance(verify, ssl.SSLContext) and cert is None:
         return verify
+    _check_path("verify", verify)
+    for part in cert[:2] if isinstance(cert, tuple) else (cert,):
+        _check_path("cert", part)
+
+    def make() -> ssl.SSLContext:
+        try:
+            made: ssl.SSLContext = library.create_ssl_context(verify=verify, cert=cert, trust_env=trust_env)
+        except OSError as error:  # ssl's own among them
+            raise ConfigError(f"the options 'verify' and 'cert' give no TLS context: {error}") from error
+        return made
+
     # Made when the first https replica is met: it takes 20 ms, and most fleets are spoken to in the clear.
-    return partial(library.create_ssl_context, verify=verify, cert=cert, trust_env=trust_env)
+    return make
+
+
+def _check_path(option: str, given: object) -> None:
+    if isinstance(given, str) and not Path(given).exists():
+        raise ConfigError(f"option {option!r}: there is no file {str(given)!r}")
 
 
 def come_home(engine: Engine, answer: Answer, requested: str) -> Headers:

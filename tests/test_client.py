@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import ssl
 import threading
 from contextlib import ExitStack, aclosing
 from typing import Any
@@ -247,6 +248,29 @@ def test_options_that_cannot_be_honoured_are_refused_by_name(option: dict[str, A
         mlb.AsyncClient("static://127.0.0.1:1", **option)
     with pytest.raises(mlb.ConfigError, match=next(iter(option))):
         mlb.Client("static://127.0.0.1:1", **option)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"verify": "/none.pem"},
+        {"cert": "/none.pem"},
+        {"cert": (__file__, "/none.key")},
+        {"verify": ssl.create_default_context(), "cert": "/none.pem"},
+    ],
+)
+def test_tls_files_that_do_not_exist_are_refused_by_name(options: dict[str, Any]) -> None:
+    with pytest.raises(mlb.ConfigError, match=f"{list(options)[-1]}.*/none"):
+        mlb.AsyncClient("static+https://127.0.0.1:1", **options)
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("context", [True, ssl.create_default_context()])
+async def test_tls_files_that_are_none_are_a_wrong_option(context: Any) -> None:
+    async with mlb.AsyncClient("static+https://127.0.0.1:1", verify=context, cert=__file__) as client:
+        with pytest.raises(mlb.ConfigError, match="'verify' and 'cert'"):
+            await client.get("/")
+        assert client.balancer.engine.wire.counts() == (0, 0)
 
 
 def test_a_transport_refuses_unknown_options() -> None:
