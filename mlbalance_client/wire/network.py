@@ -29,9 +29,11 @@ class WatchedNetwork(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         backend = self._backend or _native()
-        return _WatchedStream(
-            await backend.connect_tcp(host, port, timeout, local_address, socket_options), self
-        )
+        try:
+            stream = await backend.connect_tcp(host, port, timeout, local_address, socket_options)
+        except UnicodeError as error:  # the resolver cannot encode the name, and httpcore maps only OSError
+            raise httpcore.ConnectError(f"the host name {host!r} cannot be looked up: {error}") from error
+        return _WatchedStream(stream, self)
 
 
 class _WatchedStream(httpcore.AsyncNetworkStream):

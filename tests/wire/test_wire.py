@@ -180,6 +180,14 @@ async def test_nobody_there_is_a_failure_to_connect() -> None:
         assert caught.value.kind.never_sent
 
 
+@pytest.mark.parametrize("host", ["a..b", "a" * 64])
+async def test_a_name_that_cannot_be_looked_up_is_a_failure_to_connect(host: str) -> None:
+    with closing(Wire(WireOptions())) as wire:
+        with pytest.raises(WireError) as caught:
+            await wire.open(Origin(b"http", host.encode(), 80), request())
+        assert caught.value.kind is FailureKind.CONNECT
+
+
 async def test_a_slow_answer_is_a_read_timeout() -> None:
     with (
         Scripted(lambda exchange: exchange.wait_gone() and None) as server,
