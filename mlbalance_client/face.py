@@ -98,7 +98,7 @@ class Face:
             chunks.append(chunk)
             size += len(chunk)
             if size > self.config.http.max_replay_body_bytes:
-                return _rest(chunks, pieces)
+                return _Rest(chunks, pieces)
         return b"".join(chunks)
 
     def collect_sync(self, stream: Any) -> bytes | AsyncIterable[bytes]:
@@ -110,7 +110,7 @@ class Face:
             chunks.append(chunk)
             size += len(chunk)
             if size > self.config.http.max_replay_body_bytes:
-                return _rest(chunks, _in_thread(pieces))
+                return _Rest(chunks, _in_thread(pieces))
         return b"".join(chunks)
 
     def prepare(
@@ -164,11 +164,18 @@ def _timeouts(given: Mapping[str, float | None] | None) -> Timeouts | None:
     return None if given is None else Timeouts(given.get("connect"), given.get("read"), given.get("write"))
 
 
-async def _rest(chunks: list[bytes], pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    for chunk in chunks:
-        yield chunk
-    async for chunk in pieces:
-        yield chunk
+class _Rest:
+    """What was read of a body, then the rest. No generator: a failing call would leave it to the collector."""
+
+    def __init__(self, chunks: list[bytes], pieces: AsyncIterator[bytes]) -> None:
+        self._chunks = chunks[::-1]
+        self._pieces = pieces
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        return self._chunks.pop() if self._chunks else await self._pieces.__anext__()
 
 
 async def _in_thread(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:

@@ -6,6 +6,7 @@ import gc
 import json
 import ssl
 import threading
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, aclosing
 from typing import Any
 
@@ -462,11 +463,23 @@ async def test_a_header_that_cannot_be_sent_is_the_callers_fault() -> None:
             assert settled(client)
 
 
-async def test_a_body_too_large_to_keep_is_sent_once() -> None:
-    async def pieces() -> Any:
-        for _ in range(4):
-            yield b"x" * 1000
+class Pieces:
+    """No generator: when a call fails midway nobody would end it."""
 
+    def __init__(self, number: int) -> None:
+        self._left = number
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            raise StopAsyncIteration
+        self._left -= 1
+        return b"x" * 1000
+
+
+async def test_a_body_too_large_to_keep_is_sent_once() -> None:
     received = []
 
     def count(exchange: Exchange) -> None:
@@ -476,9 +489,24 @@ async def test_a_body_too_large_to_keep_is_sent_once() -> None:
     with Scripted(count) as one, Scripted(count) as two:
         async with mlb.AsyncClient(config(one, two, http={"max_replay_body_bytes": 1500})) as client:
             with pytest.raises(mlb.AttemptsExhausted):
-                await client.post("/upload", content=pieces())
+                await client.post("/upload", content=Pieces(4))
 
     assert received == ["chunked"]
+
+
+async def test_what_the_callers_body_raises_passes_unchanged() -> None:
+    own = FileNotFoundError("mine")
+
+    async def pieces() -> Any:
+        yield b"x" * 2000
+        raise own
+
+    with Scripted(ok) as one, Scripted(ok) as two:
+        async with mlb.AsyncClient(config(one, two, http={"max_replay_body_bytes": 1500})) as client:
+            with pytest.raises(FileNotFoundError) as caught:
+                await client.post("/upload", content=pieces())
+            assert caught.value is own
+            assert settled(client)
 
 
 # -- streams that end early -----------------------------------------------------------------------------------------

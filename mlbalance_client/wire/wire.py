@@ -73,6 +73,26 @@ class _Once:
         return content
 
 
+class _CallersBody:
+    """A body that the caller yields. ``failure``: what it raised, which is the caller's own and no failure of ours."""
+
+    def __init__(self, pieces: AsyncIterable[bytes]) -> None:
+        self._pieces = aiter(pieces)
+        self.failure: Exception | None = None
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await self._pieces.__anext__()
+        except StopAsyncIteration:
+            raise
+        except Exception as error:
+            self.failure = error
+            raise
+
+
 # How it shows that the other side has closed a connection.
 _CLOSED = frozenset({FailureKind.PROTOCOL, FailureKind.READ})
 
@@ -126,6 +146,8 @@ class Wire:
             response = await connection.handle_async_request(message)
         except EXPECTED as error:
             await self._discard(pool, connection)
+            if isinstance(message.stream, _CallersBody) and error is message.stream.failure:
+                raise
             raise translate(error) from error
         except BaseException:
             await self._discard(pool, connection)
@@ -158,6 +180,6 @@ def _message(origin: Origin, request: WireRequest) -> httpcore.Request:
         method=request.method,
         url=httpcore.URL(scheme=origin.scheme, host=origin.host, port=origin.port, target=request.target),
         headers=request.headers,
-        content=_Body(body) if isinstance(body, bytes) else body,
+        content=_Body(body) if isinstance(body, bytes) else _CallersBody(body),
         extensions={**request.extensions, "timeout": request.timeouts.as_extension()},
     )

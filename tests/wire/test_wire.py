@@ -217,6 +217,19 @@ async def test_a_body_of_another_length_than_said_is_the_callers_fault(length: b
         assert wire.counts() == (0, 0)
 
 
+@pytest.mark.parametrize("own", [FileNotFoundError("mine"), LookupError("mine"), TimeoutError("mine")])
+async def test_what_the_callers_body_raises_is_the_callers(own: Exception) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"x"
+        raise own
+
+    with Scripted(ok) as server, closing(Wire(WireOptions())) as wire:
+        with pytest.raises(type(own), match="mine") as caught:
+            await wire.open(origin(server), request(broken()))
+        assert caught.value is own
+        assert wire.counts() == (0, 0)
+
+
 @pytest.mark.parametrize(
     "nonsense",
     [
