@@ -367,7 +367,8 @@ class ErrorTable:
 
 
 def _join(ours: type[BalancerError], theirs: type[Exception]) -> type[BalancerError]:
-    return type(ours.__name__, (ours, theirs), {"__module__": ours.__module__, "__doc__": ours.__doc__})
+    own = {"__module__": ours.__module__, "__doc__": ours.__doc__, "neutral": ours}
+    return type(ours.__name__, (ours, theirs), own)
 
 
 Body = AnswerBody | HeldBody
