@@ -9,7 +9,9 @@ from typing import Any, cast
 import anyio
 import httpcore
 
-from .errors import EXPECTED, translate
+from mlbalance_client.errors import FailureKind
+
+from .errors import EXPECTED, WireError, translate
 from .pool import CLOSE_WITHIN_S, Connection, Pool, close_all
 
 
@@ -57,8 +59,10 @@ class WireAnswer:
             await self.aclose()
             raise
         except EXPECTED as error:
+            closed = WireError(FailureKind.READ, "it was closed while it was being read")
+            failure = translate(error) if self._held else closed
             await self.aclose()
-            raise translate(error) from error
+            raise failure from error
         except BaseException:
             await self.aclose()
             raise

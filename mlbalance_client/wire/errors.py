@@ -54,5 +54,5 @@ def _words(error: BaseException | None) -> str:
     while error is not None:
         if said := str(error):
             return said
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return ""

@@ -309,6 +309,27 @@ async def test_a_cancel_at_any_stage_leaves_no_connection(stage: str) -> None:
         assert wire.counts() == (0, 0)
 
 
+async def test_a_body_that_is_closed_while_it_is_read_says_so() -> None:
+    def endless(exchange: Exchange) -> None:
+        exchange.start_stream()
+        exchange.chunk(b"a")
+        exchange.wait_gone()
+
+    async def read_on(answer: WireAnswer) -> None:
+        with pytest.raises(WireError, match="closed while it was being read") as caught:
+            await read(answer)
+        assert caught.value.kind is FailureKind.READ
+
+    with Scripted(endless) as server, closing(Wire(WireOptions())) as wire:
+        answer = await wire.open(origin(server), request())
+        async with anyio.create_task_group() as tasks:
+            assert await anext(answer) == b"a"
+            tasks.start_soon(read_on, answer)
+            await anyio.wait_all_tasks_blocked()
+            await answer.aclose()
+        assert wire.counts() == (0, 0)
+
+
 async def test_many_calls_cancelled_at_random_leave_nothing() -> None:
     rng = random.Random(5)
     with Scripted(ok) as server, closing(Wire(WireOptions())) as wire:
