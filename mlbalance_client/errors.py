@@ -7,6 +7,7 @@ BalancerError
 ├── QueueTimeout           the fleet's: waited for room as long as allowed
 ├── DeadlineExceeded       the caller's deadline passed first
 ├── AttemptsExhausted      the replicas': every attempt failed without an answer; carries ``attempts``
+├── ClientClosed           the caller's: the client was closed before the call or during it
 └── StreamInterrupted      one replica's: broke after the commit point; carries ``bytes_delivered``
 """
 
@@ -107,6 +108,10 @@ class QueueTimeout(BalancerError):
 
 class DeadlineExceeded(BalancerError):
     """The call's deadline passed before an answer began."""
+
+
+class ClientClosed(BalancerError, RuntimeError):
+    """The client is closed, or was closed by another thread or task while the call was under way."""
 
 
 class AttemptsExhausted(BalancerError):

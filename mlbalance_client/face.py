@@ -339,6 +339,7 @@ class ErrorTable:
             errors.NoCapacity: _join(errors.NoCapacity, library.PoolTimeout),
             errors.QueueTimeout: _join(errors.QueueTimeout, library.PoolTimeout),
             errors.DeadlineExceeded: _join(errors.DeadlineExceeded, library.ReadTimeout),
+            errors.ClientClosed: _join(errors.ClientClosed, library.ReadError),
         }
 
     def translate(self, error: BalancerError, request: Any) -> BalancerError:

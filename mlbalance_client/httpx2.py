@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ except ModuleNotFoundError as missing:
 
 from .calls import CallOptions
 from .core.report import Explanation, FleetSnapshot
-from .errors import BalancerError
+from .errors import BalancerError, ClientClosed
 from .events import Subscriber
 from .face import (
     FLEET_URL,
@@ -119,7 +120,8 @@ class _SyncStream(library.SyncByteStream):
             raise _ERRORS.translate(error, self._request) from error.__cause__
 
     def close(self) -> None:
-        self._thread.call(self._body.aclose())
+        with suppress(ClientClosed):  # which has closed this too
+            self._thread.call(self._body.aclose())
 
 
 async def _next(body: Body) -> bytes | None:
@@ -163,7 +165,9 @@ class BalancerTransport(library.BaseTransport):
         )
 
     def run(self, work: Callable[[], Any]) -> Any:
-        """Run a function in the event loop that owns the balancer's state."""
+        """Run a function in the event loop that owns the balancer's state; at once if that is where we are."""
+        if self._thread.inside:
+            return work()
 
         async def in_loop() -> Any:
             return work()

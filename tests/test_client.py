@@ -16,6 +16,7 @@ import pytest
 
 import mlbalance_client as mlb
 from mlbalance_client.dialects import FunctionDialect, Reading
+from mlbalance_client.events import Settled
 from mlbalance_client.simulator.model.fleet import Fleet
 
 from .conftest import eventually
@@ -697,3 +698,65 @@ def test_a_closed_synchronous_client_refuses_calls(fleet: Fleet) -> None:
 
     with pytest.raises(RuntimeError, match="closed"):
         client.post(PATH, json=chat())
+
+
+def held_stream(client: mlb.Client) -> httpx.Response:
+    return client.send(client.build_request("POST", PATH, json=chat(stream=True)), stream=True)
+
+
+def test_closing_a_synchronous_client_ends_the_calls_of_other_threads() -> None:
+    reached = threading.Event()
+    outcome: list[BaseException] = []
+
+    def silent(exchange: Exchange) -> None:
+        reached.set()
+        exchange.wait_gone()
+
+    def call() -> None:
+        try:
+            client.post(PATH, json=chat())
+        except BaseException as error:
+            outcome.append(error)
+
+    with Scripted(silent) as server:
+        client = mlb.Client(config(server))
+        caller = threading.Thread(target=call)
+        caller.start()
+        assert reached.wait(10)
+        client.close()
+        caller.join(10)
+
+    assert isinstance(outcome[0], mlb.ClientClosed)
+    assert isinstance(outcome[0], httpx.ReadError)
+    assert isinstance(outcome[0].request, httpx.Request)
+
+
+def test_a_stream_of_a_closed_synchronous_client_can_be_closed_but_not_read() -> None:
+    with Scripted(endless) as server:
+        client = mlb.Client(config(server))
+        closed, read = held_stream(client), held_stream(client)
+        client.close()
+
+        closed.close()
+        with pytest.raises(httpx.ReadError, match="closed"):
+            read.read()
+
+
+def test_a_subscriber_may_look_at_its_synchronous_client_but_not_call_it() -> None:
+    seen: list[object] = []
+
+    def look(event: object) -> None:
+        if isinstance(event, Settled):
+            seen.append(client.snapshot().outstanding_requests)
+            seen.append(client.explain(chat()).replica)
+            try:
+                client.post(PATH, json=chat())
+            except RuntimeError as error:
+                seen.append("subscribers" in str(error))
+
+    with Scripted(ok) as server:
+        with mlb.Client(config(server)) as client:
+            client.subscribe(look)
+            client.post(PATH, json=chat())
+
+        assert seen == [0, server.address, True]

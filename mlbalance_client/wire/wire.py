@@ -8,7 +8,7 @@ from typing import Any
 
 import httpcore
 
-from mlbalance_client.errors import FailureKind
+from mlbalance_client.errors import ClientClosed, FailureKind
 
 from .answer import WireAnswer
 from .errors import EXPECTED, WireError, translate
@@ -113,7 +113,7 @@ class Wire:
     async def open(self, origin: Origin, request: WireRequest) -> WireAnswer:
         """Send a request and wait for the head of its answer. Raises WireError."""
         if self._closed:
-            raise RuntimeError("the wire is closed")
+            raise ClientClosed("this client is closed")
         pool = self._pools.get(origin)
         if pool is None:
             pool = self._pools[origin] = Pool(origin, self._options)
