@@ -109,11 +109,11 @@ class Engine:
         self.config = config
         self.events = EventStream()
         log_events(self.events)
-        rng = Random(config.seed)
+        self._rng = Random(config.seed)
         rests = config.outlier_detection
-        self.fleet = Fleet(config.picking, rng, Pushback(rests.rest_base_s, rests.rest_max_s))
+        self.fleet = Fleet(config.picking, self._rng, Pushback(rests.rest_base_s, rests.rest_max_s))
         self.clock = clock
-        self._client_id = f"{rng.getrandbits(40):010x}"
+        self._client_id = ""
         self._numbers = count(1)
         self._dialects = tuple(dialects)
         secret = config.picking.fingerprint_secret
@@ -141,6 +141,9 @@ class Engine:
         if self._closed:
             raise RuntimeError("this balancer is closed")
         if self._event_loop is None:
+            if self.config.seed is None:
+                self._rng.seed()  # anew: made before a fork, it would draw the same in every child
+            self._client_id = f"{self._rng.getrandbits(40):010x}"
             self._event_loop = EventLoop()
             self._woken = anyio.Event()
             self._loops.append(Loop("streams", self._tend_streams))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, aclosing
@@ -760,3 +762,50 @@ def test_a_subscriber_may_look_at_its_synchronous_client_but_not_call_it() -> No
             client.post(PATH, json=chat())
 
         assert seen == [0, server.address, True]
+
+
+FORKING = """
+import os, signal, sys
+import mlbalance_client as mlb
+
+def child(work):
+    sys.stdout.flush()
+    if not (pid := os.fork()):
+        signal.alarm(20)
+        try:
+            work()
+            sys.stdout.flush()
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+
+def use_used():
+    try:
+        used.get("/")
+    except RuntimeError as error:
+        print("after forking" in str(error))
+    used.close()
+
+def use_unused():
+    unused.get("/")
+    print(unused.balancer.engine.fleet._rng.random(), unused.balancer.engine._client_id)
+    unused.close()
+
+used, unused = mlb.Client(sys.argv[1]), mlb.Client(sys.argv[1])
+used.get("/")
+child(use_used)
+child(use_unused)
+child(use_unused)
+used.get("/")
+used.close()
+"""
+
+
+def test_after_a_fork_a_used_client_refuses_and_an_unused_one_draws_anew() -> None:
+    with Scripted(ok) as server:
+        command = [sys.executable, "-W", "ignore", "-c", FORKING, f"static://{server.address}"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+
+    assert said[0] == "True"
+    assert len(said) == 5
+    assert len(set(said[1:])) == 4
