@@ -14,7 +14,7 @@ from itertools import count
 from random import Random
 from typing import Any
 from urllib.parse import urlsplit
-from weakref import ref
+from weakref import WeakMethod, ref
 
 import anyio
 
@@ -95,6 +95,13 @@ def _unencoded(headers: Headers) -> Headers:
     ]
 
 
+def _call_weakly(
+    method: WeakMethod[Callable[[discovery.Membership], None]], given: discovery.Membership
+) -> None:
+    if (alive := method()) is not None:
+        alive(given)
+
+
 class Engine:
     """Everything of one client but its face. Lives in one event loop; starts at the first call."""
 
@@ -146,9 +153,10 @@ class Engine:
             self._client_id = f"{self._rng.getrandbits(40):010x}"
             self._event_loop = EventLoop()
             self._woken = anyio.Event()
-            self._loops.append(Loop("streams", self._tend_streams))
+            self._loops.append(Loop("streams", partial(self._tend, ref(self)), owner=self))
             if self._discovery.initial() is None:
-                self._loops.append(Loop("discovery", partial(self._discovery.run, self._publish)))
+                publish = partial(_call_weakly, WeakMethod(self._publish))
+                self._loops.append(Loop("discovery", partial(self._discovery.run, publish), owner=self))
 
     async def aclose(self) -> None:
         """End the loops, the open streams and the connections. Idempotent; any task of the loop may call it."""
@@ -500,15 +508,29 @@ class Engine:
     def _wake(self) -> None:
         self._woken.set()
 
+    @staticmethod
+    async def _tend(engine: ref[Engine]) -> None:
+        """Holds the engine only while it acts, so that a client dropped unclosed is collected; then this ends."""
+        self = engine()
+        if self is None:
+            return
+        wire, pause_s = self.wire, self.config.http.max_unread_s / 4
+        try:
+            while self is not None:
+                woken, self = self._woken, None
+                with anyio.move_on_after(pause_s):
+                    await woken.wait()
+                if (self := engine()) is not None:
+                    await self._tend_streams()
+        finally:
+            await wire.aclose()
+
     async def _tend_streams(self) -> None:
+        self._woken = anyio.Event()
+        while self._dropped:
+            await self._dropped.pop().aclose(Verdict.ABANDONED)
         patience_s = self.config.http.max_unread_s
-        while True:
-            with anyio.move_on_after(patience_s / 4):
-                await self._woken.wait()
-            self._woken = anyio.Event()
-            while self._dropped:
-                await self._dropped.pop().aclose(Verdict.ABANDONED)
-            too_old = self.clock() - patience_s
-            for flow in [f for f in self._open if f.idle_since is not None and f.idle_since < too_old]:
-                why = f"it was held unread for more than {patience_s:g} s (http.max_unread_s)"
-                await flow.stop(Verdict.ABANDONED, FailureKind.UNREAD, why)
+        too_old = self.clock() - patience_s
+        for flow in [f for f in self._open if f.idle_since is not None and f.idle_since < too_old]:
+            why = f"it was held unread for more than {patience_s:g} s (http.max_unread_s)"
+            await flow.stop(Verdict.ABANDONED, FailureKind.UNREAD, why)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import ssl
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, aclosing
 from typing import Any
@@ -567,6 +569,48 @@ async def test_a_dropped_stream_is_closed_and_settled() -> None:
             with anyio.fail_after(10):
                 while not settled(client):
                     await anyio.sleep(0.01)
+
+
+async def used(server: Scripted) -> weakref.ref:
+    """Only its loops may keep this client's engine, and they may not."""
+    client = mlb.AsyncClient(config(server))
+    assert (await client.post(PATH, json=chat())).status_code == 200
+    return weakref.ref(client.balancer.engine)
+
+
+async def test_clients_that_are_dropped_unclosed_leave_nothing(anyio_backend: str) -> None:
+    if anyio_backend == "asyncio":
+        asyncio.get_running_loop().set_debug(True)
+    with Scripted(lambda exchange: (ok(exchange), gone.append(exchange.wait_gone()))) as server:
+        gone: list[bool] = []
+        engines = [await used(server) for _ in range(20)]
+        gc.collect()
+        assert [engine() for engine in engines] == [None] * 20
+        with anyio.fail_after(10):
+            while len(gone) < 20:
+                await anyio.sleep(0.01)
+            while [task for task in anyio.get_running_tasks() if "mlbalance" in (task.name or "")]:
+                await anyio.sleep(0.01)
+        assert gone == [True] * 20
+
+
+async def test_a_stream_of_a_dropped_client_can_be_read_and_then_dropped() -> None:
+    with Scripted(endless) as server:
+        client = mlb.AsyncClient(config(server))
+        request = client.build_request("POST", PATH, json=chat(stream=True))
+        answer = await client.send(request, stream=True)
+        engine = weakref.ref(client.balancer.engine)
+        del client
+        gc.collect()
+        async with aclosing(answer.aiter_raw()) as chunks:
+            assert await anext(chunks) == ROLE
+        await answer.aclose()
+        del answer, chunks, request
+        gc.collect()
+        assert engine() is None
+        assert await anyio.to_thread.run_sync(
+            lambda: eventually(lambda: hasattr(server.exchanges[0], "gone"))
+        )
 
 
 async def test_a_stream_that_is_held_and_not_read_is_closed() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import threading
+import weakref
 from collections.abc import Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -50,6 +51,30 @@ async def test_a_loop_that_fails_is_logged_and_harms_nobody(caplog: pytest.LogCa
     await loop.aclose()
     assert "'test'" in caplog.text
     assert "gone" in caplog.text
+
+
+class Owner:
+    """Something that can be weakly referenced."""
+
+
+@pytest.mark.anyio
+async def test_a_loop_whose_owner_is_collected_ends() -> None:
+    ended = anyio.Event()
+
+    async def body() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.set()
+
+    owner = Owner()
+    loop = weakref.ref(Loop("test", body, owner))
+    await anyio.wait_all_tasks_blocked()
+    gc.collect()
+    assert loop() is not None
+    del owner
+    with anyio.fail_after(10):
+        await ended.wait()
 
 
 @pytest.mark.anyio
