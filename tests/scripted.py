@@ -95,6 +95,7 @@ class Scripted:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop_listening()
+        self._threads[0].join(10)  # so that no connection is accepted after those below
         for connection in self._connections:
             try:
                 connection.shutdown(socket.SHUT_RDWR)
