@@ -29,7 +29,7 @@ from .core.model import Demand, Usage, Verdict
 from .core.pushback import Pushback
 from .core.report import CallReport, Explanation, FleetSnapshot, explain, snapshot
 from .dialects import Dialect, Reading, Sign, find
-from .errors import AttemptReport, AttemptsExhausted, DeadlineExceeded, FailureKind, NoReplicas
+from .errors import AttemptReport, AttemptsExhausted, ClientClosed, DeadlineExceeded, FailureKind, NoReplicas
 from .events import (
     AttemptEnded,
     AttemptStarted,
@@ -146,7 +146,7 @@ class Engine:
     def start(self) -> None:
         """Start the background loops; happens by itself at the first call."""
         if self._closed:
-            raise RuntimeError("this balancer is closed")
+            raise ClientClosed("this client is closed")
         if self._event_loop is None:
             if self.config.seed is None:
                 self._rng.seed()  # anew: made before a fork, it would draw the same in every child
@@ -299,14 +299,14 @@ class Engine:
                 await flow.aclose(Verdict.FAILED)
             else:
                 self._settle_unanswered(call, pick, Verdict.FAILED)
-            kind, detail = error.kind, str(error)
-            if kind is not FailureKind.REQUEST and not self._closed:
-                pick.failed(self.clock())
-            if self._closed:
-                kind, detail = FailureKind.CANCELLED, "the client was closed"
-            self._ended(call, pick, number, began, failure=kind, detail=detail)
             call.flows.pop(number, None)
-            return call.plan.failed(kind)
+            if self._closed:
+                self._ended(call, pick, number, began, failure=FailureKind.CANCELLED)
+                raise ClientClosed("this client was closed during the call") from error
+            if error.kind is not FailureKind.REQUEST:
+                pick.failed(self.clock())
+            self._ended(call, pick, number, began, failure=error.kind, detail=str(error))
+            return call.plan.failed(error.kind)
         except BaseException:
             if flow is not None:
                 await flow.aclose(Verdict.CANCELLED)
@@ -514,7 +514,8 @@ class Engine:
         self = engine()
         if self is None:
             return
-        wire, pause_s = self.wire, self.config.http.max_unread_s / 4
+        http, wire = self.config.http, self.wire
+        pause_s = min(http.max_unread_s / 4, max(1.0, http.keepalive_expiry_s))
         try:
             while self is not None:
                 woken, self = self._woken, None
@@ -522,6 +523,7 @@ class Engine:
                     await woken.wait()
                 if (self := engine()) is not None:
                     await self._tend_streams()
+                    await wire.reap()
         finally:
             await wire.aclose()
 

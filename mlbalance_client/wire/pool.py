@@ -85,15 +85,20 @@ class Connection(httpcore.AsyncHTTPConnection):
 
 
 class Pool:
-    """Connections of one origin. ``busy`` counts those that an exchange holds."""
+    """Connections of one origin."""
 
     def __init__(self, origin: Origin, options: WireOptions) -> None:
         self._origin = httpcore.Origin(origin.scheme, origin.host, origin.port)
         self._options = options
         self._idle: list[Connection] = []
         self._expired: list[Connection] = []
+        self._busy: set[Connection] = set()
         self._closed = False
-        self.busy = 0
+
+    @property
+    def busy(self) -> int:
+        """How many connections exchanges hold."""
+        return len(self._busy)
 
     @property
     def idle(self) -> int:
@@ -105,7 +110,7 @@ class Pool:
         while self._idle:
             connection = self._idle.pop()
             if not connection.has_expired():
-                self.busy += 1
+                self._busy.add(connection)
                 return connection
             self._expired.append(connection)
         return self.take_new()
@@ -113,12 +118,12 @@ class Pool:
     def take_new(self) -> Connection:
         """A new connection."""
         connection = Connection(self._origin, self._options)
-        self.busy += 1
+        self._busy.add(connection)
         return connection
 
     def give_back(self, connection: Connection) -> bool:
         """End an exchange; False if the connection is not kept and the caller must close it."""
-        self.busy -= 1
+        self._busy.discard(connection)
         most = self._options.max_idle_per_replica
         if self._closed or not connection.is_idle() or (most is not None and len(self._idle) >= most):
             return False
@@ -134,12 +139,16 @@ class Pool:
         self._idle = live
         return expired
 
-    def close(self) -> list[Connection]:
-        """Keep no connection from now on; the idle ones are for the caller to close."""
+    def let_go(self, connection: Connection) -> None:
+        """An exchange has failed; the caller closes its connection."""
+        self._busy.discard(connection)
+
+    def close(self, *, busy: bool = False) -> list[Connection]:
+        """Keep no connection from now on; the idle ones, with ``busy`` all, are for the caller to close."""
         self._closed = True
         left = self._expired + self._idle
         self._idle, self._expired = [], []
-        return left
+        return [*left, *self._busy] if busy else left
 
 
 async def close_all(connections: Sequence[Connection]) -> None:

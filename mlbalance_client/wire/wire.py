@@ -137,9 +137,9 @@ class Wire:
         await close_all([expired for pool in self._pools.values() for expired in pool.reap()])
 
     async def aclose(self) -> None:
-        """Close all idle connections and keep no other. Idempotent."""
+        """Close all connections, under whatever exchange. Idempotent."""
         self._closed = True
-        await close_all([idle for pool in self._pools.values() for idle in pool.close()])
+        await close_all([each for pool in self._pools.values() for each in pool.close(busy=True)])
 
     async def _exchange(self, pool: Pool, connection: Connection, message: httpcore.Request) -> WireAnswer:
         try:
@@ -152,6 +152,9 @@ class Wire:
         except BaseException:
             await self._discard(pool, connection)
             raise
+        if self._closed:
+            await self._discard(pool, connection)
+            raise ClientClosed("this client was closed during the call")
         return WireAnswer(response, connection, pool)
 
     async def _resend(
@@ -170,7 +173,7 @@ class Wire:
 
     @staticmethod
     async def _discard(pool: Pool, connection: Connection) -> None:
-        pool.busy -= 1
+        pool.let_go(connection)
         await close_all([connection])
 
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 import mlbalance_client as mlb
-from mlbalance_client.events import AttemptEnded, Event, Picked, Settled
+from mlbalance_client.events import AttemptEnded, AttemptStarted, Event, Picked, Settled
 
 from ..scripted import Exchange, Scripted
 from ..test_client import OVERLOADED, PATH, ROLE, WORD, chat, config, ok, settled
@@ -150,6 +150,54 @@ async def test_every_pick_is_told_of_to_its_end() -> None:
 
     assert told[Picked] == told[AttemptEnded] == told[Settled] >= 9
     assert mlb.FailureKind.CANCELLED in {event.failure for event in heard if isinstance(event, AttemptEnded)}
+
+
+async def test_closing_the_client_ends_a_call_that_waits_for_its_answer() -> None:
+    heard = anyio.Event()
+    caught: list[BaseException] = []
+    with (
+        Scripted(lambda exchange: exchange.wait_gone()) as one,
+        Scripted(lambda exchange: exchange.wait_gone()) as two,
+    ):
+        client = mlb.AsyncClient(config(one, two))
+        client.subscribe(lambda event: heard.set() if isinstance(event, AttemptStarted) else None)
+
+        async def call() -> None:
+            try:
+                await client.post(PATH, json=chat())
+            except mlb.BalancerError as error:
+                caught.append(error)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call)
+            await heard.wait()
+            with anyio.fail_after(10):
+                while not (one.exchanges or two.exchanges):
+                    await anyio.lowlevel.checkpoint()
+            await client.aclose()
+
+        assert isinstance(caught[0], mlb.ClientClosed)
+        assert isinstance(caught[0], httpx.ReadError)
+        assert settled(client)
+        assert len(one.exchanges) + len(two.exchanges) == 1
+
+
+async def test_a_header_that_cannot_be_sent_is_not_shown() -> None:
+    heard: list[Event] = []
+    with Scripted(ok) as only:
+        async with mlb.AsyncClient(config(only)) as client:
+            client.subscribe(heard.append)
+            with pytest.raises(httpx.LocalProtocolError) as caught:
+                await client.post(PATH, json=chat(), headers={"authorization": "Bearer hidden\n"})
+    assert "hidden" not in f"{caught.value} {heard}"
+
+
+async def test_a_refused_connection_is_called_that() -> None:
+    with Scripted(ok) as gone:
+        settings = config(gone)
+    async with mlb.AsyncClient(settings) as client:
+        with pytest.raises(httpx.ConnectError, match=r"(?i)refused|Connect call failed"):
+            await client.post(PATH, json=chat())
 
 
 async def test_closing_the_client_tells_a_reader_so() -> None:
