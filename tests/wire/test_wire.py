@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import select
 import socket
@@ -328,6 +329,24 @@ async def test_a_body_that_is_closed_while_it_is_read_says_so() -> None:
             await anyio.wait_all_tasks_blocked()
             await answer.aclose()
         assert wire.counts() == (0, 0)
+
+
+async def test_a_cancel_while_tls_is_agreed_on_closes_the_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, closing(Wire(WireOptions())) as wire:
+        silent = Origin.from_url(f"https://127.0.0.1:{listener.getsockname()[1]}")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wire.open, silent, request())
+            accepted, _ = await anyio.to_thread.run_sync(listener.accept)
+            with accepted:
+                accepted.settimeout(10)
+                hello = await anyio.to_thread.run_sync(accepted.recv, 65536)
+                tasks.cancel_scope.cancel()
+                gc.disable()  # which would close what nobody has closed
+                with anyio.CancelScope(shield=True):
+                    rest = await anyio.to_thread.run_sync(accepted.recv, 65536)
+        gc.enable()
+        assert hello
+        assert rest == b""
 
 
 async def test_many_calls_cancelled_at_random_leave_nothing() -> None:
