@@ -103,11 +103,12 @@ class Wire:
     def __init__(self, options: WireOptions) -> None:
         self._options = options
         self._pools: dict[Origin, Pool] = {}
+        self._leaving: list[Pool] = []
         self._closed = False
 
     def counts(self) -> tuple[int, int]:
         """(idle, busy) connections over all replicas."""
-        pools = self._pools.values()
+        pools = self._all_pools()
         return sum(pool.idle for pool in pools), sum(pool.busy for pool in pools)
 
     async def open(self, origin: Origin, request: WireRequest) -> WireAnswer:
@@ -130,6 +131,7 @@ class Wire:
     async def close_origin(self, origin: Origin) -> None:
         """The replica is gone: close its idle connections now, the busy ones when they are done."""
         if pool := self._pools.pop(origin, None):
+            self._leaving = [left for left in (*self._leaving, pool) if left.busy]
             await close_all(pool.close())
 
     async def reap(self) -> None:
@@ -139,7 +141,10 @@ class Wire:
     async def aclose(self) -> None:
         """Close all connections, under whatever exchange. Idempotent."""
         self._closed = True
-        await close_all([each for pool in self._pools.values() for each in pool.close(busy=True)])
+        await close_all([each for pool in self._all_pools() for each in pool.close(busy=True)])
+
+    def _all_pools(self) -> list[Pool]:
+        return [*self._pools.values(), *self._leaving]
 
     async def _exchange(self, pool: Pool, connection: Connection, message: httpcore.Request) -> WireAnswer:
         try:

@@ -423,6 +423,27 @@ async def test_expired_connections_are_closed_side_by_side_and_delay_no_call(
         await wire.aclose()
 
 
+async def test_closing_ends_what_still_waits_on_an_origin_that_is_gone() -> None:
+    reached = threading.Event()
+
+    def silent(exchange: Exchange) -> None:
+        reached.set()
+        exchange.wait_gone()
+
+    async def wait(wire: Wire, server: Scripted) -> None:
+        with pytest.raises(WireError):
+            await wire.open(origin(server), request())
+
+    with Scripted(silent) as server, closing(Wire(WireOptions())) as wire:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait, wire, server)
+            assert await anyio.to_thread.run_sync(reached.wait, 10)
+            await wire.close_origin(origin(server))
+            assert wire.counts() == (0, 1)
+            await wire.aclose()
+        assert wire.counts() == (0, 0)
+
+
 @pytest.mark.parametrize("met", [True, False])
 async def test_closing_an_origin_closes_the_expired_too(met: bool) -> None:
     with Scripted(ok) as server, closing(Wire(WireOptions(keepalive_expiry_s=0.0))) as wire:
