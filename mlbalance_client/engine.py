@@ -187,11 +187,21 @@ class Engine:
     def _publish(self, membership: discovery.Membership) -> None:
         change = self.fleet.update(membership.replicas)
         if change:
+            self._forget_origins()
             total = len(membership.replicas)
             event = ReplicasChanged(
                 self.clock(), membership.source, change.added, change.removed, change.changed, total
             )
             self.events.emit(event)
+
+    def _forget_origins(self) -> None:
+        """Let go of the connections to whoever is no longer in the fleet."""
+        here = {replica.url for replica in self.fleet.replicas}
+        gone = [self._origins.pop(url)[0] for url in list(self._origins) if url not in here]
+        kept = {origin for origin, _, _ in self._origins.values()}
+        for origin in gone:
+            if origin not in kept:
+                self.wire.forget(origin)
 
     # -- one call -----------------------------------------------------------------------------------------------
 

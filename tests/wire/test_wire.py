@@ -370,7 +370,8 @@ async def test_closing_an_origin_closes_its_idle_connections_and_keeps_no_other(
         busy = await wire.open(origin(one), request())
         for server in (one, two):
             await read(await wire.open(origin(server), request()))
-        await wire.close_origin(origin(one))
+        wire.forget(origin(one))
+        await wire.reap()
         assert wire.counts()[0] == 1
         assert await read(busy) == b"fine"
         assert wire.counts()[0] == 1
@@ -438,7 +439,7 @@ async def test_closing_ends_what_still_waits_on_an_origin_that_is_gone() -> None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(wait, wire, server)
             assert await anyio.to_thread.run_sync(reached.wait, 10)
-            await wire.close_origin(origin(server))
+            wire.forget(origin(server))
             assert wire.counts() == (0, 1)
             await wire.aclose()
         assert wire.counts() == (0, 0)
@@ -450,7 +451,8 @@ async def test_closing_an_origin_closes_the_expired_too(met: bool) -> None:
         sockets = await idle_sockets(wire, server, 2)
         if met:
             sockets += await idle_sockets(wire, server, 1)
-        await wire.close_origin(origin(server))
+        wire.forget(origin(server))
+        await wire.reap()
         assert {each.fileno() for each in sockets} == {-1}
 
 
