@@ -162,10 +162,17 @@ class Engine:
         """End the loops, the open streams and the connections. Idempotent; any task of the loop may call it."""
         self._closed = True
         for loop in self._loops:
-            await loop.aclose()
-        for flow in list(self._open):
-            await flow.stop(Verdict.CANCELLED, FailureKind.CANCELLED, "the client was closed")
-        await self.wire.aclose()
+            loop.cancel()
+        # A cancel of asyncio's own comes through any shield, but once: what it interrupts must not keep the rest.
+        try:
+            for loop in self._loops:
+                await loop.aclose()
+        finally:
+            try:
+                for flow in list(self._open):
+                    await flow.stop(Verdict.CANCELLED, FailureKind.CANCELLED, "the client was closed")
+            finally:
+                await self.wire.aclose()
 
     @property
     def open_streams(self) -> int:

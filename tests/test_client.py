@@ -587,6 +587,20 @@ async def test_a_dropped_stream_is_closed_and_settled() -> None:
                     await anyio.sleep(0.01)
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_closing_that_asyncio_cancels_leaves_nothing(anyio_backend: str) -> None:
+    with Scripted(endless) as server:
+        client = mlb.AsyncClient(config(server))
+        answer = await client.send(client.build_request("POST", PATH, json=chat(stream=True)), stream=True)
+        ending = asyncio.create_task(client.aclose())
+        await asyncio.sleep(0)
+        ending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await ending
+        assert settled(client)
+        await answer.aclose()
+
+
 async def used(server: Scripted) -> weakref.ref:
     """Only its loops may keep this client's engine, and they may not."""
     client = mlb.AsyncClient(config(server))
