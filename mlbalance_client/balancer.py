@@ -96,6 +96,7 @@ class Balancer:
     async def acquire(self, call: Call) -> AsyncIterator[Lease]:
         """Pick a replica for ``call`` and hold the charge until the block ends. Raises NoReplicas."""
         self._engine.start()
+        await self._engine.replicas_known()
         began = time.monotonic()
         demand = self._engine.demand(reading_of(call), call.options)
         pick = self._engine.fleet.pick(demand, began)

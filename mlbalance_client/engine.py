@@ -18,7 +18,7 @@ from weakref import ref
 
 import anyio
 
-from . import dialects, discovery
+from . import dialects
 from .answer import AnswerBody, Flow, HeldBody
 from .calls import NO_WISHES, CallOptions
 from .config import BalancerConfig
@@ -35,10 +35,10 @@ from .events import (
     EventStream,
     FailedOver,
     Picked,
-    ReplicasChanged,
     Settled,
     log_events,
 )
+from .roster import Roster
 from .tending import EventLoop, Loop
 from .wire import Origin, Timeouts, Wire, WireAnswer, WireError, WireOptions, WireRequest
 
@@ -94,6 +94,11 @@ def _unencoded(headers: Headers) -> Headers:
     ]
 
 
+def _named(extensions: dict[str, Any], tls_name: str | None) -> dict[str, Any]:
+    """With the name that the replica's certificate must be for, unless the caller says another."""
+    return extensions if tls_name is None else {"sni_hostname": tls_name, **extensions}
+
+
 class Engine:
     """Everything of one client but its face. Lives in one event loop; starts at the first call."""
 
@@ -118,15 +123,15 @@ class Engine:
         self._timeouts = Timeouts(
             config.http.connect_timeout_s, config.http.read_timeout_s, config.http.write_timeout_s
         )
-        self._discovery = discovery.create(config.discovery)
+        self._roster = Roster(
+            config.discovery, self.fleet, self.events, Random(config.seed), clock, self._retire
+        )
         self._open: set[Flow] = set()
         self._dropped: list[Flow] = []
         self._loops: list[Loop] = []
         self._event_loop: EventLoop | None = None
         self._woken = anyio.Event()
         self._closed = False
-        if (membership := self._discovery.initial()) is not None:
-            self._publish(membership)
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -138,14 +143,14 @@ class Engine:
             self._event_loop = EventLoop()
             self._woken = anyio.Event()
             self._loops.append(Loop("streams", self._tend_streams))
-            if self._discovery.initial() is None:
-                self._loops.append(Loop("discovery", partial(self._discovery.run, self._publish)))
+            self._loops += self._roster.start()
 
     async def aclose(self) -> None:
         """End the loops, the open streams and the connections. Idempotent; any task of the loop may call it."""
         if self._closed:
             return
         self._closed = True
+        self._roster.close()
         for loop in self._loops:
             await loop.aclose()
         for flow in list(self._open):
@@ -169,14 +174,17 @@ class Engine:
         demand = self.demand(reading, options)
         return explain(demand, self.fleet.choose(demand, self._clock()))
 
-    def _publish(self, membership: discovery.Membership) -> None:
-        change = self.fleet.update(membership.replicas)
-        if change:
-            total = len(membership.replicas)
-            event = ReplicasChanged(
-                self._clock(), membership.source, change.added, change.removed, change.changed, total
-            )
-            self.events.emit(event)
+    async def replicas_known(self) -> None:
+        """Wait for the first usable list of replicas, at most ``discovery.start_timeout_s``."""
+        if self._roster.waiting:
+            await self._roster.ready()
+
+    async def _retire(self, url: str) -> None:
+        """No replica has this URL any more: nothing is sent there again."""
+        origin = self._origin(url)[0]
+        del self._origins[url]
+        if not any(self._origin(replica.url)[0] == origin for replica in self.fleet.replicas):
+            await self.wire.close_origin(origin)
 
     # -- one call -----------------------------------------------------------------------------------------------
 
@@ -230,6 +238,7 @@ class Engine:
         )
 
     async def _perform(self, call: _Call) -> Answer:
+        await self.replicas_known()
         command = call.plan.begin()
         previous: AttemptReport | None = None
         while True:
@@ -295,7 +304,7 @@ class Engine:
                 headers=headers,
                 body=request.body,
                 timeouts=request.timeouts or self._timeouts,
-                extensions=request.extensions,
+                extensions=_named(request.extensions, pick.replica.tls_name),
                 resend=call.plan.replayable,
             ),
         )

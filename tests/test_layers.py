@@ -13,7 +13,7 @@ FLOORS = {
     "word": ("errors", "events", "calls", "config"),
     "core": ("core",),
     "rim": ("discovery", "wire", "dialects"),
-    "conduct": ("answer", "engine", "tending"),
+    "conduct": ("answer", "backoff", "engine", "roster", "tending"),
     "door": ("client", "httpx2", "face", "loop_thread", "balancer", "cli", "", "simulator"),
 }
 ORDER = list(FLOORS)

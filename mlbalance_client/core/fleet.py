@@ -18,11 +18,12 @@ from .cost import Costs, PrefillRates, prefill_units
 from .fingerprint import BLOCK_BYTES, Fingerprint
 from .ledger import Charge, Ledger
 from .load_view import LoadView
-from .model import Demand, Replica, ReplicaId, Usage, Verdict
+from .model import Demand, Replica, ReplicaId, ReplicaState, Usage, Verdict
 from .pace import Found, Stream
 from .picker import Decision, PickingSettings, Sight, Source, policy
 from .pool import Pool
 from .prefix_index import PrefixIndex
+from .tiers import tiers
 
 
 class FleetSettings(PickingSettings, Protocol):
@@ -46,6 +47,10 @@ class FleetSettings(PickingSettings, Protocol):
     def zone(self) -> str | None: ...
     @property
     def cross_zone_penalty_s(self) -> float: ...
+    @property
+    def degraded_penalty_s(self) -> float: ...
+    @property
+    def spill_below_share(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +110,9 @@ class Fleet:
         self._policy = policy(settings.policy)
         self._replicas: dict[int, Replica] = {}
         self._places: dict[ReplicaId, int] = {}
-        self._pools: LRUCache[str | None, Pool] = LRUCache(256)
-        self._by_mask: dict[int, Pool] = {}
+        self._pools: LRUCache[str | None, tuple[Pool, ...]] = LRUCache(256)
+        self._by_serving: dict[frozenset[int], tuple[Pool, ...]] = {}
+        self.nobody = "discovery has not found any"
         self.costs = Costs(settings.bytes_per_token, settings.expected_output_tokens, settings.knee_tokens)
         self.ledger = Ledger(settings.residual_s)
         self.load = LoadView(self.ledger, settings.others_memory_s)
@@ -199,12 +205,14 @@ class Fleet:
 
     def choose(self, demand: Demand, now: float, excluded: Collection[ReplicaId] = ()) -> Decision:
         """What ``pick`` would choose, without charging anything."""
-        pool = self._pool(demand.model)
         barred = 0
         for id_ in excluded:
             if (place := self._places.get(id_)) is not None:
                 barred |= 1 << place
-        if not pool.mask & ~barred:
+        for pool in self._pools_for(demand.model):
+            if pool.mask & ~barred:
+                break
+        else:
             raise NoReplicas(self._nobody(demand, excluded))
         ratio = self.costs.ratio(demand.model).value
         self._sight.tokens_per_block = BLOCK_BYTES / ratio
@@ -255,23 +263,26 @@ class Fleet:
                 seen_blocks=round(usage.cached_tokens / per_block),
             )
 
-    def _pool(self, model: str | None) -> Pool:
-        pool = self._pools.get(model)
-        if pool is None:
-            serving = {p: r for p, r in self._replicas.items() if r.serves(model)}
-            tier = min((r.priority for r in serving.values()), default=0)
-            serving = {p: r for p, r in serving.items() if r.priority == tier}
-            mask = sum(1 << place for place in serving)
-            if mask not in self._by_mask:
-                self._by_mask[mask] = Pool(serving)
-            pool = self._pools[model] = self._by_mask[mask]
-        return pool
+    def _pools_for(self, model: str | None) -> tuple[Pool, ...]:
+        """The replicas in use for a model; then, for when all of those have been tried, the other tiers."""
+        pools = self._pools.get(model)
+        if pools is None:
+            serving = {place: r for place, r in self._replicas.items() if r.serves(model)}
+            alike = frozenset(serving)
+            if alike not in self._by_serving:
+                self._by_serving[alike] = tiers(serving, self._settings.spill_below_share)
+            pools = self._pools[model] = self._by_serving[alike]
+        return pools
 
     def _nobody(self, demand: Demand, excluded: Collection[ReplicaId]) -> str:
         if not self._replicas:
-            return "no replica is known: discovery has not found any"
+            return f"no replica is known: {self.nobody}"
         if excluded:
             return f"no other replica is left for model {demand.model!r}: {len(excluded)} tried"
+        serving = [r for r in self._replicas.values() if r.serves(demand.model)]
+        if serving:
+            states = ", ".join(f"{r.id} is {r.state}" for r in serving[:5])
+            return f"no replica for model {demand.model!r} may be used: {states}"
         models = sorted({m for r in self._replicas.values() for m in r.models})
         return f"no replica serves model {demand.model!r}; the fleet serves {', '.join(models)}"
 
@@ -285,12 +296,16 @@ class Fleet:
     def _rebuild(self) -> None:
         settings, replicas = self._settings, self._replicas
         self._pools.clear()
-        self._by_mask.clear()
+        self._by_serving.clear()
         mean = sum(r.weight for r in replicas.values()) / max(1, len(replicas))
         for place, replica in replicas.items():
             self.rates.admit(place, settings.prefill_tokens_per_s * replica.weight / mean)
         self._sight.handicap_s = {
-            place: settings.cross_zone_penalty_s
-            for place, replica in replicas.items()
-            if settings.zone is not None and replica.zone not in (None, settings.zone)
+            place: penalty_s for place, r in replicas.items() if (penalty_s := self._penalty_s(r)) > 0
         }
+
+    def _penalty_s(self, replica: Replica) -> float:
+        settings = self._settings
+        away = settings.zone is not None and replica.zone not in (None, settings.zone)
+        degraded = replica.state is ReplicaState.DEGRADED
+        return settings.cross_zone_penalty_s * away + settings.degraded_penalty_s * degraded

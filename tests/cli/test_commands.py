@@ -73,7 +73,11 @@ def test_check_lists_the_replicas_of_a_target() -> None:
     code, out, err = ran("check", "static://127.0.0.1:8001,127.0.0.1:8002")
 
     assert (code, err) == (0, "")
-    assert [line.split()[0] for line in out.splitlines()] == ["id=127.0.0.1:8001", "id=127.0.0.1:8002"]
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "static:",
+        "id=127.0.0.1:8001",
+        "id=127.0.0.1:8002",
+    ]
 
 
 def test_check_tells_all_as_json(tmp_path: Path) -> None:
@@ -82,18 +86,21 @@ def test_check_tells_all_as_json(tmp_path: Path) -> None:
         ' id = "b", weight = 2, zone = "z", labels = {models = "n, m"}}]\n'
     )
 
-    assert told("check", "fleet.toml", "--json") == {
-        "source": "static",
-        "replicas": [
-            {
-                "id": "127.0.0.1:8001",
-                "url": "http://127.0.0.1:8001",
-                "weight": 1.0,
-                "zone": None,
-                "models": [],
-            },
-            {"id": "b", "url": "http://127.0.0.1:8002/v1", "weight": 2.0, "zone": "z", "models": ["m", "n"]},
-        ],
+    found = told("check", "fleet.toml", "--json")
+
+    first, second = found.pop("replicas")
+    assert found == {"source": "static", "troubles": []}
+    assert first["url"] == "http://127.0.0.1:8001"
+    assert second == {
+        "id": "b",
+        "url": "http://127.0.0.1:8002/v1",
+        "state": "healthy",
+        "because": "",
+        "weight": 2.0,
+        "priority": 0,
+        "zone": "z",
+        "models": ["m", "n"],
+        "labels": {"models": "n, m"},
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from contextlib import suppress
+from random import Random
 from typing import Any
 
 import pytest
@@ -77,7 +78,7 @@ def usable(config: BalancerConfig) -> None:
     """What came through can be printed, described and discovered from."""
     repr(config)
     json.dumps(config.redacted())
-    membership = create(config.discovery).initial()
+    membership = create(config.discovery, Random(1)).initial()
     assert membership is not None
     assert len({replica.id for replica in membership.replicas}) == len(membership.replicas) > 0
     assert all(math.isfinite(replica.weight) and replica.weight > 0 for replica in membership.replicas)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from mlbalance_client.errors import ConfigError
 
 
 def static(*replicas: Any) -> Any:
-    return create(BalancerConfig(discovery={"kind": "static", "replicas": list(replicas)}).discovery)
+    return create(
+        BalancerConfig(discovery={"kind": "static", "replicas": list(replicas)}).discovery, Random(1)
+    )
 
 
 def test_the_list_is_known_at_once() -> None:
