@@ -72,18 +72,19 @@ class Exchange:
 class Scripted:
     """Runs ``script`` for every request, each connection in a thread of its own. A context manager."""
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, host: str = "127.0.0.1", port: int = 0) -> None:
         self.script = script
         self.exchanges: list[Exchange] = []
         self.gone: list[bool] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((host, port))
         self._threads: list[threading.Thread] = []
         self._connections: list[socket.socket] = []
         self._closing = False
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self._listener.getsockname()[1]}"
+        host, port = self._listener.getsockname()
+        return f"{host}:{port}"
 
     @property
     def connections(self) -> int:
@@ -97,6 +98,12 @@ class Scripted:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Refuse connections and end those that there are. Idempotent."""
+        if self._closing:
+            return
         self._closing = True
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()

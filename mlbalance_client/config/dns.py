@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -21,6 +22,13 @@ def _domain(name: str) -> str:
     return name
 
 
+def _address(text: str) -> str:
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        raise ValueError("must be an IP address: a name server cannot be looked up") from None
+
+
 DomainName = Annotated[Name, AfterValidator(_domain)]
 Port = Annotated[int, Field(ge=1, le=65_535)]
 
@@ -28,14 +36,14 @@ Port = Annotated[int, Field(ge=1, le=65_535)]
 class ResolverConfig(AddressedConfig):
     """How names are looked up."""
 
-    nameservers: tuple[Name, ...] = Field(
+    nameservers: tuple[Annotated[Name, AfterValidator(_address)], ...] = Field(
         default=(), description="IP addresses of name servers, tried in order. Empty: those of the system."
     )
     nameserver_port: Port = Field(default=53, description="Their port, where `nameservers` are given.")
     search_domains: tuple[DomainName, ...] | None = Field(
         default=None,
-        description="Appended to a name that does not end in a dot, in order. Unset: those of the system, none if "
-        "`nameservers` are given.",
+        description="Appended to a name that does not end in a dot, in order, before the name alone is tried. Unset: "
+        "as the system's resolv.conf says, none if `nameservers` are given.",
     )
     families: Literal["v4_first", "v6_first", "v4_only", "v6_only"] = Field(
         default="v4_first",
@@ -55,7 +63,7 @@ class ResolverConfig(AddressedConfig):
         default=300.0,
         gt=0,
         le=86_400,
-        description="Not later than this, whatever the TTL; also after an empty answer.",
+        description="Not later than this, whatever the TTL. After an empty answer it is 5 s.",
     )
 
 
