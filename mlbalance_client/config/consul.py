@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
@@ -11,6 +12,8 @@ from mlbalance_client.errors import ConfigError
 from .discovery import Name
 from .registry import AddressedConfig, Seconds
 from .urls import ReplicaURL, TargetURL, replica_url
+
+_PORT = re.compile(r":\d*$")
 
 
 def _agent(text: str) -> str:
@@ -82,15 +85,9 @@ class ConsulConfig(AddressedConfig):
         service = url.path.strip("/")
         if not service or "/" in service:
             raise ConfigError(f"target {url.text}: write consul://agent:8500/service")
-        agents = [
-            _agent(f"http://{agent}" if ":" in agent else f"http://{agent}:8500")
-            for agent in _listed(url.authority)
-        ]
-        keys = {"address": agents} if url.authority else {}
-        return {
-            "kind": "consul",
-            "service": service,
-            "tls": url.tls,
-            **keys,
-            **cls.from_query(url, tag="tags", model="models"),
-        }
+        keys: dict[str, Any] = {"kind": "consul", "service": service, "tls": url.tls}
+        if url.authority:
+            keys["address"] = [
+                agent if _PORT.search(agent) else f"{agent}:8500" for agent in url.authority.split(",")
+            ]
+        return {**keys, **cls.from_query(url, tag="tags", model="models")}
