@@ -36,7 +36,8 @@ class K8sConfig(AddressedConfig):
     )
     token: SecretStr | None = Field(default=None, description="Bearer token. Unset: `token_file`.")
     token_file: str = Field(
-        default=f"{_ACCOUNT}/token", description="Read before every request, for Kubernetes renews it."
+        default=f"{_ACCOUNT}/token",
+        description="Read before every request, for Kubernetes renews it. Empty: no token, as through `kubectl proxy`.",
     )
     ca_file: str = Field(
         default=f"{_ACCOUNT}/ca.crt", description="Authority for the API server's certificate, PEM."

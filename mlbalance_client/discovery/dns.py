@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 import anyio
 import dns.name
-import dns.rdataclass
-import dns.rdatatype
 import dns.resolver
 
 from mlbalance_client.config import DnsConfig, ResolverConfig, SrvConfig
@@ -18,15 +16,13 @@ from mlbalance_client.core.model import Replica
 from mlbalance_client.errors import ConfigError, DiscoveryError
 
 from .base import Publish, make_replica
-from .resolving import Resolver, sorted_addresses
+from .hosts import Addresses, Hosts
+from .resolving import Resolver
 
 _LATER = 0.05
 _EMPTY_AGAIN_S = 5.0
-_AT_ONCE = 16
 # RFC 2782: weight 0 has a very small chance. Weights are relative, so that all of weight 0 are alike.
 _LEAST_WEIGHT = 0.1
-
-Addresses = tuple[str, ...]
 
 
 class _Refreshed:
@@ -121,7 +117,7 @@ class SrvDiscovery(_Refreshed):
         targets = (
             [] if found.answer is None else [t for t in _targets(found.answer) if t.name != dns.name.root]
         )
-        hosts = _Hosts(resolver, self._last)
+        hosts = Hosts(resolver, self._last)
         if found.answer is not None:
             hosts.take_glue(found.answer)
         await hosts.look_up({target.name for target in targets})
@@ -154,49 +150,6 @@ class SrvDiscovery(_Refreshed):
                     )
                 except ConfigError as error:
                     remarks.append(f"{id_}: left out: {error}")
-
-
-class _Hosts:
-    """The addresses of SRV targets: from the same answer where it brings them, else asked for, else the last known."""
-
-    def __init__(self, resolver: Resolver, last: dict[dns.name.Name, Addresses]) -> None:
-        self._resolver = resolver
-        self._last = last
-        self.addresses: dict[dns.name.Name, Addresses] = {}
-        self.ttls_s: list[float] = []
-        self.remarks: list[str] = []
-
-    def take_glue(self, answer: dns.resolver.Answer) -> None:
-        """Take the additional section's addresses, of the first family only: it may lack the others."""
-        first = dns.rdatatype.from_text(self._resolver.families[0])
-        for rrset in answer.response.additional:
-            if rrset.rdtype == first and rrset.rdclass == dns.rdataclass.IN:
-                self.addresses[rrset.name] = sorted_addresses(record.address for record in rrset)
-                self.ttls_s.append(float(rrset.ttl))
-
-    async def look_up(self, names: set[dns.name.Name]) -> None:
-        """Ask for those that the answer did not bring."""
-        limit = anyio.CapacityLimiter(_AT_ONCE)
-        async with anyio.create_task_group() as tasks:
-            for name in sorted(names - self.addresses.keys()):
-                tasks.start_soon(self._ask, name, limit)
-        self.addresses = {name: found for name, found in self.addresses.items() if name in names}
-        self.remarks.sort()
-
-    async def _ask(self, name: dns.name.Name, limit: anyio.CapacityLimiter) -> None:
-        async with limit:
-            try:
-                found, ttl_s = await self._resolver.addresses(name)
-            except DiscoveryError as error:
-                found, ttl_s = self._last.get(name, ()), None
-                self.remarks.append(f"{error}: {'its last address is kept' if found else 'left out'}")
-            else:
-                if not found:
-                    self.remarks.append(f"{name} has no address: left out")
-        if found:
-            self.addresses[name] = found
-        if ttl_s is not None:
-            self.ttls_s.append(ttl_s)
 
 
 def _targets(answer: dns.resolver.Answer) -> Iterator[Target]:
