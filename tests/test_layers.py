@@ -14,7 +14,7 @@ FLOORS = {
     "core": ("core",),
     "rim": ("discovery", "wire", "dialects"),
     "conduct": ("answer", "backoff", "engine", "roster", "tending"),
-    "door": ("client", "httpx2", "face", "loop_thread", "balancer", "cli", "", "simulator"),
+    "door": ("client", "httpx2", "face", "loop_thread", "balancer", "cli", "", "simulator", "testing"),
 }
 ORDER = list(FLOORS)
 IMPURE = {

@@ -12,7 +12,7 @@ from . import packages
 from .packages import Program
 
 
-def _had(fetch: Callable[[], Program]) -> Program:
+def had(fetch: Callable[[], Program]) -> Program:
     try:
         return fetch()
     except packages.Unavailable as error:
@@ -23,12 +23,12 @@ def _had(fetch: Callable[[], Program]) -> Program:
 
 @pytest.fixture(scope="session")
 def consul_program() -> Program:
-    return _had(packages.consul)
+    return had(packages.consul)
 
 
 @pytest.fixture(scope="session")
 def dnsmasq_program() -> Program:
-    return _had(packages.dnsmasq)
+    return had(packages.dnsmasq)
 
 
 @pytest.fixture

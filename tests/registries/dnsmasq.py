@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -55,6 +56,17 @@ class Dnsmasq:
         self.kill()
         self._owned.spawn(["--conf-file=" + str(config), "--user="])
         assert eventually(self._answers), self._owned.said()
+
+    def set_hosts(self, *addresses: str) -> None:
+        """Give ``llm.test`` these addresses, without a restart; ``serve`` must have named the file."""
+        self.hosts.write_text("".join(f"{address} llm.test\n" for address in addresses))
+        if self._owned.runs:
+            self._owned.signal(signal.SIGHUP)
+
+    @property
+    def hosts(self) -> Path:
+        """A file for ``addn-hosts``."""
+        return Path(self._folder.name, "hosts")
 
     def kill(self) -> None:
         self._owned.kill()

@@ -37,6 +37,10 @@ class Owned:
         self._log.seek(0)
         return self._log.read().decode("utf-8", "replace")[-2000:]
 
+    def signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def kill(self) -> None:
         """End it without warning."""
         if self._process is not None:

@@ -19,7 +19,7 @@ from .nameserver import NameServer, failing
 from .packages import Program
 from .scene import under_load
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 HOSTS = [host(f"r{n}.llm.test", "127.0.0.1") for n in range(4)]
 
