@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from random import Random
 
 import anyio
+from cachetools import TTLCache
 
 from . import discovery
 from .backoff import Backoff, doubling
@@ -23,6 +24,8 @@ from .tending import Loop
 Retire = Callable[[str], Awaitable[None]]
 
 _CAUSES = 16
+_REMARKS = 256
+_REMARK_AGAIN_S = 600.0
 _FOREVER = float("inf")
 
 
@@ -57,7 +60,7 @@ class Roster:
         self._gone: list[str] = []
         self._troubled_since: float | None = None
         self._told: set[str] = set()
-        self._remarked: set[str] = set()
+        self._remarked: TTLCache[str, bool] = TTLCache(_REMARKS, _REMARK_AGAIN_S, timer=clock)
         self._ready = anyio.Event()
         self._stirred = anyio.Event()
         self.source = config.kind
@@ -146,7 +149,7 @@ class Roster:
     def _tell(self) -> None:
         now, trouble = self._clock(), self._guard.trouble
         causes = [remark for remark in self._guard.remarks if remark not in self._remarked]
-        self._remarked = set(self._guard.remarks)
+        self._remarked.update((remark, True) for remark in self._guard.remarks)
         if trouble and self._troubled_since is None:
             self._troubled_since = now
         if trouble and trouble not in self._told and len(self._told) < _CAUSES:

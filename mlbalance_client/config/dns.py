@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_address
 from typing import Annotated, Any, Literal
 
@@ -14,11 +15,12 @@ from .discovery import Name
 from .registry import AddressedConfig, Seconds
 from .urls import TargetURL, replica_url
 
+_LABEL = re.compile(r"[\w-]{1,63}")
+
 
 def _domain(name: str) -> str:
-    labels = name.removesuffix(".").split(".")
-    if not all(0 < len(label.encode()) <= 63 for label in labels):
-        raise ValueError("must be a domain name, each label 1 to 63 characters long")
+    if not all(map(_LABEL.fullmatch, name.removesuffix(".").split("."))):
+        raise ValueError("must be a domain name: letters, digits, - and _ between dots, at most 63 in a row")
     return name
 
 

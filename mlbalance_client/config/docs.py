@@ -64,8 +64,9 @@ configuration is immutable. Durations are seconds.
 
 _PLUGINS = """\
 Other packages add kinds by an entry point in the group `mlbalance_client.discovery`: its name is the kind,
-and it loads to a class with `config_type`, a subclass of `DiscoveryConfig`, that is called with such a
-configuration. An unknown kind is refused, with those that are installed.
+and it loads to a class with `config_type`, a subclass of `DiscoveryConfig` (or of `RegistryConfig`, which
+brings the keys above), that is called with such a configuration. An unknown kind is refused, with those that
+are installed.
 """
 
 

@@ -179,7 +179,7 @@ class Guard:
         networks = self._settings.allowed_networks
         if not networks:
             return True
-        host = replica.url.partition("://")[2].partition("/")[0]
+        host = replica.url.partition("://")[2].partition("/")[0].rpartition("@")[2]
         host = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
         try:
             address = ip_address(host)

@@ -27,6 +27,7 @@ from .k8s_slices import Slice, replicas_of, slice_of
 
 _MARGIN_S = 15.0
 _BETWEEN_S = 0.05
+_LEAST_WATCH_S = 1.0
 _PAGE = 500
 
 
@@ -56,11 +57,12 @@ class K8sDiscovery:
                 if not self._version:
                     await self._list(client)
                     publish(self._membership())
+                began = anyio.current_time()
                 try:
                     await self._watch(client, publish)
                 except _Expired:
                     self._version = ""
-                await anyio.sleep(_BETWEEN_S)
+                await anyio.sleep(max(_BETWEEN_S, began + _LEAST_WATCH_S - anyio.current_time()))
 
     async def _list(self, client: httpx.AsyncClient) -> None:
         slices: dict[str, Slice] = {}

@@ -104,6 +104,29 @@ def test_check_tells_all_as_json(tmp_path: Path) -> None:
     }
 
 
+def test_check_says_why_nothing_was_found(tmp_path: Path) -> None:
+    target = "consul://127.0.0.1:1/llm?start_timeout_s=0.1"
+    code, out, err = ran("check", target)
+    assert (code, err) == (1, "")
+    head, trouble = out.splitlines()
+    assert head == "consul: 0 replica(s), 0 may be used"
+    assert trouble.startswith("trouble: http://127.0.0.1:1: ")
+
+    code, out, _ = ran("check", target, "--json")
+    found = json.loads(out)
+    assert (code, found["replicas"], len(found["troubles"])) == (1, [], 1)
+
+
+def test_check_says_which_replicas_may_not_be_used(tmp_path: Path) -> None:
+    (tmp_path / "fleet.json").write_text(
+        '["http://10.0.0.1:1", {"url": "http://10.0.0.2:2", "state": "draining"}]'
+    )
+    code, out, _ = ran("check", f"file://{tmp_path}/fleet.json?allowed_networks=10.0.0.0/24")
+    assert code == 0
+    assert out.splitlines()[0] == f"file {tmp_path}/fleet.json: 2 replica(s), 1 may be used"
+    assert "state=draining" in out.splitlines()[2]
+
+
 @pytest.mark.parametrize("command", ["check", "config"])
 @pytest.mark.parametrize(
     ("target", "said"),
