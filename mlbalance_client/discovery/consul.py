@@ -123,7 +123,7 @@ class ConsulDiscovery:
         """Consul answers 200 and ``[]`` for a service that the token may not read, as for one that is not there.
 
         Raises DiscoveryError if it is known to be the former: then the answer says nothing. Newer versions say it in
-        a header; all since 1.7 tell, to their own web pages, what a token may do.
+        a header; others tell, as they do their own web pages, what a token may do.
         """
         service = self._config.service
         if answer.headers.get("X-Consul-Results-Filtered-By-ACLs", "").lower() == "true":
