@@ -14,6 +14,7 @@ from cachetools import TTLCache
 from . import discovery
 from .backoff import Backoff, doubling
 from .config import DiscoveryConfig, RegistryConfig, StaticConfig
+from .config.urls import scrubbed
 from .core.fleet import Fleet
 from .core.membership import Guard, Membership
 from .core.model import Replica
@@ -68,6 +69,8 @@ class Roster:
         self._source = discovery.create(config, rng)
         if (membership := self._source.initial()) is not None:
             self._publish(membership)
+        if self._fixed:
+            self._ready.set()  # usable or not, no other will come
 
     @property
     def waiting(self) -> bool:
@@ -116,7 +119,7 @@ class Roster:
         self._apply()
 
     def _failed(self, cause: str) -> None:
-        self._guard.failed(cause, self._clock())
+        self._guard.failed(scrubbed(cause), self._clock())
         self._apply()
 
     # -- what is in force ---------------------------------------------------------------------------------------

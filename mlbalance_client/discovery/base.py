@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from types import MappingProxyType
 from typing import Protocol
 
 from mlbalance_client.config import ReplicaConfig, replica_url
 from mlbalance_client.core.membership import Membership
 from mlbalance_client.core.model import Replica, ReplicaId, ReplicaState
+from mlbalance_client.errors import ConfigError
 
 Publish = Callable[[Membership], None]
 
@@ -47,9 +49,11 @@ def make_replica(
     """A replica as the core wants it: URL checked and normalised, id derived, models read off the labels.
 
     ``models``: what it serves if the labels do not say. Raises ConfigError if the URL is not
-    ``http(s)://host[:port][/prefix]``.
+    ``http(s)://host[:port][/prefix]`` or the weight not a number above 0.
     """
     parsed = replica_url(url)
+    if not 0.0 < weight < inf:
+        raise ConfigError(f"replica {url}: the weight must be a number above 0")
     labels = MappingProxyType(dict(labels or {}))
     return Replica(
         ReplicaId(id or parsed.id),
@@ -63,6 +67,14 @@ def make_replica(
         because,
         tls_name,
     )
+
+
+def address_url(address: str, port: int, *, tls: bool) -> str:
+    """The URL of a replica at an address that a registry gives. Raises ConfigError if it is more than an address."""
+    if any(character in address for character in "/?#@[]"):
+        raise ConfigError(f"address {address[:80]!r}: must be an IP address or a host name")
+    host = f"[{address}]" if ":" in address else address
+    return f"{'https' if tls else 'http'}://{host}:{port}"
 
 
 def replica_of(config: ReplicaConfig) -> Replica:

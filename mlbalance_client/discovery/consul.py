@@ -41,19 +41,21 @@ class ConsulDiscovery:
         self._config = config
         self._agents = [str(agent) for agent in config.agents]
         self._failed: dict[str, str] = {}
+        self._in_a_row = 0
 
     def initial(self) -> None:
         """Not without asking."""
 
     async def run(self, publish: Publish) -> None:
         """Publish the first list and every change. Raises DiscoveryError when no agent answers as it should."""
-        self._failed.clear()
-        while len(self._failed) < len(self._agents):
+        self._in_a_row = 0
+        while self._in_a_row < len(self._agents):
             agent = self._agents[0]
             try:
                 await self._follow(agent, publish)
             except DiscoveryError as error:
                 self._failed[agent] = str(error)
+                self._in_a_row += 1
             self._agents.append(self._agents.pop(0))
             await anyio.sleep(_BETWEEN_S)
         raise DiscoveryError("; ".join(f"{agent}: {why}" for agent, why in sorted(self._failed.items())))
@@ -68,9 +70,9 @@ class ConsulDiscovery:
                 asked = anyio.current_time()
                 answer = await self._ask(client, index)
                 found = _index(answer)
-                membership = await self._membership(client, answer)
                 self._failed.pop(agent, None)
-                publish(membership)
+                publish(await self._membership(client, answer))
+                self._in_a_row = 0
                 index = 0 if found < index else found
                 least_s = _BETWEEN_S if found > 0 else _WITHOUT_INDEX_S
                 await anyio.sleep(max(0.0, asked + least_s - anyio.current_time()))

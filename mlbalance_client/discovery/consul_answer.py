@@ -11,10 +11,11 @@ from mlbalance_client.config import ConsulConfig
 from mlbalance_client.core.model import Replica, ReplicaState
 from mlbalance_client.errors import ConfigError, DiscoveryError
 
-from .base import make_replica
+from .base import address_url, make_replica
 
 _NODE_MAINTENANCE = "_node_maintenance"
 _SERVICE_MAINTENANCE = "_service_maintenance"
+_MOST_WEIGHT = 1_000_000
 _STATES = {
     "passing": ReplicaState.HEALTHY,
     "warning": ReplicaState.DEGRADED,
@@ -30,8 +31,8 @@ class _Node(BaseModel):
 
 
 class _Weights(BaseModel):
-    Passing: int = 1
-    Warning: int = 1
+    Passing: int = Field(default=1, le=_MOST_WEIGHT)
+    Warning: int = Field(default=1, le=_MOST_WEIGHT)
 
 
 class _Service(BaseModel):
@@ -99,10 +100,9 @@ def _replica(entry: _Entry, id_: str, config: ConsulConfig) -> Replica:
     if weight <= 0 and state in (ReplicaState.HEALTHY, ReplicaState.DEGRADED):
         state, because = ReplicaState.OUT, f"its weight is {weight}" + (f" ({because})" if because else "")
     address = service.Address if service.Address and config.address_of == "service" else node.Address
-    host = f"[{address}]" if ":" in address else address
     service_meta, node_meta = service.Meta or {}, node.Meta or {}
     return make_replica(
-        f"{'https' if config.tls else 'http'}://{host}:{service.Port}",
+        address_url(address, service.Port, tls=config.tls),
         id=id_,
         weight=max(1.0, float(weight)),
         zone=service_meta.get("zone") or node_meta.get("zone"),

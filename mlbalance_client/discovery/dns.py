@@ -15,7 +15,7 @@ from mlbalance_client.core.membership import Membership
 from mlbalance_client.core.model import Replica
 from mlbalance_client.errors import ConfigError, DiscoveryError
 
-from .base import Publish, make_replica
+from .base import Publish, address_url, make_replica
 from .hosts import Addresses, Hosts
 from .resolving import Resolver
 
@@ -64,9 +64,8 @@ class _Refreshed:
         priority: int = 0,
     ) -> Replica:
         config = self._config
-        host = f"[{address}]" if ":" in address else address
         return make_replica(
-            f"{'https' if config.tls else 'http'}://{host}:{port}",
+            address_url(address, port, tls=config.tls),
             id=identity,
             weight=weight,
             priority=priority,

@@ -15,7 +15,7 @@ from mlbalance_client.config import K8sConfig
 from mlbalance_client.core.model import Replica, ReplicaState
 from mlbalance_client.errors import ConfigError, DiscoveryError
 
-from .base import make_replica
+from .base import address_url, make_replica
 
 _ZONE = "topology.kubernetes.io/zone"
 _FAMILIES = {"IPv4": 0, "IPv6": 1, "FQDN": 2}
@@ -105,7 +105,6 @@ def replicas_of(slices: Iterable[Slice], config: K8sConfig) -> tuple[tuple[Repli
 
 def _replica(endpoint: _Endpoint, port: int, config: K8sConfig) -> Replica:
     address = endpoint.addresses[0]  # the others are the same endpoint's
-    host = f"[{address}]" if ":" in address else address
     target = endpoint.targetRef
     state, because = _state(endpoint.conditions or _Conditions())
     hinted = [zone.name for zone in (endpoint.hints.forZones or [])] if endpoint.hints else []
@@ -113,7 +112,7 @@ def _replica(endpoint: _Endpoint, port: int, config: K8sConfig) -> Replica:
     if endpoint.nodeName:
         labels["kubernetes.io/hostname"] = endpoint.nodeName
     return make_replica(
-        f"{'https' if config.tls else 'http'}://{host}:{port}",
+        address_url(address, port, tls=config.tls),
         id=(target.name if target else "") or endpoint.hostname or None,
         zone=hinted[0] if hinted else endpoint.zone,
         labels=labels,

@@ -158,7 +158,7 @@ async def test_trouble_is_told_once_and_so_is_its_end(
         await client.get("/")
         for _ in range(10):
             source.say(DiscoveryError("no agent"))
-            source.say(LookupError("a plugin's own mistake"))
+            source.say(LookupError("a plugin's own mistake at https://me:hunter2@x.test/?token=hunter2"))
         while source.asked < 20:
             await anyio.lowlevel.checkpoint()
         assert (await client.get("/")).status_code == 200
@@ -168,7 +168,7 @@ async def test_trouble_is_told_once_and_so_is_its_end(
         await heard.wait(DiscoveryTrouble, 3)
     assert [(e.cause, e.kept) for e in heard.of(DiscoveryTrouble)] == [
         ("no agent", 1),
-        ("LookupError: a plugin's own mistake", 1),
+        ("LookupError: a plugin's own mistake at https://***@x.test/", 1),
         ("no agent", 1),
     ]
     lines = [r for r in caplog.records if "Discovery" in r.message]

@@ -287,6 +287,40 @@ async def test_a_query_that_is_cut_is_asked_again_at_the_next_agent() -> None:
 
 
 @pytest.mark.anyio
+async def test_an_agent_that_failed_once_is_asked_again_before_all_have_failed() -> None:
+    def late(exchange: Exchange, number: int) -> None:
+        if number == 1:
+            exchange.reset()
+        elif number == 2:
+            exchange.answer(200, HEALTHY, "X-Consul-Index: 9\r\n")
+        else:
+            exchange.wait_gone()
+
+    def dying(exchange: Exchange, number: int) -> None:
+        if number == 1:
+            exchange.answer(200, HEALTHY[:1], "X-Consul-Index: 5\r\n")
+        else:
+            exchange.reset()
+
+    with agent(late) as one, agent(dying) as two:
+        async with following(
+            {"kind": "consul", "service": "llm", "address": [one.address, two.address]}
+        ) as it:
+            assert await it.ids() == {"llm-1"}
+            assert await it.ids() == {"llm-1", "llm-2", "llm-3"}
+            assert not [said for said in it.said if isinstance(said, str)]
+
+
+@pytest.mark.parametrize("address", ["evil.test/", "a@evil.test", "10.0.0.1:80#", "[::1]", ""])
+def test_an_address_is_no_more_than_an_address(address: str) -> None:
+    payload = deepcopy(HEALTHY[:1])
+    payload[0]["Service"]["Address"] = payload[0]["Node"]["Address"] = address
+    replicas, remarks = instances(payload, config())
+    assert not replicas
+    assert "llm-1 is left out" in remarks[0]
+
+
+@pytest.mark.anyio
 async def test_tls_is_verified_and_a_client_certificate_is_shown(tmp_path: Path) -> None:
     authority, stranger = trustme.CA(), trustme.CA()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
