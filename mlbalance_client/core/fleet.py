@@ -87,7 +87,8 @@ class Pick:
         charge = self._charge
         if not charge.settled and charge.first_content_at is None:
             self._fleet.ledger.first_content(charge, now)
-            self._stream = self._fleet.load.pace.stream(self.place, now)
+            if charge.account.open:  # else the replica is gone, and its place perhaps another's
+                self._stream = self._fleet.load.pace.stream(self.place, now)
 
     def piece(self, asked: float, arrived: float) -> None:
         """More of a stream, for which its reader asked at ``asked``, came at ``arrived``."""

@@ -200,9 +200,10 @@ class Guard:
 
 
 def _merged(good: Iterable[Replica], wanted: Iterable[Replica]) -> tuple[Replica, ...]:
-    """What is wanted, and those of the good list that it does not name."""
+    """What is wanted, and those of the good list that it does not name; not if another has their address by now."""
     named = {replica.id: replica for replica in wanted}
-    return *named.values(), *(replica for replica in good if replica.id not in named)
+    taken = {replica.url for replica in named.values()}
+    return *named.values(), *(old for old in good if old.id not in named and old.url not in taken)
 
 
 class _Flaps:

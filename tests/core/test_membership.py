@@ -107,6 +107,13 @@ def test_a_sudden_shrinkage_is_held_and_those_that_are_named_follow_it() -> None
     assert (ids(it), it.trouble) == ("ax", "")
 
 
+def test_one_whose_address_another_has_by_now_is_not_held() -> None:
+    it = guard()
+    it.observe(seen("a", "b", "c", "d", "e"), 0.0)
+    it.observe(seen("a", replica("x", url=replica("b").url)), 1.0)
+    assert ids(it) == "acdex"
+
+
 def test_half_may_go_at_once_and_all_may_be_replaced() -> None:
     it = guard()
     it.observe(seen("a", "b", "c", "d"), 0.0)

@@ -12,6 +12,7 @@ from mlbalance_client.config import PickingConfig
 from mlbalance_client.core.fingerprint import fingerprint
 from mlbalance_client.core.fleet import Fleet
 from mlbalance_client.core.model import Replica, ReplicaId, ReplicaState, Verdict
+from mlbalance_client.core.pace import Found
 from mlbalance_client.core.picker import Source
 from mlbalance_client.core.tiers import tiers
 from mlbalance_client.errors import NoReplicas
@@ -114,6 +115,21 @@ def test_a_draining_replica_gets_no_new_call_and_keeps_what_is_known_of_it() -> 
     assert it.ledger.tokens == 0
     it.update(healthy.values())
     assert pick(it, text=b"p" * 9000) == held.replica.id, "its record of the prefix is still there"
+
+
+def test_a_call_at_a_replica_that_has_gone_says_nothing_of_the_one_in_its_place() -> None:
+    it = fleet(*members([H]).values())
+    held = it.pick(it.demand(fingerprint(b"p" * 9000), text_bytes=9000), 0.0)
+    it.update([Replica(ReplicaId("other"), "http://other")])
+    assert [place for place, _ in it.places()] == [held.place]
+
+    held.first_content(1.0)
+    for second in range(2, 60):
+        held.piece(float("-inf"), float(second))
+    held.settle(Verdict.OK, 60.0)
+
+    assert it.load.found(held.place, 60.0) is Found.UNSEEN
+    assert (it.ledger.requests, it.ledger.tokens) == (0, 0)
 
 
 def test_a_readdressed_replica_keeps_what_was_learned() -> None:
