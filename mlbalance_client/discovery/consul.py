@@ -62,7 +62,7 @@ class ConsulDiscovery:
 
     async def _follow(self, agent: str, publish: Publish) -> None:
         config = self._config
-        async with registry_client(
+        async with await registry_client(
             agent, ca_file=config.ca_file, cert_file=config.cert_file, key_file=config.key_file
         ) as client:
             index = 0

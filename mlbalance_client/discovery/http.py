@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from pathlib import Path
 
@@ -12,21 +13,30 @@ from pydantic import SecretStr
 from mlbalance_client.errors import DiscoveryError
 
 _CONNECT_S = 5.0
+# Given up 30 s after the last sign of life; not every system can set when.
+_KEEPALIVE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + [
+    (socket.IPPROTO_TCP, getattr(socket, name), value)
+    for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+    if hasattr(socket, name)
+]
 
 
-def registry_client(
+async def registry_client(
     base_url: str, *, ca_file: str | None, cert_file: str | None = None, key_file: str | None = None
 ) -> httpx.AsyncClient:
     """A client that follows no redirect and no proxy, and takes no credentials but those of a call.
 
-    Certificates are read anew with every client, so that renewed ones are used after the next failure. Raises
-    DiscoveryError if they cannot be.
+    Certificates are read anew with every client, so that renewed ones are used after the next failure. A peer that
+    has silently gone is noticed by TCP, long before a query that waits for a change would end. Raises DiscoveryError
+    if certificates cannot be read.
     """
     verify: ssl.SSLContext | bool = False
     if base_url.startswith("https://"):
-        verify = _context(ca_file, cert_file, key_file)
-    timeout = httpx.Timeout(_CONNECT_S)
-    return httpx.AsyncClient(base_url=base_url, verify=verify, timeout=timeout, trust_env=False)
+        verify = await anyio.to_thread.run_sync(_context, ca_file, cert_file, key_file)
+    transport = httpx.AsyncHTTPTransport(verify=verify, trust_env=False, socket_options=_KEEPALIVE)
+    return httpx.AsyncClient(
+        base_url=base_url, transport=transport, timeout=httpx.Timeout(_CONNECT_S), trust_env=False
+    )
 
 
 async def secret(given: SecretStr | None, file: str | None) -> str | None:

@@ -52,7 +52,7 @@ class K8sDiscovery:
 
     async def run(self, publish: Publish) -> None:
         """Publish the first list and every change. Raises DiscoveryError when the API server does not answer."""
-        async with registry_client(self._server(), ca_file=self._config.ca_file) as client:
+        async with await registry_client(self._server(), ca_file=self._config.ca_file) as client:
             while True:
                 if not self._version:
                     await self._list(client)

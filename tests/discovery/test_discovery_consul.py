@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import ssl
 from collections.abc import Callable
 from copy import deepcopy
@@ -21,6 +22,7 @@ from mlbalance_client.config import BalancerConfig, ConsulConfig
 from mlbalance_client.core.membership import Membership
 from mlbalance_client.core.model import Replica, ReplicaState
 from mlbalance_client.discovery.consul_answer import instances
+from mlbalance_client.discovery.http import registry_client
 from mlbalance_client.errors import ConfigError, DiscoveryError
 
 from ..scripted import Exchange, Scripted
@@ -440,3 +442,16 @@ def test_any_body_is_a_list_or_our_own_error(damage: Any) -> None:
     except DiscoveryError:
         return
     assert len(replicas) + len(remarks) == len(payload)
+
+
+@pytest.mark.anyio
+async def test_a_peer_that_has_silently_gone_is_noticed_before_the_wait_ends() -> None:
+    with Scripted(Exchange.answer) as server:
+        async with await registry_client(f"http://{server.address}", ca_file=None) as client:
+            async with client.stream("GET", "/") as answer:
+                stream = answer.extensions["network_stream"]
+                connection = stream.get_extra_info("socket")
+                assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                if hasattr(socket, "TCP_KEEPIDLE"):
+                    assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 15
+                await answer.aread()
