@@ -10,7 +10,6 @@ from pydantic import AfterValidator, Field
 
 from mlbalance_client.errors import ConfigError
 
-from .describe import Unit
 from .discovery import Name
 from .registry import AddressedConfig, Seconds
 from .urls import TargetURL, replica_url
@@ -87,7 +86,7 @@ class DnsConfig(ResolverConfig):
 
     kind: Literal["dns"] = Field(default="dns", description="DNS A and AAAA; needs the extra `dns`.")
     name: DomainName = Field(description="Such as `llm.example.com`.")
-    port: Annotated[int, Unit("port")] = Field(ge=1, le=65_535, description="The replicas' port.")
+    port: Port = Field(description="The replicas' port.")
 
     @classmethod
     def from_url(cls, url: TargetURL) -> dict[str, Any]:

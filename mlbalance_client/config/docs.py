@@ -32,7 +32,7 @@ A path after the last one is a prefix for all; `?model=a,b` names the models tha
 | `http://10.0.0.1:8000`, `https://llm.example` | one replica |
 | `fleet.toml` | a TOML file with the sections below |
 | `BalancerConfig(...)` | the same as an object, taken as it is |
-| nothing | the variable `MLBALANCE_TARGET`, which holds one of the first three |
+| nothing | the variable `MLBALANCE_TARGET`, which holds a URL or a path as above |
 
 ```toml
 seed = 7
@@ -84,9 +84,10 @@ def _parts() -> Iterator[str]:
     yield "Where the replicas are; each kind has keys of its own.\n"
     shared = {name: f for name, f in RegistryConfig.model_fields.items() if name != "kind"}
     for kind, section in BUILT_IN.items():
+        own = sorted(section.model_fields.items(), key=lambda item: not item[1].is_required())
         yield f'### `kind = "{kind}"`\n'
         yield f"{section.__doc__}\n"
-        yield _table({name: f for name, f in section.model_fields.items() if name not in shared})
+        yield _table({name: f for name, f in own if name not in shared})
         if kind == "static":
             yield "A replica is a URL or a table:\n"
             yield _table(ReplicaConfig.model_fields)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from random import Random
 
 import anyio
 import anyio.lowlevel
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import mlbalance_client as mlb
 from mlbalance_client import discovery
-from mlbalance_client.config import FileConfig
+from mlbalance_client.config import FileConfig, PickingConfig
+from mlbalance_client.core.fleet import Fleet
 from mlbalance_client.core.membership import Membership
 from mlbalance_client.discovery import make_replica
 from mlbalance_client.errors import DiscoveryError
-from mlbalance_client.events import DiscoveryRecovered, DiscoveryTrouble, Event, ReplicasChanged
+from mlbalance_client.events import DiscoveryRecovered, DiscoveryTrouble, Event, EventStream, ReplicasChanged
+from mlbalance_client.roster import Roster
 
 from ..scripted import Exchange, Scripted
 
@@ -233,3 +238,63 @@ async def test_the_pick_alone_waits_too(source: Source) -> None:
         source.say([("a", "http://10.0.0.1:1")])
         async with picking.acquire(mlb.Call(prompt="x")) as lease:
             assert lease.replica.id == "a"
+
+
+class Silent:
+    """A source that says nothing by itself."""
+
+    def initial(self) -> None:
+        return None
+
+
+def told(steps: list[tuple[float, str | list[str]]]) -> tuple[list[Event], list[int]]:
+    """The events that these answers and failures bring about, and the size of the fleet after each."""
+    clock = [0.0]
+    events, heard, sizes = EventStream(), [], []
+    events.subscribe(heard.append)
+    fleet = Fleet(PickingConfig(), Random(1))
+
+    async def retire(url: str) -> None:
+        raise AssertionError("nothing runs")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(discovery, "create", lambda config, rng: Silent())
+        roster = Roster(FileConfig(path="x"), fleet, events, Random(1), lambda: clock[0], retire)
+    for wait_s, what in steps:
+        clock[0] += wait_s
+        if isinstance(what, str):
+            roster._failed(what)
+        else:
+            roster._publish(Membership(tuple(make_replica(f"http://{name}:1") for name in what), "test"))
+        sizes.append(len(fleet.replicas))
+    return heard, sizes
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(0.0, 5.0),
+            st.sampled_from(["no route", "no leader"])
+            | st.lists(st.sampled_from("abcd"), max_size=4, unique=True),
+        ),
+        max_size=25,
+    )
+)
+def test_whatever_comes_the_fleet_stays_and_each_cause_is_told_once(
+    steps: list[tuple[float, str | list[str]]],
+) -> None:
+    events, sizes = told(steps)
+
+    first = next((n for n, (_, what) in enumerate(steps) if isinstance(what, list) and what), len(steps))
+    assert all(sizes[first:]), "125 seconds of trouble are within every hold"
+    since: list[str] = []
+    for event in events:
+        if isinstance(event, DiscoveryTrouble):
+            assert event.cause not in since
+            since.append(event.cause)
+        elif isinstance(event, DiscoveryRecovered):
+            assert since, "what was not told does not end"
+            since.clear()
+    failures = {what for _, what in steps if isinstance(what, str)}
+    assert failures <= {e.cause for e in events if isinstance(e, DiscoveryTrouble)}
