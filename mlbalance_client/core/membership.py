@@ -23,6 +23,7 @@ from typing import Protocol
 from .model import Replica, ReplicaId, ReplicaState
 
 _REMARKS = 20
+_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,14 +166,20 @@ class Guard:
     def _admitted(self, seen: Membership) -> Membership:
         """Without what is not allowed and what is there twice."""
         kept: dict[ReplicaId, Replica] = {}
-        remarks = list(seen.remarks)
+        outside: list[Replica] = []
+        twins: list[Replica] = []
         for replica in seen.replicas:
             if not self._allows(replica):
-                remarks.append(f"{replica.id} ({replica.url}) is outside allowed_networks: left out")
+                outside.append(replica)
             elif kept.setdefault(replica.id, replica) is not replica:
-                remarks.append(f"two replicas have the id {replica.id}: {replica.url} is left out")
-        if len(remarks) > _REMARKS:
-            remarks[_REMARKS:] = [f"and {len(remarks) - _REMARKS} more"]
+                twins.append(replica)
+        remarks = [*seen.remarks[:_REMARKS]]
+        if len(seen.remarks) > _REMARKS:
+            remarks.append(f"and {len(seen.remarks) - _REMARKS} more")
+        if outside:
+            remarks.append(f"left out, outside allowed_networks: {_named(outside)}")
+        if twins:
+            remarks.append(f"left out, as another has the same id: {_named(twins)}")
         return replace(seen, replicas=tuple(kept.values()), remarks=tuple(remarks))
 
     def _allows(self, replica: Replica) -> bool:
@@ -190,13 +197,18 @@ class Guard:
     def _emptiness(self, wanted: Sequence[Replica]) -> str:
         if wanted:
             named = ", ".join(
-                f"{r.id} {r.state}" + (f" ({r.because})" if r.because else "") for r in wanted[:5]
+                f"{r.id} {r.state}" + (f" ({r.because})" if r.because else "") for r in wanted[:_NAMED]
             )
             return f"none of {len(wanted)} replicas is usable: {named}"
         return (self._seen.empty_because if self._seen else "") or "no replica is registered"
 
     def _wake(self, at: float) -> None:
         self.due = at if self.due is None else min(self.due, at)
+
+
+def _named(replicas: Sequence[Replica]) -> str:
+    more = f" and {len(replicas) - _NAMED} more" if len(replicas) > _NAMED else ""
+    return ", ".join(f"{replica.id} ({replica.url})" for replica in replicas[:_NAMED]) + more
 
 
 def _merged(good: Iterable[Replica], wanted: Iterable[Replica]) -> tuple[Replica, ...]:

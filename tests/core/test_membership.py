@@ -186,6 +186,14 @@ def test_addresses_outside_the_networks_are_refused_and_reported(url: str, allow
     assert any(url in remark for remark in it.remarks) is not allowed
 
 
+def test_what_is_left_out_is_said_in_one_line() -> None:
+    it = guard(allowed_networks=["10.0.0.0/8"])
+    it.observe(seen(*(Replica(ReplicaId(f"r{n}"), f"http://11.0.0.{n}:1") for n in range(200))), 0.0)
+    (remark,) = it.remarks
+    assert remark.startswith("left out, outside allowed_networks: r0 (http://11.0.0.0:1), r1 ")
+    assert remark.endswith("and 195 more")
+
+
 def test_of_two_with_one_id_the_first_counts() -> None:
     it = guard()
     it.observe(seen(replica("a", url="http://10.0.0.1:1"), replica("a", url="http://10.0.0.2:1")), 0.0)

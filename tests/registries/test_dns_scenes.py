@@ -189,7 +189,7 @@ async def test_addresses_outside_the_allowed_networks_get_no_call(
     names.serve(records(servers, 0) + rogue)
     async with under_load(discovery(names, allowed_networks=["127.0.0.0/28"])) as scene:
         await scene.until_troubled()
-        assert f"http://127.0.0.66:{port(servers[1])}) is outside allowed_networks" in scene.causes[0]
+        assert scene.causes[0].startswith("left out, outside allowed_networks: rogue.llm.test:")
         assert scene.usable() == {id_(servers, 0)}
         await scene.more_calls()
     assert not servers[1].exchanges
