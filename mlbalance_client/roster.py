@@ -16,7 +16,8 @@ from .backoff import Backoff, doubling
 from .config import DiscoveryConfig, RegistryConfig, StaticConfig
 from .config.urls import scrubbed
 from .core.fleet import Fleet
-from .core.membership import Guard, Membership
+from .core.guard import Guard
+from .core.membership import Membership
 from .core.model import Replica
 from .errors import BalancerError
 from .events import DiscoveryRecovered, DiscoveryTrouble, EventStream, ReplicasChanged

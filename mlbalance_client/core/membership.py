@@ -1,29 +1,17 @@
-"""Which replicas are in force: what a source says, behind a guard against its mistakes. Nothing is read or timed here.
-
-A source gives full lists or fails. The guard keeps the last good list
-
-- while the source fails, for ``max_stale_s`` (unset: for ever);
-- while an answer names no usable replica, for ``empty_hold_s``;
-- for ``shrink_hold_s``, as to those that vanished, when fewer than ``shrink_share`` of the list are left at once;
-  those that the answer does name follow it all the while.
-
-A replica that comes back after leaving ``flap_departures`` times within ``flap_window_s`` is out until it has stayed
-for ``flap_hold_s``, unless that would leave fewer than ``shrink_share`` of the usable ones: then the registry is
-what flaps, not the replica. Addresses outside ``allowed_networks`` are left out.
-"""
+"""What a source says of its replicas, and what of it may be used at all."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network, ip_address
-from typing import Protocol
 
-from .model import Replica, ReplicaId, ReplicaState
+from .model import Replica, ReplicaId
 
 _REMARKS = 20
 _NAMED = 5
+
+Network = IPv4Network | IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,170 +28,24 @@ class Membership:
     empty_because: str = ""
 
 
-class GuardSettings(Protocol):
-    """What the guard reads of the configuration; every kind of discovery has these keys. Times in seconds."""
-
-    @property
-    def max_stale_s(self) -> float | None: ...
-    @property
-    def empty_hold_s(self) -> float: ...
-    @property
-    def shrink_share(self) -> float: ...
-    @property
-    def shrink_hold_s(self) -> float: ...
-    @property
-    def flap_departures(self) -> int: ...
-    @property
-    def flap_window_s(self) -> float: ...
-    @property
-    def flap_hold_s(self) -> float: ...
-    @property
-    def allowed_networks(self) -> Sequence[IPv4Network | IPv6Network]: ...
-
-
-class Guard:
-    """Told of every answer and failure; ``in_force`` is the list to use, None until there is one.
-
-    ``trouble``: why the list is not simply what the source says, "" if it is; ``remarks``: what the last answer held
-    that could not be used. After ``due`` (seconds of the caller's clock, None for never) ``tick`` may change them.
-    While the source fails nothing changes but by ``max_stale_s``: an old answer is not confirmed by waiting.
-    """
-
-    def __init__(self, settings: GuardSettings) -> None:
-        self._settings = settings
-        self._seen: Membership | None = None
-        self._good: tuple[Replica, ...] = ()
-        self._low: tuple[bool, float] | None = None
-        self._failing_since: float | None = None
-        self._failure = ""
-        self._flaps = _Flaps(settings)
-        self.in_force: tuple[Replica, ...] | None = None
-        self.trouble = ""
-        self.remarks: tuple[str, ...] = ()
-        self.due: float | None = None
-
-    def observe(self, seen: Membership, now: float) -> None:
-        """The source gave a full list."""
-        self._failing_since, self._failure = None, ""
-        self._seen = self._admitted(seen)
-        self._flaps.observe(self._seen.replicas, now)
-        self._decide(now)
-
-    def failed(self, cause: str, now: float) -> None:
-        """The source gave no answer, for ``cause``."""
-        if self._failing_since is None:
-            self._failing_since = now
-        self._failure = cause
-        self._decide(now)
-
-    def tick(self, now: float) -> None:
-        """Time has passed."""
-        self._decide(now)
-
-    def _decide(self, now: float) -> None:
-        self.due = None
-        if self._failing_since is not None:
-            self.trouble = self._stale(self._failing_since, now)
-        elif self._seen is not None:
-            self.remarks = self._seen.remarks
-            self.trouble = self._weigh(self._damped(self._seen.replicas, now), now)
-
-    def _weigh(self, wanted: tuple[Replica, ...], now: float) -> str:
-        """Accept the list or hold it back; what is wrong with it."""
-        good = self._good
-        usable = any(replica.usable for replica in wanted)
-        shrunk = len(wanted) < self._settings.shrink_share * len(good)
-        if (usable and not shrunk) or not any(replica.usable for replica in good):
-            self._accept(wanted)
-            return "" if usable else self._emptiness(wanted)
-        what = f"only {len(wanted)} of {len(good)} replicas are left" if usable else self._emptiness(wanted)
-        until = self._low_since(usable, now) + self._hold_s(usable)
-        if now >= until:
-            self._accept(wanted)
-            return "" if usable else what
-        self._wake(until)
-        self.in_force = _merged(good, wanted) if usable else good
-        return f"{what}; the list before is kept for now"
-
-    def _accept(self, wanted: tuple[Replica, ...]) -> None:
-        self._good = self.in_force = wanted
-        self._low = None
-
-    def _low_since(self, usable: bool, now: float) -> float:
-        if self._low is None or self._low[0] is not usable:
-            self._low = usable, now
-        return self._low[1]
-
-    def _hold_s(self, usable: bool) -> float:
-        return self._settings.shrink_hold_s if usable else self._settings.empty_hold_s
-
-    def _stale(self, since: float, now: float) -> str:
-        limit_s = self._settings.max_stale_s
-        if self.in_force is None or limit_s is None:
-            return self._failure
-        if now < since + limit_s:
-            self._wake(since + limit_s)
-            return self._failure
-        self._accept(())
-        return f"{self._failure}; the list is given up, older than max_stale_s ({limit_s:g} s)"
-
-    def _damped(self, replicas: tuple[Replica, ...], now: float) -> tuple[Replica, ...]:
-        flapping = {
-            replica.id for replica in replicas if replica.usable and self._flaps.holds(replica.id, now)
-        }
-        usable = sum(replica.usable for replica in replicas)
-        if not flapping or usable - len(flapping) < max(1, self._settings.shrink_share * usable):
-            return replicas
-        for id_ in flapping:
-            self._wake(self._flaps.until(id_))
-        return tuple(
-            replace(replica, state=ReplicaState.OUT, because="it comes and goes; out until it stays")
-            if replica.id in flapping
-            else replica
-            for replica in replicas
-        )
-
-    def _admitted(self, seen: Membership) -> Membership:
-        """Without what is not allowed and what is there twice."""
-        kept: dict[ReplicaId, Replica] = {}
-        outside: list[Replica] = []
-        twins: list[Replica] = []
-        for replica in seen.replicas:
-            if not self._allows(replica):
-                outside.append(replica)
-            elif kept.setdefault(replica.id, replica) is not replica:
-                twins.append(replica)
-        remarks = [*seen.remarks[:_REMARKS]]
-        if len(seen.remarks) > _REMARKS:
-            remarks.append(f"and {len(seen.remarks) - _REMARKS} more")
-        if outside:
-            remarks.append(f"left out, outside allowed_networks: {_named(outside)}")
-        if twins:
-            remarks.append(f"left out, as another has the same id: {_named(twins)}")
-        return replace(seen, replicas=tuple(kept.values()), remarks=tuple(remarks))
-
-    def _allows(self, replica: Replica) -> bool:
-        networks = self._settings.allowed_networks
-        if not networks:
-            return True
-        host = replica.url.partition("://")[2].partition("/")[0].rpartition("@")[2]
-        host = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-        try:
-            address = ip_address(host)
-        except ValueError:
-            return False  # a name may lead anywhere
-        return any(address in network for network in networks)
-
-    def _emptiness(self, wanted: Sequence[Replica]) -> str:
-        if wanted:
-            named = ", ".join(
-                f"{r.id} {r.state}" + (f" ({r.because})" if r.because else "") for r in wanted[:_NAMED]
-            )
-            return f"none of {len(wanted)} replicas is usable: {named}"
-        return (self._seen.empty_because if self._seen else "") or "no replica is registered"
-
-    def _wake(self, at: float) -> None:
-        self.due = at if self.due is None else min(self.due, at)
+def admitted(seen: Membership, networks: Sequence[Network]) -> Membership:
+    """The list without what is outside ``networks`` (none given: all are inside) and what is there twice."""
+    kept: dict[ReplicaId, Replica] = {}
+    outside: list[Replica] = []
+    twins: list[Replica] = []
+    for replica in seen.replicas:
+        if not _inside(replica, networks):
+            outside.append(replica)
+        elif kept.setdefault(replica.id, replica) is not replica:
+            twins.append(replica)
+    remarks = [*seen.remarks[:_REMARKS]]
+    if len(seen.remarks) > _REMARKS:
+        remarks.append(f"and {len(seen.remarks) - _REMARKS} more")
+    if outside:
+        remarks.append(f"left out, outside allowed_networks: {_named(outside)}")
+    if twins:
+        remarks.append(f"left out, as another has the same id: {_named(twins)}")
+    return replace(seen, replicas=tuple(kept.values()), remarks=tuple(remarks))
 
 
 def _named(replicas: Sequence[Replica]) -> str:
@@ -211,40 +53,13 @@ def _named(replicas: Sequence[Replica]) -> str:
     return ", ".join(f"{replica.id} ({replica.url})" for replica in replicas[:_NAMED]) + more
 
 
-def _merged(good: Iterable[Replica], wanted: Iterable[Replica]) -> tuple[Replica, ...]:
-    """What is wanted, and those of the good list that it does not name; not if another has their address by now."""
-    named = {replica.id: replica for replica in wanted}
-    taken = {replica.url for replica in named.values()}
-    return *named.values(), *(old for old in good if old.id not in named and old.url not in taken)
-
-
-class _Flaps:
-    """When replicas left, and when those that came back did so."""
-
-    def __init__(self, settings: GuardSettings) -> None:
-        self._settings = settings
-        self._usable: set[ReplicaId] = set()
-        self._left: dict[ReplicaId, deque[float]] = {}
-        self._back: dict[ReplicaId, float] = {}
-
-    def observe(self, replicas: Iterable[Replica], now: float) -> None:
-        usable = {replica.id for replica in replicas if replica.usable}
-        for id_ in self._usable - usable:
-            self._left.setdefault(id_, deque(maxlen=self._settings.flap_departures)).append(now)
-            self._back.pop(id_, None)
-        for id_ in usable - self._usable:
-            if len(self._left.get(id_, ())) == self._settings.flap_departures:
-                self._back[id_] = now
-        self._usable = usable
-        horizon = now - self._settings.flap_window_s
-        for id_ in [id_ for id_, left in self._left.items() if left[-1] < horizon and id_ not in self._back]:
-            del self._left[id_]
-
-    def holds(self, id_: ReplicaId, now: float) -> bool:
-        back = self._back.get(id_)
-        if back is None or now >= self.until(id_):
-            return False
-        return self._left[id_][0] >= back - self._settings.flap_window_s
-
-    def until(self, id_: ReplicaId) -> float:
-        return self._back[id_] + self._settings.flap_hold_s
+def _inside(replica: Replica, networks: Sequence[Network]) -> bool:
+    if not networks:
+        return True
+    host = replica.url.partition("://")[2].partition("/")[0].rpartition("@")[2]
+    host = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return False  # a name may lead anywhere
+    return any(address in network for network in networks)

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlbalance_client.config import RegistryConfig
-from mlbalance_client.core.membership import Guard, Membership
+from mlbalance_client.core.guard import Guard
+from mlbalance_client.core.membership import Membership
 from mlbalance_client.core.model import Replica, ReplicaId, ReplicaState
 
 
