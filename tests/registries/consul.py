@@ -28,6 +28,7 @@ class Consul:
         self._acl = acl
         self._ports = free_ports(3)
         self._policies = 0
+        self._policy_of: dict[str, dict[str, Any]] = {}
 
     @property
     def address(self) -> str:
@@ -101,12 +102,17 @@ class Consul:
             self.put("txn", [node, *operations[start : start + 60]])
 
     def token(self, rules: str) -> tuple[str, str]:
-        """A new token with these rules: its accessor and its secret."""
+        """A new token with these rules, in a policy of its own: its accessor and its secret."""
         self._policies += 1
-        name = f"policy-{self._policies}"
-        self.put("acl/policy", {"Name": name, "Rules": rules})
-        made = self.put("acl/token", {"Policies": [{"Name": name}]})
+        policy = self.put("acl/policy", {"Name": f"policy-{self._policies}", "Rules": rules})
+        made = self.put("acl/token", {"Policies": [{"ID": policy["ID"]}]})
+        self._policy_of[made["AccessorID"]] = policy
         return made["AccessorID"], made["SecretID"]
+
+    def set_rules(self, accessor: str, rules: str) -> None:
+        """Change what a token may do."""
+        policy = self._policy_of[accessor]
+        self.put(f"acl/policy/{policy['ID']}", {**policy, "Rules": rules})
 
     def revoke(self, accessor: str) -> None:
         self.call("DELETE", f"acl/token/{accessor}")

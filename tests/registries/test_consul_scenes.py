@@ -169,6 +169,23 @@ async def test_a_token_that_is_revoked_and_replaced(
         assert secret not in repr(scene.events)
 
 
+async def test_a_token_that_loses_its_rights_does_not_empty_the_fleet(
+    guarded: Consul, servers: list[Scripted]
+) -> None:
+    """Consul says 200 and an empty list; with no hold at all that would be believed."""
+    register(guarded, servers, "ab")
+    accessor, secret = guarded.token(READ)
+    async with under_load(discovery(guarded, token=secret, wait_s=1, empty_hold_s=0)) as scene:
+        guarded.set_rules(accessor, 'service "other" { policy = "read" }')
+        await scene.until_troubled()
+        assert "the ACL token may not read service 'llm'" in scene.causes[0]
+        await scene.more_calls()
+        assert scene.usable() == {"a", "b"}
+        guarded.set_rules(accessor, READ)
+        await scene.until_recovered()
+        assert len(scene.causes) == 1
+
+
 async def test_an_empty_list_is_told_apart_by_what_the_token_may_read(
     guarded: Consul, servers: list[Scripted], monkeypatch: pytest.MonkeyPatch
 ) -> None:
