@@ -7,7 +7,7 @@ wire -> commit point -> the body flows to the caller -> settled once, whatever t
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -179,11 +179,10 @@ class Engine:
         if self._roster.waiting:
             await self._roster.ready()
 
-    async def _retire(self, url: str) -> None:
-        """No replica has this URL any more: nothing is sent there again."""
-        origin = self._origin(url)[0]
-        del self._origins[url]
-        if not any(self._origin(replica.url)[0] == origin for replica in self.fleet.replicas):
+    async def _retire(self, urls: Collection[str]) -> None:
+        """No replica has these URLs any more: nothing is sent there again."""
+        gone = {known[0] for url in urls if (known := self._origins.pop(url, None)) is not None}
+        for origin in gone - {self._origin(replica.url)[0] for replica in self.fleet.replicas}:
             await self.wire.close_origin(origin)
 
     # -- one call -----------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ Lives in one event loop; nothing of it waits for another but the first calls, fo
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from random import Random
 
 import anyio
@@ -23,7 +23,7 @@ from .errors import BalancerError
 from .events import DiscoveryRecovered, DiscoveryTrouble, EventStream, ReplicasChanged
 from .tending import Loop
 
-Retire = Callable[[str], Awaitable[None]]
+Retire = Callable[[Collection[str]], Awaitable[None]]
 
 _CAUSES = 16
 _REMARKS = 256
@@ -32,7 +32,7 @@ _FOREVER = float("inf")
 
 
 class Roster:
-    """``retire`` is called with every URL that no replica has any more.
+    """``retire`` is called with the URLs that no replica has any more, if none has them anew by then.
 
     Raises ConfigError if the source cannot be made.
     """
@@ -59,7 +59,7 @@ class Roster:
         self._start_timeout_s = settings.start_timeout_s
         self._start_by = _FOREVER
         self._known = self._overdue = False
-        self._gone: list[str] = []
+        self._gone: set[str] = set()
         self._troubled_since: float | None = None
         self._told: set[str] = set()
         self._remarked: TTLCache[str, bool] = TTLCache(_REMARKS, _REMARK_AGAIN_S, timer=clock)
@@ -143,7 +143,7 @@ class Roster:
         before = {replica.url for replica in self._fleet.replicas}
         change = self._fleet.update(replicas)
         if change:
-            self._gone += before - {replica.url for replica in replicas}
+            self._gone |= before - {replica.url for replica in replicas}
             self._events.emit(
                 ReplicasChanged(
                     self._clock(), self.source, change.added, change.removed, change.changed, len(replicas)
@@ -174,8 +174,9 @@ class Roster:
             with anyio.move_on_after(max(0.0, due - self._clock())):
                 await self._stirred.wait()
             self._stirred = anyio.Event()
-            while self._gone:
-                await self._retire(self._gone.pop())
+            if self._gone:
+                gone, self._gone = self._gone - {replica.url for replica in self._fleet.replicas}, set()
+                await self._retire(gone)
             now = self._clock()
             if self._guard.due is not None and self._guard.due <= now:
                 self._guard.tick(now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -67,7 +68,7 @@ async def find(config: BalancerConfig) -> Found:
             await loop.aclose()
 
 
-async def _nothing_to_close(url: str) -> None:
+async def _nothing_to_close(urls: Collection[str]) -> None:
     pass
 
 

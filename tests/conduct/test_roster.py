@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from random import Random
 
 import anyio
@@ -254,7 +254,7 @@ def told(steps: list[tuple[float, str | list[str]]]) -> tuple[list[Event], list[
     events.subscribe(heard.append)
     fleet = Fleet(PickingConfig(), Random(1))
 
-    async def retire(url: str) -> None:
+    async def retire(urls: Collection[str]) -> None:
         raise AssertionError("nothing runs")
 
     with pytest.MonkeyPatch.context() as patch:
