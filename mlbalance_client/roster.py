@@ -160,7 +160,8 @@ class Roster:
             self._told.add(trouble)
             causes.append(trouble)
         for cause in causes:
-            self._events.emit(DiscoveryTrouble(now, self.source, cause, len(self._fleet.replicas)))
+            event = DiscoveryTrouble(now, self.source, scrubbed(cause), len(self._fleet.replicas))
+            self._events.emit(event)
         if not trouble and self._troubled_since is not None:
             self._events.emit(DiscoveryRecovered(now, self.source, now - self._troubled_since))
             self._troubled_since = None

@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 from ..config import BalancerConfig
+from ..config.urls import scrubbed
 from ..core.fleet import Fleet
 from ..core.model import Replica
 from ..events import DiscoveryTrouble, Event, EventStream
@@ -41,7 +42,7 @@ class Found:
         usable = sum(replica.usable for replica in self.replicas)
         lines = [f"{self.source}: {len(self.replicas)} replica(s), {usable} may be used"]
         lines += [
-            "  ".join(f"{key}={value}" for key, value in _row(replica).items() if value)
+            scrubbed("  ".join(f"{key}={value}" for key, value in _row(replica).items() if value))
             for replica in self.replicas
         ]
         return "\n".join([*lines, *(f"trouble: {trouble}" for trouble in self.troubles)])

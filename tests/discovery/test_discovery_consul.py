@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mlbalance_client as mlb
+from mlbalance_client.cli.checking import find
 from mlbalance_client.config import BalancerConfig, ConsulConfig
 from mlbalance_client.core.membership import Membership
 from mlbalance_client.core.model import Replica, ReplicaState
@@ -311,6 +312,25 @@ async def test_an_agent_that_failed_once_is_asked_again_before_all_have_failed()
             assert await it.ids() == {"llm-1"}
             assert await it.ids() == {"llm-1", "llm-2", "llm-3"}
             assert not [said for said in it.said if isinstance(said, str)]
+
+
+@pytest.mark.anyio
+async def test_what_a_registry_says_cannot_forge_lines_of_the_log() -> None:
+    payload = with_checks(("_node_maintenance", "critical"))
+    payload[0]["Checks"][0]["Notes"] = "x\nWARNING forged \x1b[2J"
+
+    def serve(exchange: Exchange, number: int) -> None:
+        if number == 1:
+            exchange.answer(200, payload, "X-Consul-Index: 5\r\n")
+        else:
+            exchange.wait_gone()
+
+    with agent(serve) as server:
+        discovery = {"kind": "consul", "service": "llm", "address": server.address, "start_timeout_s": 0.2}
+        found = await find(BalancerConfig(discovery=discovery))
+    assert "maintenance: x WARNING forged" in found.troubles[0]
+    assert all(line.isprintable() for line in [*found.text().splitlines(), *found.troubles])
+    assert len(found.text().splitlines()) == 3
 
 
 @pytest.mark.parametrize("address", ["evil.test/", "a@evil.test", "10.0.0.1:80#", "[::1]", ""])
