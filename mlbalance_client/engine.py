@@ -18,7 +18,6 @@ from weakref import WeakMethod, ref
 
 import anyio
 
-from . import discovery
 from .answer import AnswerBody, Flow, HeldBody
 from .calls import NO_WISHES, CallOptions
 from .config import BalancerConfig
@@ -36,10 +35,10 @@ from .events import (
     EventStream,
     FailedOver,
     Picked,
-    ReplicasChanged,
     Settled,
     log_events,
 )
+from .roster import Roster
 from .tending import EventLoop, Loop
 from .wire import Origin, Timeouts, Wire, WireAnswer, WireError, WireOptions, WireRequest, retry_after_s
 
@@ -95,11 +94,14 @@ def _unencoded(headers: Headers) -> Headers:
     ]
 
 
-def _call_weakly(
-    method: WeakMethod[Callable[[discovery.Membership], None]], given: discovery.Membership
-) -> None:
+def _call_weakly(method: WeakMethod[Callable[[], None]]) -> None:
     if (alive := method()) is not None:
-        alive(given)
+        alive()
+
+
+def _named(extensions: dict[str, Any], tls_name: str | None) -> dict[str, Any]:
+    """With the name that the replica's certificate must be for, unless the caller says another."""
+    return extensions if tls_name is None else {"sni_hostname": tls_name, **extensions}
 
 
 class Engine:
@@ -131,15 +133,14 @@ class Engine:
         self._timeouts = Timeouts(
             config.http.connect_timeout_s, config.http.read_timeout_s, config.http.write_timeout_s
         )
-        self._discovery = discovery.create(config.discovery)
+        self._woken = anyio.Event()
+        changed = partial(_call_weakly, WeakMethod(self._on_change))
+        self._roster = Roster(config.discovery, self.fleet, self.events, Random(config.seed), clock, changed)
         self._open: set[Flow] = set()
         self._dropped: list[Flow] = []
         self._loops: list[Loop] = []
         self._event_loop: EventLoop | None = None
-        self._woken = anyio.Event()
         self._closed = False
-        if (membership := self._discovery.initial()) is not None:
-            self._publish(membership)
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -154,13 +155,12 @@ class Engine:
             self._event_loop = EventLoop()
             self._woken = anyio.Event()
             self._loops.append(Loop("streams", partial(self._tend, ref(self)), owner=self))
-            if self._discovery.initial() is None:
-                publish = partial(_call_weakly, WeakMethod(self._publish))
-                self._loops.append(Loop("discovery", partial(self._discovery.run, publish), owner=self))
+            self._loops += self._roster.start(owner=self)
 
     async def aclose(self) -> None:
         """End the loops, the open streams and the connections. Idempotent; any task of the loop may call it."""
         self._closed = True
+        self._roster.close()
         for loop in self._loops:
             loop.cancel()
         # A cancel of asyncio's own comes through any shield, but once: what it interrupts must not keep the rest.
@@ -191,17 +191,12 @@ class Engine:
         demand = self.demand(reading, options)
         return explain(demand, self.fleet.choose(demand, self.clock()))
 
-    def _publish(self, membership: discovery.Membership) -> None:
-        change = self.fleet.update(membership.replicas)
-        if change:
-            self._forget_origins()
-            total = len(membership.replicas)
-            event = ReplicasChanged(
-                self.clock(), membership.source, change.added, change.removed, change.changed, total
-            )
-            self.events.emit(event)
+    async def replicas_known(self) -> None:
+        """Wait for the first usable list of replicas, at most ``discovery.start_timeout_s``."""
+        if self._roster.waiting:
+            await self._roster.ready()
 
-    def _forget_origins(self) -> None:
+    def _on_change(self) -> None:
         """Let go of the connections to whoever is no longer in the fleet."""
         here = {replica.url for replica in self.fleet.replicas}
         gone = [self._origins.pop(url)[0] for url in list(self._origins) if url not in here]
@@ -209,6 +204,7 @@ class Engine:
         for origin in gone:
             if origin not in kept:
                 self.wire.forget(origin)
+        self._woken.set()  # for those to be closed
 
     # -- one call -----------------------------------------------------------------------------------------------
 
@@ -278,6 +274,7 @@ class Engine:
         return f"{self._client_id}.{next(self._numbers)}"
 
     async def _perform(self, call: _Call) -> Answer:
+        await self.replicas_known()
         command = call.plan.begin()
         previous: AttemptReport | None = None
         while True:
@@ -347,7 +344,7 @@ class Engine:
                 headers=headers,
                 body=request.body,
                 timeouts=request.timeouts or self._timeouts,
-                extensions=request.extensions,
+                extensions=_named(request.extensions, pick.replica.tls_name),
                 on_resend=call.plan.sent_again if call.plan.may_send_again else None,
             ),
         )

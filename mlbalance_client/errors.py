@@ -2,6 +2,7 @@
 
 BalancerError
 ├── ConfigError            the caller's: a target, option or key is wrong; names it and the way out
+├── DiscoveryError         the registry's: it cannot be read; never reaches a call, the last list is kept
 ├── NoReplicas             the fleet's: nobody is known who could serve this call
 ├── NoCapacity             the fleet's: somebody is known, nobody has room; carries ``retry_after_s``
 ├── QueueTimeout           the fleet's: waited for room as long as allowed
@@ -88,6 +89,10 @@ def _revive(kind: type[BalancerError], args: tuple[Any, ...], own: dict[str, Any
 
 class ConfigError(BalancerError, ValueError):
     """A target, option or configuration key cannot be used; the message names it and the allowed values."""
+
+
+class DiscoveryError(BalancerError):
+    """A source of replicas gave no usable answer. The cause is told as an event; calls go on with the last list."""
 
 
 class NoReplicas(BalancerError):

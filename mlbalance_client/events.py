@@ -99,7 +99,38 @@ class ReplicasChanged:
     total: int
 
 
-Event = Picked | AttemptStarted | AttemptEnded | FailedOver | Settled | ReplicasChanged
+@dataclass(frozen=True, slots=True)
+class DiscoveryTrouble:
+    """The source of replicas fails, or what it says is not taken as it is; once for each cause, not each retry.
+
+    ``kept``: how many replicas stay known.
+    """
+
+    at: float
+    source: str
+    cause: str
+    kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class DiscoveryRecovered:
+    """The source's word counts again. ``after_s``: seconds since the first sign of trouble."""
+
+    at: float
+    source: str
+    after_s: float
+
+
+Event = (
+    Picked
+    | AttemptStarted
+    | AttemptEnded
+    | FailedOver
+    | Settled
+    | ReplicasChanged
+    | DiscoveryTrouble
+    | DiscoveryRecovered
+)
 Subscriber = Callable[[Event], None]
 
 
@@ -173,7 +204,7 @@ def log_events(events: EventStream, logger: logging.Logger = LOGGER) -> None:
 
 
 def logging_subscriber(logger: logging.Logger = LOGGER) -> Subscriber:
-    """A subscriber that logs: failovers and an emptied fleet as warnings, other changes of the fleet as info.
+    """A subscriber that logs: failovers, discovery's trouble and an emptied fleet as warnings, other changes as info.
 
     All else is debug. The fields are in the record's ``extra``, named ``mlbalance.<field>``.
     """
@@ -195,8 +226,10 @@ def logging_subscriber(logger: logging.Logger = LOGGER) -> Subscriber:
 
 def _level(event: Event) -> int:
     match event:
-        case FailedOver():
+        case FailedOver() | DiscoveryTrouble():
             return logging.WARNING
+        case DiscoveryRecovered():
+            return logging.INFO
         case ReplicasChanged():
             return logging.INFO if event.total else logging.WARNING
         case _:

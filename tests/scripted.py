@@ -72,12 +72,13 @@ class Exchange:
 class Scripted:
     """Runs ``script`` for every request, each connection in a thread of its own. A context manager."""
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, host: str = "127.0.0.1", port: int = 0) -> None:
         self.script = script
         self.exchanges: list[Exchange] = []
         self.gone: list[bool] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._listener = socket.create_server((host, port))
+        found, number = self._listener.getsockname()
+        self.address = f"{found}:{number}"
         self._threads: list[threading.Thread] = []
         self._connections: list[socket.socket] = []
         self._closing = False
@@ -94,6 +95,10 @@ class Scripted:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Refuse connections and end those that there are. Idempotent."""
         self.stop_listening()
         self._threads[0].join(10)  # so that no connection is accepted after those below
         for connection in self._connections:

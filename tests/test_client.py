@@ -20,7 +20,6 @@ import pytest
 
 import mlbalance_client as mlb
 from mlbalance_client.dialects import FunctionDialect, Reading
-from mlbalance_client.discovery import Membership
 from mlbalance_client.events import Settled
 from mlbalance_client.simulator.model.fleet import Fleet
 
@@ -373,21 +372,6 @@ async def test_a_replica_that_is_down_costs_no_call() -> None:
 
                 assert answer.status_code == 200
             assert settled(client)
-
-
-async def test_connections_to_a_replica_that_left_the_fleet_are_let_go() -> None:
-    with Scripted(ok) as one, Scripted(ok) as two:
-        async with mlb.AsyncClient(config(one, two)) as client:
-            for _ in range(2):
-                await client.post(PATH, json=chat())
-            engine = client.balancer.engine
-            assert engine.wire.counts() == (2, 0)
-            staying = tuple(r for r in engine.fleet.replicas if r.id == one.address)
-            engine._publish(Membership(staying, "test"))
-            await engine.wire.reap()
-            assert engine.wire.counts() == (1, 0)
-            assert await anyio.to_thread.run_sync(two.exchanges[0].wait_gone)
-            assert (await client.post(PATH, json=chat())).json() == {"from": one.address}
 
 
 async def test_what_may_not_be_sent_twice_is_not() -> None:

@@ -13,8 +13,8 @@ FLOORS = {
     "word": ("errors", "events", "calls", "config"),
     "core": ("core",),
     "rim": ("discovery", "wire", "dialects"),
-    "conduct": ("answer", "engine", "tending"),
-    "door": ("client", "httpx2", "face", "loop_thread", "balancer", "cli", "", "simulator"),
+    "conduct": ("answer", "backoff", "engine", "roster", "tending"),
+    "door": ("client", "httpx2", "face", "loop_thread", "balancer", "cli", "", "simulator", "testing"),
 }
 ORDER = list(FLOORS)
 IMPURE = {

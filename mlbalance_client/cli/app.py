@@ -12,11 +12,11 @@ import typer
 from rich.console import Console
 
 from ..config import BalancerConfig, PickingConfig
-from ..discovery import create
 from ..errors import BalancerError
 from ..simulator.model.faults import Faults
 from ..simulator.model.fleet import Fleet, FleetError
 from ..simulator.model.traces import TraceError, load
+from . import checking
 from . import demo as demonstration
 from .comparison import table
 from .simulation import simulate as run_simulation
@@ -133,21 +133,17 @@ def simulate(
 def check(
     target: Annotated[str, typer.Argument(help="A discovery URL or a TOML file.")], as_json: AsJson = False
 ) -> None:
-    """Find the replicas of a target and say what was found."""
+    """Find the replicas of a target and say what was found, and why. Ends with 1 if none of them may be used."""
     try:
-        membership = create(BalancerConfig.from_target(target).discovery).initial()
+        found = anyio.run(checking.find, BalancerConfig.from_target(target))
     except BalancerError as error:
         raise _fail(error) from None
-    replicas = membership.replicas if membership else ()
-    rows = [
-        {"id": r.id, "url": r.url, "weight": r.weight, "zone": r.zone, "models": sorted(r.models)}
-        for r in replicas
-    ]
     if as_json:
-        _print_json({"source": membership.source if membership else None, "replicas": rows})
-        return
-    for row in rows:
-        typer.echo("  ".join(f"{key}={value}" for key, value in row.items() if value))
+        _print_json(found.as_dict())
+    else:
+        typer.echo(found.text())
+    if not found.usable:
+        raise typer.Exit(1)
 
 
 @app.command()

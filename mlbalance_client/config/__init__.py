@@ -13,29 +13,43 @@ from .balancer import (
     SlowStartConfig,
 )
 from .base import InvalidConfig, Problem, Section
+from .consul import ConsulConfig
 from .discovery import DiscoveryConfig, ReplicaConfig, StaticConfig
+from .dns import DnsConfig, ResolverConfig, SrvConfig
+from .file import FileConfig, ReplicaFile
 from .http import HttpConfig
+from .k8s import K8sConfig
 from .kinds import discovery_kinds
 from .picking import PickingConfig
+from .registry import AddressedConfig, RegistryConfig
 from .urls import ReplicaURL, TargetURL, replica_url
 
 __all__ = [
+    "AddressedConfig",
     "AdmissionConfig",
     "BalancerConfig",
+    "ConsulConfig",
     "DiscoveryConfig",
+    "DnsConfig",
+    "FileConfig",
     "HealthChecksConfig",
     "HedgingConfig",
     "HttpConfig",
     "InvalidConfig",
+    "K8sConfig",
     "LoadReportsConfig",
     "OutlierDetectionConfig",
     "PickingConfig",
     "Problem",
+    "RegistryConfig",
     "ReplicaConfig",
+    "ReplicaFile",
     "ReplicaURL",
+    "ResolverConfig",
     "RetriesConfig",
     "Section",
     "SlowStartConfig",
+    "SrvConfig",
     "StaticConfig",
     "TargetURL",
     "discovery_kinds",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -16,6 +17,8 @@ _WORDS = {
     float: "number",
     str: "text",
     SecretStr: "secret",
+    IPv4Network: "IPv4 network",
+    IPv6Network: "IPv6 network",
 }
 _BOUNDS = (("ge", ">= {}"), ("gt", "> {}"), ("le", "<= {}"), ("lt", "< {}"))
 _LENGTHS = (("min_length", "at least {} long"), ("max_length", "at most {} long"))

@@ -1,4 +1,4 @@
-"""Where the replicas are. Each kind of discovery has a section of its own, told apart by ``kind``."""
+"""Where the replicas are: what all kinds of discovery share, and the fixed list."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pydantic import BeforeValidator, Field, field_validator
 from mlbalance_client.errors import ConfigError
 
 from .base import Section, nearest
+from .describe import is_secret, is_structured
 from .urls import TargetURL, replica_url
 
-_Name = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Name = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
 
 class DiscoveryConfig(Section):
@@ -24,6 +25,30 @@ class DiscoveryConfig(Section):
         """The keys that a discovery URL of this kind stands for. Raises ConfigError."""
         raise ConfigError(f"target {url.text}: this kind has no URL form; use a [discovery] table")
 
+    @classmethod
+    def from_query(cls, url: TargetURL, **aliases: str) -> dict[str, Any]:
+        """The keys that the query of a discovery URL sets: any but secrets; lists by repeating the parameter.
+
+        ``aliases``: other names of keys. Raises ConfigError for parameters that are none or given twice.
+        """
+        found: dict[str, Any] = {}
+        for parameter, values in url.query.items():
+            key = aliases.get(parameter, parameter)
+            field = cls.model_fields.get(key)
+            if field is None or key == "kind":
+                known = {*cls.model_fields, *aliases} - {"kind"}
+                raise ConfigError(
+                    f"target {url.text}: unknown parameter {parameter[:40]!r}; {nearest(parameter, known)}"
+                )
+            if is_secret(field):
+                raise ConfigError(
+                    f"target {url.text}: {key} is a secret and not for URLs; set MLBALANCE_DISCOVERY__{key.upper()}"
+                )
+            if not is_structured(field) and len(values) > 1:
+                raise ConfigError(f"target {url.text}: {parameter} is given {len(values)} times")
+            found[key] = values if is_structured(field) else values[0]
+        return found
+
 
 class ReplicaConfig(Section):
     """One replica: a URL, or a table when there is more to say."""
@@ -32,7 +57,7 @@ class ReplicaConfig(Section):
         description="`http(s)://host[:port][/prefix]`; the prefix goes before every request's path. No "
         "credentials, query or fragment."
     )
-    id: _Name | None = Field(
+    id: Name | None = Field(
         default=None,
         description="Stable name, hashed for the homes of prefixes: keep it when the address changes. "
         "Unset: host:port and the prefix.",
@@ -43,7 +68,17 @@ class ReplicaConfig(Section):
         le=1_000_000,
         description="Share of the keys and first guess of speed, relative to the others.",
     )
-    zone: _Name | None = Field(default=None, description="Where it stands; compared with `picking.zone`.")
+    zone: Name | None = Field(default=None, description="Where it stands; compared with `picking.zone`.")
+    priority: int = Field(
+        default=0, ge=0, le=65_535, description="Lower first; see `picking.spill_below_share` for the others."
+    )
+    state: Literal["healthy", "degraded", "out", "draining"] = Field(
+        default="healthy", description="Only `healthy` and `degraded` ones get new calls."
+    )
+    tls_server_name: Name | None = Field(
+        default=None,
+        description="The name that an https replica's certificate must be for. Unset: the URL's host.",
+    )
     labels: dict[str, str] = Field(
         default_factory=dict,
         description="Free. `model` or `models` (comma separated): what it serves; without them, any model.",
@@ -66,11 +101,14 @@ def _tables(value: Any) -> Any:
     return value
 
 
+Replicas = Annotated[tuple[ReplicaConfig, ...], BeforeValidator(_tables)]
+
+
 class StaticConfig(DiscoveryConfig):
     """A fixed list of replicas."""
 
     kind: Literal["static"] = Field(default="static", description="A fixed list.")
-    replicas: Annotated[tuple[ReplicaConfig, ...], BeforeValidator(_tables)] = Field(
+    replicas: Replicas = Field(
         min_length=1, description="The replicas, each a URL or a table with the keys of a replica."
     )
 

@@ -10,7 +10,9 @@ from pydantic.fields import FieldInfo
 
 from .balancer import BalancerConfig
 from .describe import bounds, type_words, unit
-from .discovery import ReplicaConfig, StaticConfig
+from .discovery import ReplicaConfig
+from .kinds import BUILT_IN
+from .registry import RegistryConfig
 
 _HEAD = """\
 # Configuration
@@ -23,10 +25,14 @@ A client takes a **target**:
 |---|---|
 | `static://10.0.0.1:8000,10.0.0.2:8000` | these replicas; `static+https://` for TLS to them. \
 A path after the last one is a prefix for all; `?model=a,b` names the models that all of them serve |
+| `srv://_llm._tcp.example.com`, `dns://llm.example.com:8000` | DNS: SRV records, or every address of a name |
+| `consul://127.0.0.1:8500/llm?dc=dc1&tag=gpu` | the instances of a service in Consul |
+| `k8s://namespace/service:port` | the endpoints of a service in Kubernetes |
+| `file:///etc/replicas.json` | a file that something else writes |
 | `http://10.0.0.1:8000`, `https://llm.example` | one replica |
 | `fleet.toml` | a TOML file with the sections below |
 | `BalancerConfig(discovery={"kind": "static", "replicas": [...]}, picking={...})` | the same as an object |
-| nothing | the variable `MLBALANCE_TARGET`, which holds one of the first three |
+| nothing | the variable `MLBALANCE_TARGET`, which holds a URL or a path as above |
 
 ```toml
 seed = 7
@@ -58,8 +64,9 @@ configuration is immutable. Durations are seconds.
 
 _PLUGINS = """\
 Other packages add kinds by an entry point in the group `mlbalance_client.discovery`: its name is the kind,
-and it loads to a class with `config_type`, a subclass of `DiscoveryConfig`, that is called with such a
-configuration. An unknown kind is refused, with those that are installed.
+and it loads to a class with `config_type`, a subclass of `DiscoveryConfig` (or of `RegistryConfig`, which
+brings the keys above), that is called with such a configuration. An unknown kind is refused, with those that
+are installed.
 """
 
 
@@ -75,16 +82,24 @@ def _parts() -> Iterator[str]:
     yield _table({name: f for name, f in BalancerConfig.model_fields.items() if name not in sections})
     yield "## `[discovery]`\n"
     yield "Where the replicas are; each kind has keys of its own.\n"
-    yield '### `kind = "static"`\n'
-    yield _table(StaticConfig.model_fields)
-    yield "A replica is a URL or a table:\n"
-    yield _table(ReplicaConfig.model_fields)
+    shared = {name: f for name, f in RegistryConfig.model_fields.items() if name != "kind"}
+    for kind, section in BUILT_IN.items():
+        own = sorted(section.model_fields.items(), key=lambda item: not item[1].is_required())
+        yield f'### `kind = "{kind}"`\n'
+        yield f"{section.__doc__}\n"
+        yield _table({name: f for name, f in own if name not in shared})
+        if kind == "static":
+            yield "A replica is a URL or a table:\n"
+            yield _table(ReplicaConfig.model_fields)
+    yield "### All kinds but `static`\n"
+    yield "How far their word is trusted; [discovery.md](discovery.md) tells the whole.\n"
+    yield _table(shared)
     yield _PLUGINS
-    for name, section in sections.items():
+    for name, part in sections.items():
         if name != "discovery":
             yield f"## `[{name}]`\n"
-            yield f"{section.__doc__}\n"
-            yield _table(section.model_fields)
+            yield f"{part.__doc__}\n"
+            yield _table(part.model_fields)
 
 
 def _sections() -> dict[str, type[BaseModel]]:

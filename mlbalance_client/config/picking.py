@@ -136,6 +136,21 @@ class PickingConfig(Section):
         le=3_600,
         description="How much sooner a replica of another zone must be to be picked.",
     )
+    degraded_penalty_s: Annotated[float, Unit("s")] = Field(
+        default=1.0,
+        ge=0,
+        le=3_600,
+        description="How much sooner a replica that its registry calls degraded (in Consul: warning) must be "
+        "to be picked.",
+    )
+    spill_below_share: Annotated[float, Unit("share")] = Field(
+        default=0.7,
+        gt=0,
+        le=1,
+        description="Replicas of the next priority join in, for the missing part of the keys, when a smaller "
+        "share than this of a priority's replicas is healthy. 0.7 is Envoy's overprovisioning factor "
+        "of 1.4.",
+    )
 
     @field_validator("fingerprint_secret")
     @classmethod

@@ -21,7 +21,10 @@ SectionT = TypeVar("SectionT", bound=Section)
 
 PREFIX = "MLBALANCE_"
 TARGET = PREFIX + "TARGET"
-FORMS = "static://host:port,host:port, http://host:port, the path of a TOML file, or a BalancerConfig"
+FORMS = (
+    "static://host:port,host:port, http://host:port, srv://, dns://, consul://, k8s:// or file://, "
+    "the path of a TOML file, or a BalancerConfig"
+)
 
 Raw = dict[str, Any]
 Path = tuple[str, ...]

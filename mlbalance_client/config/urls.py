@@ -100,7 +100,9 @@ def shown(text: str) -> str:
 
 
 def scrubbed(prose: str) -> str:
-    """Prose fit for logs: the URLs in it have no credentials and no query."""
+    """Prose fit for logs: one line, printable, and the URLs in it have no credentials and no query."""
+    if not prose.isprintable():
+        prose = "".join(letter if letter.isprintable() else " " for letter in prose)
     return _URL_IN_PROSE.sub(lambda url: shown(url[0]), prose) if "://" in prose else prose
 
 

@@ -19,12 +19,13 @@ from .cost import Costs, PrefillRates, prefill_units
 from .fingerprint import BLOCK_BYTES, Fingerprint
 from .ledger import Charge, Ledger
 from .load_view import LoadView
-from .model import Demand, Replica, ReplicaId, Usage, Verdict
+from .model import Demand, Replica, ReplicaId, ReplicaState, Usage, Verdict
 from .pace import Found, Stream
 from .picker import Decision, PickingSettings, Sight, Source, policy
 from .pool import Pool
 from .prefix_index import PrefixIndex
 from .pushback import Pushback
+from .tiers import tiers
 
 # Engines cache in blocks of their own size, so that a little more may be a hit than the blocks of text tell.
 _SLACK_BLOCKS = 2
@@ -51,6 +52,10 @@ class FleetSettings(PickingSettings, Protocol):
     def zone(self) -> str | None: ...
     @property
     def cross_zone_penalty_s(self) -> float: ...
+    @property
+    def degraded_penalty_s(self) -> float: ...
+    @property
+    def spill_below_share(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +121,9 @@ class Fleet:
         self._policy = policy(settings.policy)
         self._replicas: dict[int, Replica] = {}
         self._places: dict[ReplicaId, int] = {}
-        self._pools: LRUCache[str | None, Pool] = LRUCache(256)
-        self._by_mask: dict[int, Pool] = {}
+        self._pools: LRUCache[str | None, tuple[Pool, ...]] = LRUCache(256)
+        self._by_serving: dict[frozenset[int], tuple[Pool, ...]] = {}
+        self.nobody = "discovery has not found any"
         self.costs = Costs(settings.bytes_per_token, settings.expected_output_tokens, settings.knee_tokens)
         self.ledger = Ledger(settings.residual_s)
         self.load = LoadView(self.ledger, settings.others_memory_s)
@@ -212,23 +218,31 @@ class Fleet:
 
     def serves(self, demand: Demand, excluded: Collection[ReplicaId] = ()) -> bool:
         """Whether anybody but ``excluded`` serves the call."""
-        return any(replica.id not in excluded for replica in self._pool(demand.model).replicas.values())
+        barred = self._barred(excluded)
+        return any(pool.mask & ~barred for pool in self._pools_for(demand.model))
 
     def choose(self, demand: Demand, now: float, excluded: Collection[ReplicaId] = ()) -> Decision:
         """What ``pick`` would choose, without charging anything."""
-        pool = self._pool(demand.model)
+        pool, barred = self._open_pool(demand, excluded, now)
+        ratio = self.costs.ratio(demand.model).value
+        self._sight.tokens_per_block = BLOCK_BYTES / ratio
+        return self._policy.choose(self._sight, demand, pool, barred, now, self._rng)
+
+    def _open_pool(self, demand: Demand, excluded: Collection[ReplicaId], now: float) -> tuple[Pool, int]:
+        """The first tier where somebody may be picked, and who of it may not; those who rest only if all do."""
+        pools, barred = self._pools_for(demand.model), self._barred(excluded)
+        for unwilling in (barred | self.pushback.resting(now), barred):
+            for pool in pools:
+                if pool.mask & ~unwilling:
+                    return pool, unwilling
+        raise NoReplicas(self._nobody(demand, excluded))
+
+    def _barred(self, excluded: Collection[ReplicaId]) -> int:
         barred = 0
         for id_ in excluded:
             if (place := self._places.get(id_)) is not None:
                 barred |= 1 << place
-        if not pool.mask & ~barred:
-            raise NoReplicas(self._nobody(demand, excluded))
-        resting = self.pushback.resting(now)
-        if pool.mask & ~barred & ~resting:
-            barred |= resting
-        ratio = self.costs.ratio(demand.model).value
-        self._sight.tokens_per_block = BLOCK_BYTES / ratio
-        return self._policy.choose(self._sight, demand, pool, barred, now, self._rng)
+        return barred
 
     def places(self) -> Iterable[tuple[int, Replica]]:
         """Every replica with its place."""
@@ -282,23 +296,26 @@ class Fleet:
                 seen_blocks=round(usage.cached_tokens / per_block),
             )
 
-    def _pool(self, model: str | None) -> Pool:
-        pool = self._pools.get(model)
-        if pool is None:
-            serving = {p: r for p, r in self._replicas.items() if r.serves(model)}
-            tier = min((r.priority for r in serving.values()), default=0)
-            serving = {p: r for p, r in serving.items() if r.priority == tier}
-            mask = sum(1 << place for place in serving)
-            if mask not in self._by_mask:
-                self._by_mask[mask] = Pool(serving)
-            pool = self._pools[model] = self._by_mask[mask]
-        return pool
+    def _pools_for(self, model: str | None) -> tuple[Pool, ...]:
+        """The replicas in use for a model; then, for when all of those have been tried, the other tiers."""
+        pools = self._pools.get(model)
+        if pools is None:
+            serving = {place: r for place, r in self._replicas.items() if r.serves(model)}
+            alike = frozenset(serving)
+            if alike not in self._by_serving:
+                self._by_serving[alike] = tiers(serving, self._settings.spill_below_share)
+            pools = self._pools[model] = self._by_serving[alike]
+        return pools
 
     def _nobody(self, demand: Demand, excluded: Collection[ReplicaId]) -> str:
         if not self._replicas:
-            return "no replica is known: discovery has not found any"
+            return f"no replica is known: {self.nobody}"
         if excluded:
             return f"no other replica is left for model {demand.model!r}: {len(excluded)} tried"
+        serving = [r for r in self._replicas.values() if r.serves(demand.model)]
+        if serving:
+            states = ", ".join(f"{r.id} is {r.state}" for r in serving[:5])
+            return f"no replica for model {demand.model!r} may be used: {states}"
         models = sorted({m for r in self._replicas.values() for m in r.models})
         return f"no replica serves model {demand.model!r}; the fleet serves {', '.join(models)}"
 
@@ -313,12 +330,16 @@ class Fleet:
     def _rebuild(self) -> None:
         settings, replicas = self._settings, self._replicas
         self._pools.clear()
-        self._by_mask.clear()
+        self._by_serving.clear()
         mean = sum(r.weight for r in replicas.values()) / max(1, len(replicas))
         for place, replica in replicas.items():
             self.rates.admit(place, settings.prefill_tokens_per_s * replica.weight / mean)
         self._sight.handicap_s = {
-            place: settings.cross_zone_penalty_s
-            for place, replica in replicas.items()
-            if settings.zone is not None and replica.zone not in (None, settings.zone)
+            place: penalty_s for place, r in replicas.items() if (penalty_s := self._penalty_s(r)) > 0
         }
+
+    def _penalty_s(self, replica: Replica) -> float:
+        settings = self._settings
+        away = settings.zone is not None and replica.zone not in (None, settings.zone)
+        degraded = replica.state is ReplicaState.DEGRADED
+        return settings.cross_zone_penalty_s * away + settings.degraded_penalty_s * degraded

@@ -15,13 +15,23 @@ ReplicaId = NewType("ReplicaId", str)
 _NO_LABELS: Mapping[str, str] = MappingProxyType({})
 
 
+class ReplicaState(StrEnum):
+    """What the registry says of a replica. Only the first two get new calls."""
+
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    OUT = "out"
+    DRAINING = "draining"
+
+
 @dataclass(frozen=True, slots=True)
 class Replica:
     """One model server, as discovery names it.
 
     ``id`` is stable across re-addressing (a registry's id, else host:port) and is what rendezvous hashes.
     ``models``: the models it serves (labels ``model`` or ``models``); empty means any.
-    ``priority``: lower first, as in DNS SRV.
+    ``priority``: lower first, as in DNS SRV. ``because``: why it is in its state, where the registry says so.
+    ``tls_name``: what an https replica's certificate must be for; None for the host of its URL.
     """
 
     id: ReplicaId
@@ -31,6 +41,14 @@ class Replica:
     priority: int = 0
     labels: Mapping[str, str] = field(default_factory=lambda: _NO_LABELS, hash=False)
     models: frozenset[str] = frozenset()
+    state: ReplicaState = ReplicaState.HEALTHY
+    because: str = ""
+    tls_name: str | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether new calls may go here."""
+        return self.state in (ReplicaState.HEALTHY, ReplicaState.DEGRADED)
 
     def serves(self, model: str | None) -> bool:
         """Whether a call for ``model`` may go here; a call that names none may go anywhere."""

@@ -1,4 +1,4 @@
-"""Those replicas that may serve one model, in the tier (SRV priority) that is in use; with their rendezvous."""
+"""Those replicas that may serve one model, in the tiers (SRV priorities) that are in use; with their rendezvous."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from .rendezvous import Rendezvous
 
 
 class Pool:
-    """Immutable: made anew when membership changes. ``places`` are dense small integers, ``mask`` their bits."""
+    """Immutable: made anew when membership changes. ``places`` are dense small integers, ``mask`` their bits.
 
-    def __init__(self, replicas: Mapping[int, Replica]) -> None:
+    ``weights``: shares of the keys by place, where they are not the replicas' own weights.
+    """
+
+    def __init__(self, replicas: Mapping[int, Replica], weights: Mapping[int, float] | None = None) -> None:
         self.replicas = replicas
         self.places = tuple(replicas)
         self.mask = sum(1 << place for place in self.places)
-        self._rendezvous = Rendezvous([(p, r.id, r.weight) for p, r in replicas.items()])
+        shares = weights or {place: replica.weight for place, replica in replicas.items()}
+        self._rendezvous = Rendezvous([(p, r.id, shares[p]) for p, r in replicas.items()])
 
     def __len__(self) -> int:
         return len(self.places)

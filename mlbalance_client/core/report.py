@@ -117,6 +117,8 @@ class ReplicaSnapshot:
     url: str
     weight: float
     zone: str | None
+    priority: int
+    state: str
     models: tuple[str, ...]
     requests: int
     prefill_tokens: int
@@ -204,6 +206,8 @@ def _replicas(fleet: Fleet, now: float) -> Sequence[ReplicaSnapshot]:
                 url=replica.url,
                 weight=replica.weight,
                 zone=replica.zone,
+                priority=replica.priority,
+                state=replica.state.value,
                 models=tuple(sorted(replica.models)),
                 requests=account.requests,
                 prefill_tokens=account.prefill_tokens,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from mlbalance_client.config import StaticConfig
+from mlbalance_client.core.membership import Membership
 
-from .base import Membership, make_replica
+from .base import Publish, replica_of
 
 
 class StaticDiscovery:
@@ -15,24 +14,12 @@ class StaticDiscovery:
     config_type = StaticConfig
 
     def __init__(self, config: StaticConfig) -> None:
-        self._membership = Membership(
-            tuple(
-                make_replica(
-                    replica.url,
-                    id=replica.id,
-                    weight=replica.weight,
-                    zone=replica.zone,
-                    labels=replica.labels,
-                )
-                for replica in config.replicas
-            ),
-            "static",
-        )
+        self._membership = Membership(tuple(map(replica_of, config.replicas)), "static")
 
     def initial(self) -> Membership:
         """The list."""
         return self._membership
 
-    async def run(self, publish: Callable[[Membership], None]) -> None:
+    async def run(self, publish: Publish) -> None:
         """Publish the list, once."""
         publish(self._membership)

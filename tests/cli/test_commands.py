@@ -73,7 +73,11 @@ def test_check_lists_the_replicas_of_a_target() -> None:
     code, out, err = ran("check", "static://127.0.0.1:8001,127.0.0.1:8002")
 
     assert (code, err) == (0, "")
-    assert [line.split()[0] for line in out.splitlines()] == ["id=127.0.0.1:8001", "id=127.0.0.1:8002"]
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "static:",
+        "id=127.0.0.1:8001",
+        "id=127.0.0.1:8002",
+    ]
 
 
 def test_check_tells_all_as_json(tmp_path: Path) -> None:
@@ -82,19 +86,45 @@ def test_check_tells_all_as_json(tmp_path: Path) -> None:
         ' id = "b", weight = 2, zone = "z", labels = {models = "n, m"}}]\n'
     )
 
-    assert told("check", "fleet.toml", "--json") == {
-        "source": "static",
-        "replicas": [
-            {
-                "id": "127.0.0.1:8001",
-                "url": "http://127.0.0.1:8001",
-                "weight": 1.0,
-                "zone": None,
-                "models": [],
-            },
-            {"id": "b", "url": "http://127.0.0.1:8002/v1", "weight": 2.0, "zone": "z", "models": ["m", "n"]},
-        ],
+    found = told("check", "fleet.toml", "--json")
+
+    first, second = found.pop("replicas")
+    assert found == {"source": "static", "troubles": []}
+    assert first["url"] == "http://127.0.0.1:8001"
+    assert second == {
+        "id": "b",
+        "url": "http://127.0.0.1:8002/v1",
+        "state": "healthy",
+        "because": "",
+        "weight": 2.0,
+        "priority": 0,
+        "zone": "z",
+        "models": ["m", "n"],
+        "labels": {"models": "n, m"},
     }
+
+
+def test_check_says_why_nothing_was_found(tmp_path: Path) -> None:
+    target = "consul://127.0.0.1:1/llm?start_timeout_s=0.1"
+    code, out, err = ran("check", target)
+    assert (code, err) == (1, "")
+    head, trouble = out.splitlines()
+    assert head == "consul: 0 replica(s), 0 may be used"
+    assert trouble.startswith("trouble: http://127.0.0.1:1: ")
+
+    code, out, _ = ran("check", target, "--json")
+    found = json.loads(out)
+    assert (code, found["replicas"], len(found["troubles"])) == (1, [], 1)
+
+
+def test_check_says_which_replicas_may_not_be_used(tmp_path: Path) -> None:
+    (tmp_path / "fleet.json").write_text(
+        '["http://10.0.0.1:1", {"url": "http://10.0.0.2:2", "state": "draining"}]'
+    )
+    code, out, _ = ran("check", f"file://{tmp_path}/fleet.json?allowed_networks=10.0.0.0/24")
+    assert code == 0
+    assert out.splitlines()[0] == f"file {tmp_path}/fleet.json: 2 replica(s), 1 may be used"
+    assert "state=draining" in out.splitlines()[2]
 
 
 @pytest.mark.parametrize("command", ["check", "config"])

@@ -83,8 +83,11 @@ def test_every_problem_has_its_own_line_with_path_value_and_way_out() -> None:
         ({"seed": -1}, "seed: given -1; allowed: integer >= 0"),
         ({"seed": 10**5000}, "seed: given a huge number; allowed: integer >= 0"),
         ({"discovery": None}, "discovery: given None; allowed: table"),
-        ({"discovery": {}}, "discovery.kind: is required; known: static"),
-        ({"discovery": {"kind": ["static"]}}, "discovery.kind: given a list; known: static"),
+        ({"discovery": {}}, "discovery.kind: is required; known: consul, dns, file, k8s, srv, static"),
+        (
+            {"discovery": {"kind": ["static"]}},
+            "discovery.kind: given a list; known: consul, dns, file, k8s, srv, static",
+        ),
         (
             {"discovery": {"kind": "sttic"}},
             "discovery.kind: discovery kind 'sttic' is not installed; did you mean",

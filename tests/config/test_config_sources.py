@@ -159,8 +159,8 @@ def test_variables_of_others_and_empty_ones_are_left_alone() -> None:
         ),
         (
             "MLBALANCE_DISCOVERY__KIND",
-            "srv",
-            "MLBALANCE_DISCOVERY__KIND: discovery kind 'srv' is not installed",
+            "etcd",
+            "MLBALANCE_DISCOVERY__KIND: discovery kind 'etcd' is not installed",
         ),
     ],
 )
@@ -168,12 +168,12 @@ def test_a_wrong_variable_is_named(name: str, value: str, expected: str) -> None
     assert expected in refusal("http://a:1", **{name: value})
 
 
-@pytest.mark.parametrize("kind", ["srv", "dns", "consul", "k8s", "file", "consul+https"])
+@pytest.mark.parametrize("kind", ["etcd", "etcd+https"])
 def test_kinds_that_are_not_installed(kind: str) -> None:
     text = refusal(f"{kind}://user:hunter2@agent:8500/llm?token=hunter2")
 
-    assert f"kind {kind.removesuffix('+https')!r} is not installed" in text
-    assert "known: static" in text
+    assert "kind 'etcd' is not installed" in text
+    assert "known: consul, dns, file, k8s, srv, static" in text
     assert "hunter2" not in text
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import pytest
 
+import mlbalance_client as mlb
 from mlbalance_client.config import BalancerConfig
 from mlbalance_client.core.model import Replica, ReplicaId
 from mlbalance_client.discovery import Membership, create, make_replica
@@ -13,7 +15,9 @@ from mlbalance_client.errors import ConfigError
 
 
 def static(*replicas: Any) -> Any:
-    return create(BalancerConfig(discovery={"kind": "static", "replicas": list(replicas)}).discovery)
+    return create(
+        BalancerConfig(discovery={"kind": "static", "replicas": list(replicas)}).discovery, Random(1)
+    )
 
 
 def test_the_list_is_known_at_once() -> None:
@@ -79,3 +83,18 @@ def test_labels_cannot_be_changed_behind_the_replica() -> None:
 def test_a_bad_url_is_refused() -> None:
     with pytest.raises(ConfigError, match="must start with http"):
         make_replica("a:1")
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_weight_that_is_none_is_refused(weight: float) -> None:
+    with pytest.raises(ConfigError, match="weight must be a number above 0"):
+        make_replica("http://a:1", weight=weight)
+
+
+@pytest.mark.anyio
+async def test_a_list_of_which_none_may_be_used_lets_nobody_wait() -> None:
+    out = {"url": "http://127.0.0.1:1", "state": "out"}
+    config = mlb.BalancerConfig(discovery={"kind": "static", "replicas": [out]})
+    async with mlb.AsyncClient(config) as client:
+        with pytest.raises(mlb.NoReplicas, match="127.0.0.1:1 is out"):
+            await client.get("/")

@@ -1,0 +1,190 @@
+"""Who is in the fleet: runs a source of replicas, its word guarded, and applies what is in force.
+
+Lives in one event loop; nothing of it waits for another but the first calls, for the first list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+import anyio
+from cachetools import TTLCache
+
+from . import discovery
+from .backoff import Backoff, doubling
+from .config import DiscoveryConfig, RegistryConfig, StaticConfig
+from .config.urls import scrubbed
+from .core.fleet import Fleet
+from .core.guard import Guard
+from .core.membership import Membership
+from .core.model import Replica
+from .errors import BalancerError
+from .events import DiscoveryRecovered, DiscoveryTrouble, EventStream, ReplicasChanged
+from .tending import Loop
+
+OnChange = Callable[[], None]
+
+_CAUSES = 16
+_REMARKS = 256
+_REMARK_AGAIN_S = 600.0
+_FOREVER = float("inf")
+
+
+class Roster:
+    """``on_change`` is called when the fleet has changed.
+
+    Raises ConfigError if the source cannot be made.
+    """
+
+    def __init__(
+        self,
+        config: DiscoveryConfig,
+        fleet: Fleet,
+        events: EventStream,
+        rng: Random,
+        clock: Callable[[], float],
+        on_change: OnChange,
+    ) -> None:
+        # A plugin whose section is a plain DiscoveryConfig has the defaults.
+        settings = config if isinstance(config, RegistryConfig) else RegistryConfig(kind=config.kind)
+        self._fixed = isinstance(config, StaticConfig)
+        self._fleet = fleet
+        self._events = events
+        self._clock = clock
+        self._on_change = on_change
+        self._backoff = Backoff(doubling(settings.retry_max_s), rng)
+        self._guard = Guard(settings)
+        self._fallback = tuple(map(discovery.replica_of, settings.fallback))
+        self._start_timeout_s = settings.start_timeout_s
+        self._start_by = _FOREVER
+        self._known = self._overdue = False
+        self._troubled_since: float | None = None
+        self._told: set[str] = set()
+        self._remarked: TTLCache[str, bool] = TTLCache(_REMARKS, _REMARK_AGAIN_S, timer=clock)
+        self._ready = anyio.Event()
+        self._stirred = anyio.Event()
+        self.source = config.kind
+        fleet.nobody = f"{config.kind}: no answer yet"
+        self._source = discovery.create(config, rng)
+        if (membership := self._source.initial()) is not None:
+            self._publish(membership)
+        if self._fixed:
+            self._ready.set()  # usable or not, no other will come
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is no usable list yet, nor reason to give up on one."""
+        return not self._ready.is_set()
+
+    async def ready(self) -> None:
+        """Wait for the first usable list, at most ``start_timeout_s`` from the start; the fleet tells what there is."""
+        await self._ready.wait()
+
+    def start(self, owner: object) -> list[Loop]:
+        """Start following the source; the loops are the caller's to end, and ``close`` is to be called then.
+
+        They also end when ``owner`` is collected.
+        """
+        if self._fixed:
+            return []
+        if self.waiting:
+            self._ready = anyio.Event()
+            self._start_by = self._clock() + self._start_timeout_s
+        self._stirred = anyio.Event()
+        return [Loop("discovery", self._follow, owner=owner), Loop("membership", self._tend, owner=owner)]
+
+    def close(self) -> None:
+        """Let nobody wait any more."""
+        self._ready.set()
+
+    # -- the source ---------------------------------------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                await self._source.run(self._publish)
+            except BalancerError as error:
+                self._failed(str(error))
+            except Exception as error:  # a plugin's mistake must not take the fleet away
+                self._failed(f"{type(error).__name__}: {error}")
+            else:
+                if not self._known:
+                    self._failed("it ended without naming a usable replica")
+                    self._give_up_waiting()
+                return
+            await anyio.sleep(self._backoff.next_s())
+
+    def _publish(self, membership: Membership) -> None:
+        self.source = membership.source
+        self._backoff.reset()
+        self._guard.observe(membership, self._clock())
+        self._apply()
+
+    def _failed(self, cause: str) -> None:
+        self._guard.failed(scrubbed(cause), self._clock())
+        self._apply()
+
+    # -- what is in force ---------------------------------------------------------------------------------------
+
+    def _apply(self) -> None:
+        replicas = self._guard.in_force or ()
+        usable = any(replica.usable for replica in replicas)
+        self._known = self._known or usable
+        if self._overdue and not self._known:
+            replicas = self._fallback or replicas
+        self._fleet.nobody = f"{self.source}: {self._guard.trouble or 'no answer yet'}"
+        self._update(replicas)
+        self._tell()
+        if usable:
+            self._ready.set()
+            self._start_by = _FOREVER
+        self._stirred.set()
+
+    def _update(self, replicas: tuple[Replica, ...]) -> None:
+        change = self._fleet.update(replicas)
+        if change:
+            self._on_change()
+            self._events.emit(
+                ReplicasChanged(
+                    self._clock(), self.source, change.added, change.removed, change.changed, len(replicas)
+                )
+            )
+
+    def _tell(self) -> None:
+        now, trouble = self._clock(), self._guard.trouble
+        causes = [remark for remark in self._guard.remarks if remark not in self._remarked]
+        self._remarked.update((remark, True) for remark in self._guard.remarks)
+        if trouble and self._troubled_since is None:
+            self._troubled_since = now
+        if trouble and trouble not in self._told and len(self._told) < _CAUSES:
+            self._told.add(trouble)
+            causes.append(trouble)
+        for cause in causes:
+            event = DiscoveryTrouble(now, self.source, scrubbed(cause), len(self._fleet.replicas))
+            self._events.emit(event)
+        if not trouble and self._troubled_since is not None:
+            self._events.emit(DiscoveryRecovered(now, self.source, now - self._troubled_since))
+            self._troubled_since = None
+            self._told.clear()
+
+    # -- time ---------------------------------------------------------------------------------------------------
+
+    async def _tend(self) -> None:
+        while True:
+            due = min(_FOREVER if self._guard.due is None else self._guard.due, self._start_by)
+            with anyio.move_on_after(max(0.0, due - self._clock())):
+                await self._stirred.wait()
+            self._stirred = anyio.Event()
+            now = self._clock()
+            if self._guard.due is not None and self._guard.due <= now:
+                self._guard.tick(now)
+                self._apply()
+            if self._start_by <= now:
+                self._give_up_waiting()
+
+    def _give_up_waiting(self) -> None:
+        self._overdue = True
+        self._start_by = _FOREVER
+        self._apply()
+        self._ready.set()

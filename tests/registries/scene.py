@@ -1,0 +1,94 @@
+"""A client under a running load, while a registry lives through something. Every call must succeed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+
+import mlbalance_client as mlb
+from mlbalance_client.events import DiscoveryRecovered, DiscoveryTrouble, Event, ReplicasChanged
+
+Snapshots = dict[str, Any]
+
+
+class Scene:
+    """``client`` is being used; ``calls`` counts what went well, and what did not ends the scene."""
+
+    def __init__(self, client: mlb.AsyncClient) -> None:
+        self.client = client
+        self.calls = 0
+        self.events: list[Event] = []
+        self.news = anyio.Event()
+        client.subscribe(self._hear)
+
+    def _hear(self, event: Event) -> None:
+        if isinstance(event, ReplicasChanged | DiscoveryTrouble | DiscoveryRecovered):
+            self.events.append(event)
+            self.news.set()
+
+    def of(self, kind: type) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    @property
+    def causes(self) -> list[str]:
+        return [event.cause for event in self.of(DiscoveryTrouble)]
+
+    @property
+    def replicas(self) -> Snapshots:
+        return {replica.id: replica for replica in self.client.snapshot().replicas}
+
+    def usable(self) -> set[str]:
+        return {id_ for id_, r in self.replicas.items() if r.state in ("healthy", "degraded")}
+
+    async def until(self, holds: Callable[[], object], within_s: float = 30.0) -> None:
+        """Wait until something holds that changes with events only."""
+        with anyio.move_on_after(within_s):
+            while not holds():
+                self.news = anyio.Event()
+                await self.news.wait()
+            return
+        raise AssertionError(f"still {self.replicas}, told {self.causes}")
+
+    async def until_usable(self, *ids: str) -> None:
+        await self.until(lambda: self.usable() == set(ids))
+
+    async def until_troubled(self, count: int = 1) -> None:
+        await self.until(lambda: len(self.causes) >= count)
+
+    async def until_recovered(self, count: int = 1) -> None:
+        await self.until(lambda: len(self.of(DiscoveryRecovered)) >= count)
+
+    async def more_calls(self, count: int = 20) -> None:
+        """Let the load go on for so many calls."""
+        wanted = self.calls + count
+        with anyio.fail_after(30):
+            while self.calls < wanted:
+                await anyio.sleep(0.001)
+
+
+@asynccontextmanager
+async def under_load(discovery: Any, callers: int = 3) -> AsyncIterator[Scene]:
+    """Calls without end by some callers, until the block ends."""
+    async with mlb.AsyncClient(mlb.BalancerConfig(discovery=discovery)) as client:
+        scene = Scene(client)
+
+        async def call() -> None:
+            number = 0
+            while True:
+                number += 1
+                body = {"prompt": f"{number % 50} " * 300, "model": "m"}
+                response = await client.post("/v1/completions", json=body)
+                assert response.status_code == 200
+                scene.calls += 1
+                await anyio.sleep(0.002)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(callers):
+                tasks.start_soon(call)
+            await scene.more_calls(1)
+            yield scene
+            await scene.more_calls()
+            tasks.cancel_scope.cancel()
