@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -131,11 +132,19 @@ def simulate(
 
 @app.command()
 def check(
-    target: Annotated[str, typer.Argument(help="A discovery URL or a TOML file.")], as_json: AsJson = False
+    target: Annotated[
+        str | None,
+        typer.Argument(help="A discovery URL or a TOML file; without one, the variable MLBALANCE_TARGET."),
+    ] = None,
+    contact: Annotated[bool, typer.Option("--contact", help="Also try to connect to each replica.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Find the replicas of a target and say what was found, and why. Ends with 1 if none of them may be used."""
+    """Find the replicas of a target and say what was found, and why.
+
+    Ends with 1 if none of them may be used or, with --contact, can be reached.
+    """
     try:
-        found = anyio.run(checking.find, BalancerConfig.from_target(target))
+        found = anyio.run(partial(checking.find, BalancerConfig.from_target(target), contact=contact))
     except BalancerError as error:
         raise _fail(error) from None
     if as_json:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Any
+from urllib.parse import urlsplit
+
+import anyio
 
 from ..config import BalancerConfig
 from ..config.urls import scrubbed
@@ -14,41 +18,59 @@ from ..core.model import Replica
 from ..events import DiscoveryTrouble, Event, EventStream
 from ..roster import Roster
 
+_REACHED = "reached"
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """``troubles``: why there are not more or other replicas, as far as the source could tell."""
+    """``troubles``: why there are not more or other replicas, as far as the source could tell.
+
+    ``contacts``: by id, what came of opening a connection; empty if nobody tried.
+    """
 
     source: str
     replicas: tuple[Replica, ...]
     troubles: tuple[str, ...]
+    contacts: Mapping[str, str]
 
     @property
     def usable(self) -> bool:
         """Whether calls can be made."""
-        return any(replica.usable for replica in self.replicas)
+        return any(
+            replica.usable and self.contacts.get(replica.id, _REACHED) == _REACHED
+            for replica in self.replicas
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
         return {
             "source": self.source,
-            "replicas": [_row(replica) for replica in self.replicas],
+            "replicas": [self._row(replica) for replica in self.replicas],
             "troubles": list(self.troubles),
         }
 
     def text(self) -> str:
         """For people: a line for each replica and each trouble."""
         usable = sum(replica.usable for replica in self.replicas)
-        lines = [f"{self.source}: {len(self.replicas)} replica(s), {usable} may be used"]
+        reached = sum(said == _REACHED for said in self.contacts.values())
+        head = f"{self.source}: {len(self.replicas)} replica(s), {usable} may be used"
+        lines = [f"{head}, {reached} reached" if self.contacts else head]
         lines += [
-            scrubbed("  ".join(f"{key}={value}" for key, value in _row(replica).items() if value))
+            scrubbed("  ".join(f"{key}={value}" for key, value in self._row(replica).items() if value))
             for replica in self.replicas
         ]
         return "\n".join([*lines, *(f"trouble: {trouble}" for trouble in self.troubles)])
 
+    def _row(self, replica: Replica) -> dict[str, Any]:
+        contact = self.contacts.get(replica.id)
+        return _row(replica) if contact is None else {**_row(replica), "contact": contact}
 
-async def find(config: BalancerConfig) -> Found:
-    """Wait for the first list, as long as the configuration says. Raises ConfigError."""
+
+async def find(config: BalancerConfig, *, contact: bool) -> Found:
+    """Wait for the first list, as long as the configuration says; ``contact``: try to connect to each replica.
+
+    Raises ConfigError.
+    """
     troubles: list[str] = []
 
     def hear(event: Event) -> None:
@@ -62,7 +84,8 @@ async def find(config: BalancerConfig) -> Found:
     loops = roster.start(owner=roster)
     try:
         await roster.ready()
-        return Found(roster.source, fleet.replicas, tuple(troubles))
+        contacts = await _contacts(fleet.replicas, config.http.connect_timeout_s) if contact else {}
+        return Found(roster.source, fleet.replicas, tuple(troubles), contacts)
     finally:
         for loop in loops:
             await loop.aclose()
@@ -70,6 +93,29 @@ async def find(config: BalancerConfig) -> Found:
 
 def _nothing_to_close() -> None:
     pass
+
+
+async def _contacts(replicas: Iterable[Replica], timeout_s: float) -> dict[str, str]:
+    said: dict[str, str] = {}
+
+    async def contact(replica: Replica) -> None:
+        parts = urlsplit(replica.url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        try:
+            with anyio.fail_after(timeout_s):
+                stream = await anyio.connect_tcp(parts.hostname or "", port)
+        except TimeoutError:
+            said[replica.id] = f"no connection within {timeout_s:g} s"
+        except OSError as error:
+            said[replica.id] = f"no connection: {error.__cause__ or error}"
+        else:
+            said[replica.id] = _REACHED
+            await stream.aclose()
+
+    async with anyio.create_task_group() as tasks:
+        for replica in replicas:
+            tasks.start_soon(contact, replica)
+    return said
 
 
 def _row(replica: Replica) -> dict[str, Any]:

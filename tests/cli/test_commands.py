@@ -16,7 +16,7 @@ from mlbalance_client.cli import app as commands
 from mlbalance_client.cli import main
 from mlbalance_client.cli.comparison import Row
 from mlbalance_client.cli.demo import Result
-from mlbalance_client.simulator.model.fleet import FleetError
+from mlbalance_client.simulator.model.fleet import Fleet, FleetError
 from mlbalance_client.simulator.model.measures import CallRecord, measure
 from mlbalance_client.simulator.model.spec import EngineSpec
 
@@ -78,6 +78,17 @@ def test_check_lists_the_replicas_of_a_target() -> None:
         "id=127.0.0.1:8001",
         "id=127.0.0.1:8002",
     ]
+
+
+def test_check_contacts_the_replicas_if_asked(fleet: Fleet) -> None:
+    up = fleet.urls[0].removeprefix("http://")
+    code, out, _ = ran("check", f"static://{up},127.0.0.1:1", "--contact")
+
+    assert code == 0
+    assert out.splitlines()[0] == "static: 2 replica(s), 2 may be used, 1 reached"
+    assert "contact=reached" in out.splitlines()[1]
+    assert "contact=no connection: " in out.splitlines()[2]
+    assert ran("check", "static://127.0.0.1:1", "--contact")[0] == 1
 
 
 def test_check_tells_all_as_json(tmp_path: Path) -> None:
