@@ -14,19 +14,10 @@ from .calls import CallOptions
 from .core.report import Explanation, FleetSnapshot
 from .errors import BalancerError, ClientClosed
 from .events import Subscriber
-from .face import (
-    FLEET_URL,
-    Body,
-    ErrorTable,
-    Face,
-    Target,
-    client_options,
-    come_home,
-    explained,
-    read_ahead,
-    synthesised,
-)
+from .face import FLEET_URL, Body, Face, Target, come_home, explained, read_ahead
+from .face_errors import ErrorTable, synthesised
 from .loop_thread import LoopThread
+from .options import client_options
 
 __all__ = ["AsyncBalancerTransport", "AsyncClient", "BalancerTransport", "Client"]
 

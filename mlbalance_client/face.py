@@ -1,4 +1,4 @@
-"""What both faces (httpx and httpx2) share: checking options, translating headers, timeouts and errors.
+"""What both faces (httpx and httpx2) share: requests in, answers out, and who is a stranger.
 
 ``library`` is always the module ``httpx`` or ``httpx2``; nothing here imports either.
 """
@@ -6,38 +6,26 @@
 from __future__ import annotations
 
 import json
-import ssl
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from anyio import to_thread
 
-from . import errors
 from .answer import AnswerBody, HeldBody
 from .calls import HEADER_PREFIX, NO_WISHES, CallOptions
 from .config import BalancerConfig
 from .config.urls import shown
 from .core.report import Explanation
 from .engine import Answer, Engine, Headers, Request
-from .errors import BalancerError, ConfigError, FailureKind
-from .wire import Timeouts, WireOptions
+from .errors import ConfigError
+from .options import FOR_OTHERS, OUR_OPTIONS, wire_options
+from .wire import Timeouts
 
 Target = str | Path | BalancerConfig | None
 
 FLEET_URL = "http://fleet"
-OUR_OPTIONS = (
-    "verify", "cert", "trust_env", "http1", "http2", "limits", "local_address", "socket_options", "dialects",
-)  # fmt: skip
 _PREFIX = HEADER_PREFIX.encode()
-_FOR_OTHERS = ("verify", "cert", "trust_env", "local_address", "socket_options")
-_REFUSED = {
-    "proxy": "a balancer talks to its replicas directly; leave proxy out",
-    "proxies": "a balancer talks to its replicas directly; leave proxies out",
-    "mounts": "every request goes through the balancer; leave mounts out",
-    "transport": "the balancer is the transport; use AsyncBalancerTransport or BalancerTransport in a plain client",
-    "app": "the balancer talks HTTP; to call an app in process use the library's ASGI or WSGI transport",
-}
 
 
 class Face:
@@ -52,7 +40,7 @@ class Face:
                 raise ConfigError(
                     "http.allow_other_hosts: give the transport fleet_url, to tell the fleet from others"
                 )
-            self.others = {name: options[name] for name in _FOR_OTHERS if name in options}
+            self.others = {name: options[name] for name in FOR_OTHERS if name in options}
         wire = wire_options(library, self.config, options)
         if options:
             raise ConfigError(
@@ -183,71 +171,6 @@ async def _in_thread(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
         yield chunk
 
 
-def client_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A client's options, sorted into the transport's and the library client's own. Raises ConfigError."""
-    ours = {name: options.pop(name) for name in (*OUR_OPTIONS, *_REFUSED) if name in options}
-    if "trust_env" in ours:
-        options["trust_env"] = ours["trust_env"]
-    return ours, options
-
-
-def wire_options(library: Any, config: BalancerConfig, options: dict[str, Any]) -> WireOptions:
-    """Take the options that concern connections out of ``options``. Raises ConfigError for what cannot be honoured."""
-    for name, why in _REFUSED.items():
-        if options.pop(name, None) is not None:
-            raise ConfigError(f"option {name!r} is not supported: {why}")
-    if options.pop("http2", False):
-        raise ConfigError("option 'http2' is not supported: replicas are spoken to in HTTP/1.1; leave it out")
-    if not options.pop("http1", True):
-        raise ConfigError("option 'http1' cannot be False: replicas are spoken to in HTTP/1.1; leave it out")
-    limits = options.pop("limits", None)
-    expiry_s: float | None = config.http.keepalive_expiry_s
-    most_idle = None
-    if limits is not None:
-        if limits.max_connections is not None:
-            raise ConfigError(
-                "option 'limits': max_connections is not supported, a pool that makes calls wait loses "
-                "connections when they are cancelled; give Limits(max_connections=None, ...)"
-            )
-        most_idle = limits.max_keepalive_connections
-        expiry_s = limits.keepalive_expiry
-    return WireOptions(
-        ssl_context=_ssl_context(library, options),
-        keepalive_expiry_s=expiry_s,
-        max_idle_per_replica=most_idle,
-        local_address=options.pop("local_address", None),
-        socket_options=options.pop("socket_options", None),
-    )
-
-
-def _ssl_context(library: Any, options: dict[str, Any]) -> ssl.SSLContext | Callable[[], ssl.SSLContext]:
-    verify, cert, trust_env = (
-        options.pop("verify", True),
-        options.pop("cert", None),
-        options.pop("trust_env", True),
-    )
-    if isinstance(verify, ssl.SSLContext) and cert is None:
-        return verify
-    _check_path("verify", verify)
-    for part in cert[:2] if isinstance(cert, tuple) else (cert,):
-        _check_path("cert", part)
-
-    def make() -> ssl.SSLContext:
-        try:
-            made: ssl.SSLContext = library.create_ssl_context(verify=verify, cert=cert, trust_env=trust_env)
-        except OSError as error:  # ssl's own among them
-            raise ConfigError(f"the options 'verify' and 'cert' give no TLS context: {error}") from error
-        return made
-
-    # Made when the first https replica is met: it takes 20 ms, and most fleets are spoken to in the clear.
-    return make
-
-
-def _check_path(option: str, given: object) -> None:
-    if isinstance(given, str) and not Path(given).exists():
-        raise ConfigError(f"option {option!r}: there is no file {str(given)!r}")
-
-
 def come_home(engine: Engine, answer: Answer, requested: str) -> Headers:
     """The answer's headers; a redirect that names a replica is turned back to the fleet."""
     if not 300 <= answer.status < 400:
@@ -298,78 +221,6 @@ def explained(
 ) -> Explanation:
     """Explain a call given as a JSON-able mapping or as bytes."""
     return engine.explain(path, body if isinstance(body, bytes) else json.dumps(body).encode(), options)
-
-
-def synthesised(error: BalancerError) -> dict[str, Any] | None:
-    """A 503 that tells an SDK not to retry what we have tried already; None if the error should be raised.
-
-    The caller's own timeouts stay timeouts.
-    """
-    if isinstance(error, errors.AttemptsExhausted):
-        if error.kind.by_caller:
-            return None
-    elif not isinstance(error, errors.NoReplicas | errors.NoCapacity):
-        return None
-    retry_after_s = getattr(error, "retry_after_s", None) or 1.0
-    return {
-        "status_code": 503,
-        "headers": {"x-should-retry": "false", "retry-after": f"{retry_after_s:.0f}"},
-        "json": {"error": {"message": str(error), "type": type(error).__name__, "param": None, "code": 503}},
-    }
-
-
-class ErrorTable:
-    """Our errors as subclasses that are also the matching class of ``library``, so that its handlers catch them."""
-
-    def __init__(self, library: Any) -> None:
-        by_kind = {
-            FailureKind.CONNECT: library.ConnectError,
-            FailureKind.CONNECT_TIMEOUT: library.ConnectTimeout,
-            FailureKind.WRITE: library.WriteError,
-            FailureKind.WRITE_TIMEOUT: library.WriteTimeout,
-            FailureKind.READ: library.ReadError,
-            FailureKind.READ_TIMEOUT: library.ReadTimeout,
-            FailureKind.UNREAD: library.ReadTimeout,
-            FailureKind.REQUEST: library.LocalProtocolError,
-        }
-        self._exhausted = self._per_kind(errors.AttemptsExhausted, by_kind, library.RemoteProtocolError)
-        self._interrupted = self._per_kind(errors.StreamInterrupted, by_kind, library.RemoteProtocolError)
-        self._others: dict[type[BalancerError], type[BalancerError]] = {
-            errors.NoReplicas: _join(errors.NoReplicas, library.ConnectError),
-            errors.NoCapacity: _join(errors.NoCapacity, library.PoolTimeout),
-            errors.QueueTimeout: _join(errors.QueueTimeout, library.PoolTimeout),
-            errors.DeadlineExceeded: _join(errors.DeadlineExceeded, library.ReadTimeout),
-            errors.ClientClosed: _join(errors.ClientClosed, library.ReadError),
-        }
-
-    def translate(self, error: BalancerError, request: Any) -> BalancerError:
-        """The face's form of ``error``; ConfigError and unknown ones stay as they are."""
-        if isinstance(error, errors.AttemptsExhausted):
-            face = self._exhausted[error.kind]
-        elif isinstance(error, errors.StreamInterrupted):
-            face = self._interrupted[error.kind]
-        else:
-            known = self._others.get(type(error))
-            if known is None:
-                return error
-            face = known
-        twin = face.__new__(face)
-        twin.args = error.args
-        twin.__dict__.update(error.__dict__)
-        twin.request = request  # type: ignore[attr-defined]
-        twin.__cause__ = error.__cause__
-        return twin
-
-    @staticmethod
-    def _per_kind(
-        base: type[BalancerError], by_kind: Mapping[FailureKind, type[Exception]], other: type[Exception]
-    ) -> dict[FailureKind, type[BalancerError]]:
-        return {kind: _join(base, by_kind.get(kind, other)) for kind in FailureKind}
-
-
-def _join(ours: type[BalancerError], theirs: type[Exception]) -> type[BalancerError]:
-    own = {"__module__": ours.__module__, "__doc__": ours.__doc__, "neutral": ours}
-    return type(ours.__name__, (ours, theirs), own)
 
 
 Body = AnswerBody | HeldBody

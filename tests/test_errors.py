@@ -11,7 +11,7 @@ import pytest
 
 from mlbalance_client import errors
 from mlbalance_client.errors import AttemptReport, BalancerError, FailureKind
-from mlbalance_client.face import ErrorTable
+from mlbalance_client.face_errors import ErrorTable
 
 REPORT = AttemptReport(1, "a", "http://a", 0.0, 1.0, None, FailureKind.READ, "reset")
 MADE = {

@@ -14,7 +14,19 @@ FLOORS = {
     "core": ("core",),
     "rim": ("discovery", "wire", "dialects"),
     "conduct": ("answer", "backoff", "engine", "roster", "tending"),
-    "door": ("client", "httpx2", "face", "loop_thread", "balancer", "cli", "", "simulator", "testing"),
+    "door": (
+        "client",
+        "httpx2",
+        "face",
+        "face_errors",
+        "options",
+        "loop_thread",
+        "balancer",
+        "cli",
+        "",
+        "simulator",
+        "testing",
+    ),
 }
 ORDER = list(FLOORS)
 IMPURE = {
