@@ -33,7 +33,7 @@ class Lease:
         self._settled = False
         self.report = report
         report.picked(pick)
-        engine.tell_picked(self._id, pick, 1, report, began)
+        engine.tell.picked(self._id, pick, 1, report, began)
 
     @property
     def replica(self) -> Replica:
@@ -76,7 +76,7 @@ class Lease:
         if not self._settled:
             self._settled = True
             self._pick.settle(verdict, self._engine.clock(), usage)
-            self._engine.tell_settled(self._id, self._pick, self.report, self._began, verdict, usage)
+            self._engine.tell.settled(self._id, self._pick, self.report, self._began, verdict, usage)
 
 
 class Balancer:

@@ -14,7 +14,7 @@ from itertools import count
 from random import Random
 from typing import Any
 from urllib.parse import urlsplit
-from weakref import WeakMethod, ref
+from weakref import WeakMethod
 
 import anyio
 
@@ -29,16 +29,10 @@ from .core.pushback import Pushback
 from .core.report import CallReport, Explanation, FleetSnapshot, explain, snapshot
 from .dialects import Dialect, Reading, Sign, find
 from .errors import AttemptReport, AttemptsExhausted, ClientClosed, DeadlineExceeded, FailureKind, NoReplicas
-from .events import (
-    AttemptEnded,
-    AttemptStarted,
-    EventStream,
-    FailedOver,
-    Picked,
-    Settled,
-    log_events,
-)
+from .events import EventStream, log_events
+from .held_streams import HeldStreams
 from .roster import Roster
+from .telling import Telling
 from .tending import EventLoop, Loop
 from .wire import Origin, Timeouts, Wire, WireAnswer, WireError, WireOptions, WireRequest, retry_after_s
 
@@ -133,13 +127,12 @@ class Engine:
         self._timeouts = Timeouts(
             config.http.connect_timeout_s, config.http.read_timeout_s, config.http.write_timeout_s
         )
-        self._woken = anyio.Event()
+        self.tell = Telling(self.events, clock)
+        self.held = HeldStreams(self.wire, clock, config.http.max_unread_s, config.http.keepalive_expiry_s)
         changed = partial(_call_weakly, WeakMethod(self._on_change))
         self._roster = Roster(config.discovery, self.fleet, self.events, Random(config.seed), clock, changed)
-        self._open: set[Flow] = set()
-        self._dropped: list[Flow] = []
         self._loops: list[Loop] = []
-        self._event_loop: EventLoop | None = None
+        self._started = False
         self._closed = False
 
     # -- life ---------------------------------------------------------------------------------------------------
@@ -148,13 +141,13 @@ class Engine:
         """Start the background loops; happens by itself at the first call."""
         if self._closed:
             raise ClientClosed("this client is closed")
-        if self._event_loop is None:
+        if not self._started:
+            self._started = True
             if self.config.seed is None:
                 self._rng.seed()  # anew: made before a fork, it would draw the same in every child
             self._client_id = f"{self._rng.getrandbits(40):010x}"
-            self._event_loop = EventLoop()
-            self._woken = anyio.Event()
-            self._loops.append(Loop("streams", partial(self._tend, ref(self)), owner=self))
+            self.held.start(EventLoop())
+            self._loops.append(Loop("streams", self.held.tend, owner=self))
             self._loops += self._roster.start(owner=self)
 
     async def aclose(self) -> None:
@@ -169,15 +162,14 @@ class Engine:
                 await loop.aclose()
         finally:
             try:
-                for flow in list(self._open):
-                    await flow.stop(Verdict.CANCELLED, FailureKind.CANCELLED, "the client was closed")
+                await self.held.stop_all()
             finally:
                 await self.wire.aclose()
 
     @property
     def open_streams(self) -> int:
         """Answers that callers hold and have not finished."""
-        return len(self._open)
+        return len(self.held)
 
     def snapshot(self) -> FleetSnapshot:
         """What the client believes of its replicas now."""
@@ -204,7 +196,7 @@ class Engine:
         for origin in gone:
             if origin not in kept:
                 self.wire.forget(origin)
-        self._woken.set()  # for those to be closed
+        self.held.wake()  # for those to be closed
 
     # -- one call -----------------------------------------------------------------------------------------------
 
@@ -300,13 +292,13 @@ class Engine:
         call.report.picked(pick)
         began = self.clock()
         if previous is not None:
-            self._tell_failover(call, pick, began, previous)
-        self.tell_picked(call.id, pick, number, call.report, began)
+            self.tell.failed_over(call.id, pick, began, previous)
+        self.tell.picked(call.id, pick, number, call.report, began)
         flow: Flow | None = None
         try:
             answer = await self._open_wire(call, pick)
             flow = self._flow(call, number, pick, answer)
-            self._open.add(flow)
+            self.held.add(flow)
             command = await self._until_commit(call, flow)
         except WireError as error:
             if flow is not None:
@@ -415,138 +407,21 @@ class Engine:
             body = HeldBody(flow.buffered)
             call.report.total_s = self.clock() - call.began
         else:
-            body = AnswerBody(flow, self.clock)
-            # Not weakref.finalize, which costs as much as the rest of this method.
-            flow.reader = ref(body, lambda _: self._drop(flow))
+            body = self.held.hand_out(flow)
         extensions = {**flow.wire.extensions, "mlbalance": call.report}
         return Answer(flow.wire.status, headers, body, extensions, call.report, call.streaming)
 
     # -- what became of it --------------------------------------------------------------------------------------
 
     def _on_end(self, call: _Call, flow: Flow, verdict: Verdict, usage: Usage | None) -> None:
-        self._open.discard(flow)
-        flow.reader = None
-        self.tell_settled(call.id, flow.pick, call.report, call.began, verdict, usage)
+        self.held.remove(flow)
+        self.tell.settled(call.id, flow.pick, call.report, call.began, verdict, usage)
 
     def _settle_unanswered(self, call: _Call, pick: Pick, verdict: Verdict) -> None:
         """Settle a pick whose replica gave no head of an answer."""
         pick.settle(verdict, self.clock())
-        self.tell_settled(call.id, pick, call.report, call.began, verdict, None)
+        self.tell.settled(call.id, pick, call.report, call.began, verdict, None)
 
-    def tell_settled(
-        self, id_: str, pick: Pick, report: CallReport, began: float, verdict: Verdict, usage: Usage | None
-    ) -> None:
-        """Note in the report, and tell whoever listens, that a pick was settled."""
-        now = self.clock()
-        report.total_s, report.usage = now - began, usage
-        if self.events:
-            usage = usage or Usage()
-            self.events.emit(
-                Settled(
-                    at=now,
-                    call=id_,
-                    replica=pick.replica.id,
-                    verdict=verdict,
-                    total_s=report.total_s,
-                    ttft_s=report.ttft_s,
-                    prompt_tokens=usage.prompt_tokens,
-                    cached_tokens=usage.cached_tokens,
-                    output_tokens=usage.output_tokens,
-                    tenant=report.tenant,
-                    priority=report.priority,
-                )
-            )
-
-    def _ended(
-        self,
-        call: _Call,
-        pick: Pick,
-        number: int,
-        began: float,
-        *,
-        status: int | None = None,
-        failure: FailureKind | None = None,
-        detail: str = "",
-    ) -> None:
-        now = self.clock()
-        call.attempts.append(
-            AttemptReport(
-                number=number,
-                replica=pick.replica.id,
-                url=pick.replica.url,
-                started_s=began - call.began,
-                ended_s=now - call.began,
-                status=status,
-                failure=failure,
-                detail=detail,
-            )
-        )
-        if self.events:
-            self.events.emit(
-                AttemptEnded(now, call.id, number, pick.replica.id, now - began, status, failure, detail)
-            )
-
-    def _tell_failover(self, call: _Call, pick: Pick, now: float, previous: AttemptReport) -> None:
-        why = str(previous.failure or previous.status)
-        self.events.emit(FailedOver(now, call.id, previous.number, previous.replica, pick.replica.id, why))
-
-    def tell_picked(self, id_: str, pick: Pick, number: int, report: CallReport, now: float) -> None:
-        """Tell whoever listens where attempt ``number`` of a call goes."""
-        if not self.events:
-            return
-        replica, emit = pick.replica, self.events.emit
-        emit(
-            Picked(
-                at=now,
-                call=id_,
-                attempt=number,
-                replica=replica.id,
-                reason=report.reason,
-                prompt_tokens=report.prompt_tokens,
-                predicted_hit_tokens=report.predicted_hit_tokens,
-                candidates=len(pick.decision.compared.hits),
-                tenant=report.tenant,
-                priority=report.priority,
-            )
-        )
-        emit(AttemptStarted(now, id_, number, replica.id, replica.url))
-
-    # -- streams that nobody reads ------------------------------------------------------------------------------
-
-    def _drop(self, flow: Flow) -> None:
-        """The caller dropped a body. Runs in a finalizer: any thread, any moment; hence only a note and a wake-up."""
-        if not flow.settled and self._event_loop is not None:
-            self._dropped.append(flow)
-            self._event_loop.call_soon(self._wake)
-
-    def _wake(self) -> None:
-        self._woken.set()
-
-    @staticmethod
-    async def _tend(engine: ref[Engine]) -> None:
-        """Holds the engine only while it acts, so that a client dropped unclosed is collected; then this ends."""
-        self = engine()
-        if self is None:
-            return
-        http, wire = self.config.http, self.wire
-        pause_s = min(http.max_unread_s / 4, max(1.0, http.keepalive_expiry_s))
-        try:
-            while self is not None:
-                woken, self = self._woken, None
-                with anyio.move_on_after(pause_s):
-                    await woken.wait()
-                if (self := engine()) is not None:
-                    await self._tend_streams()
-                    await wire.reap()
-        finally:
-            await wire.aclose()
-
-    async def _tend_streams(self) -> None:
-        self._woken = anyio.Event()
-        while self._dropped:
-            await self._dropped.pop().aclose(Verdict.ABANDONED)
-        patience_s = self.config.http.max_unread_s
-        too_old = self.clock() - patience_s
-        for flow in [f for f in self._open if f.idle_since is not None and f.idle_since < too_old]:
-            why = f"it was held unread for more than {patience_s:g} s (http.max_unread_s)"
-            await flow.stop(Verdict.ABANDONED, FailureKind.UNREAD, why)
+    def _ended(self, call: _Call, pick: Pick, number: int, began: float, **how: Any) -> None:
+        told = self.tell.ended(call.id, pick, number, call_began=call.began, began=began, **how)
+        call.attempts.append(told)

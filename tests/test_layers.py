@@ -13,7 +13,7 @@ FLOORS = {
     "word": ("errors", "events", "calls", "config"),
     "core": ("core",),
     "rim": ("discovery", "wire", "dialects"),
-    "conduct": ("answer", "backoff", "engine", "roster", "tending"),
+    "conduct": ("answer", "backoff", "engine", "held_streams", "roster", "telling", "tending"),
     "door": (
         "client",
         "httpx2",

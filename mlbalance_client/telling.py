@@ -1,0 +1,98 @@
+"""Tells whoever listens what becomes of calls, and notes it in their reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .core.fleet import Pick
+from .core.model import Usage, Verdict
+from .core.report import CallReport
+from .errors import AttemptReport, FailureKind
+from .events import AttemptEnded, AttemptStarted, EventStream, FailedOver, Picked, Settled
+
+
+class Telling:
+    """One client's. Events of every call are made only if somebody wants them."""
+
+    def __init__(self, events: EventStream, clock: Callable[[], float]) -> None:
+        self._events = events
+        self._clock = clock
+
+    def picked(self, call: str, pick: Pick, number: int, report: CallReport, now: float) -> None:
+        """Attempt ``number`` of a call goes to the picked replica."""
+        if not self._events:
+            return
+        replica, emit = pick.replica, self._events.emit
+        emit(
+            Picked(
+                at=now,
+                call=call,
+                attempt=number,
+                replica=replica.id,
+                reason=report.reason,
+                prompt_tokens=report.prompt_tokens,
+                predicted_hit_tokens=report.predicted_hit_tokens,
+                candidates=len(pick.decision.compared.hits),
+                tenant=report.tenant,
+                priority=report.priority,
+            )
+        )
+        emit(AttemptStarted(now, call, number, replica.id, replica.url))
+
+    def failed_over(self, call: str, pick: Pick, now: float, previous: AttemptReport) -> None:
+        """A call goes to the picked replica after another has failed it."""
+        why = str(previous.failure or previous.status)
+        self._events.emit(FailedOver(now, call, previous.number, previous.replica, pick.replica.id, why))
+
+    def ended(
+        self,
+        call: str,
+        pick: Pick,
+        number: int,
+        *,
+        call_began: float,
+        began: float,
+        status: int | None = None,
+        failure: FailureKind | None = None,
+        detail: str = "",
+    ) -> AttemptReport:
+        """An attempt is over; what there is to report of it."""
+        now, replica = self._clock(), pick.replica
+        if self._events:
+            self._events.emit(
+                AttemptEnded(now, call, number, replica.id, now - began, status, failure, detail)
+            )
+        return AttemptReport(
+            number=number,
+            replica=replica.id,
+            url=replica.url,
+            started_s=began - call_began,
+            ended_s=now - call_began,
+            status=status,
+            failure=failure,
+            detail=detail,
+        )
+
+    def settled(
+        self, call: str, pick: Pick, report: CallReport, began: float, verdict: Verdict, usage: Usage | None
+    ) -> None:
+        """A pick was settled; the report gets its end."""
+        now = self._clock()
+        report.total_s, report.usage = now - began, usage
+        if self._events:
+            usage = usage or Usage()
+            self._events.emit(
+                Settled(
+                    at=now,
+                    call=call,
+                    replica=pick.replica.id,
+                    verdict=verdict,
+                    total_s=report.total_s,
+                    ttft_s=report.ttft_s,
+                    prompt_tokens=usage.prompt_tokens,
+                    cached_tokens=usage.cached_tokens,
+                    output_tokens=usage.output_tokens,
+                    tenant=report.tenant,
+                    priority=report.priority,
+                )
+            )
