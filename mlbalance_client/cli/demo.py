@@ -170,11 +170,12 @@ def draw(result: Result, path: Path) -> None:
         for axis, log in ((dots, dots.set_yscale), (shares, shares.set_xscale)):
             if some:
                 log("log")
+                (axis.yaxis if axis is dots else axis.xaxis).set_major_formatter("{x:g}")
             axis.grid(color="#eceef2", linewidth=0.8, zorder=0)
         dots.set(xlabel="calls in order of arrival", ylabel="time to first token, s")
         shares.set(xlabel="time to first token, s", ylabel="share of calls", ylim=(0, 1))
         if some:
-            shares.legend(loc="lower right", frameon=False, fontsize=9)
+            figure.legend(loc="outside lower center", ncols=len(result.rows), frameon=False)
         figure.suptitle(result.title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         figure.savefig(path, dpi=150)
         plt.close(figure)
