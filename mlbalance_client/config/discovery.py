@@ -132,6 +132,8 @@ class StaticConfig(DiscoveryConfig):
                 raise ConfigError(
                     f"target {url.text}: unknown parameter {key[:40]!r}; {nearest(key, ['model'])}"
                 )
+        if url.authority.lower() in ("http:", "https:"):
+            raise ConfigError(f"target {url.text}: name hosts without a scheme, static://host:port,host:port")
         labels = {"models": ",".join(url.query["model"])} if url.query else {}
         scheme = "https" if url.tls else "http"
         return {

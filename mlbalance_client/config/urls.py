@@ -69,6 +69,8 @@ def replica_url(text: str) -> ReplicaURL:
     path = (slash + path).rstrip("/")
     if not _PATH.fullmatch(path):
         raise _bad(text, "the path has a character that must be percent-encoded")
+    if "," in authority:
+        raise _bad(text, "names several hosts; several replicas are static://host:port,host:port")
     match = _AUTHORITY.fullmatch(authority)
     if match is None:
         raise _bad(text, "must be host or host:port, IPv6 addresses in brackets")

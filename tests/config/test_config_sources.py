@@ -236,3 +236,9 @@ def test_files_that_cannot_be_used(tmp_path: Path, content: bytes, expected: str
 
     assert expected in str(caught.value)
     assert str(caught.value).count("\n") == 0
+
+
+@pytest.mark.parametrize("target", ["static://http://a:1", "http://a:1,b:2", "static://https://a"])
+def test_two_forms_of_a_target_mixed_up_are_told_apart(target: str) -> None:
+    with pytest.raises(ConfigError, match="static://host:port,host:port"):
+        load(target)
