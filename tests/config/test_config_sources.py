@@ -194,7 +194,7 @@ def test_kinds_that_are_not_installed(kind: str) -> None:
         ("static://a:1#x", "must not have a fragment"),
         ("static://a:1,a:1", "have the same id 'a:1'"),
         ("static+tls://a:1", "unknown suffix after 'static'; only +https"),
-        ("http://a:1,b:2", "must be host or host:port"),
+        ("http://a:1,b:2", "static://host:port,host:port"),
         ("://a", "discovery kind '' is not installed"),
         (".", "'.': cannot be read: Is a directory"),
         ("a\0b", "not TOML: embedded null byte"),
