@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1] / PACKAGE
 FLOORS = {
     "word": ("errors", "events", "calls", "config"),
     "core": ("core",),
-    "rim": ("discovery", "wire", "dialects"),
+    "rim": ("discovery", "load_reports", "wire", "dialects"),
     "conduct": ("answer", "engine", "tending"),
     "door": ("client", "httpx2", "face", "loop_thread", "balancer", "cli", "", "simulator"),
 }
