@@ -17,12 +17,14 @@ from ..errors import NoReplicas
 from .cost import Costs, PrefillRates, prefill_units
 from .fingerprint import BLOCK_BYTES, Fingerprint
 from .ledger import Charge, Ledger
-from .load_view import LoadView
+from .load_report import LoadReport
+from .load_view import Guess, LoadView
 from .model import Demand, Replica, ReplicaId, Usage, Verdict
-from .pace import Found, Stream
+from .pace import Stream
 from .picker import Decision, PickingSettings, Sight, Source, policy
 from .pool import Pool
 from .prefix_index import PrefixIndex
+from .published import PublishedPrefixes, Publishers
 
 
 class FleetSettings(PickingSettings, Protocol):
@@ -63,14 +65,14 @@ class MembershipChange:
 class Pick:
     """One chosen and charged replica; tell it what became of the attempt, in any order, as often as you like."""
 
-    __slots__ = ("_charge", "_fleet", "_found", "_stream", "decision", "demand", "place", "replica")
+    __slots__ = ("_charge", "_fleet", "_guess", "_stream", "decision", "demand", "place", "replica")
 
     def __init__(
-        self, fleet: Fleet, replica: Replica, demand: Demand, decision: Decision, charge: Charge, found: Found
+        self, fleet: Fleet, replica: Replica, demand: Demand, decision: Decision, charge: Charge, guess: Guess
     ) -> None:
         self._fleet = fleet
         self._charge = charge
-        self._found = found
+        self._guess = guess
         self._stream: Stream | None = None
         self.place = decision.chosen.place
         self.replica = replica
@@ -93,13 +95,20 @@ class Pick:
         """The attempt is over."""
         if self._stream is not None:
             self._stream.close()
-        self._fleet.on_settled(self, self._charge, self._found, verdict, now, usage)
+        self._fleet.on_settled(self, self._charge, self._guess, verdict, now, usage)
 
 
 class Fleet:
     """The replicas as one client sees them. Not thread-safe: one event loop (or simulator) owns it."""
 
-    def __init__(self, settings: FleetSettings, rng: Random) -> None:
+    def __init__(
+        self,
+        settings: FleetSettings,
+        rng: Random,
+        *,
+        expiry_s: float = 5.0,
+        published: PublishedPrefixes | None = None,
+    ) -> None:
         self._settings = settings
         self._rng = rng
         self._policy = policy(settings.policy)
@@ -109,11 +118,12 @@ class Fleet:
         self._by_mask: dict[int, Pool] = {}
         self.costs = Costs(settings.bytes_per_token, settings.expected_output_tokens, settings.knee_tokens)
         self.ledger = Ledger(settings.residual_s)
-        self.load = LoadView(self.ledger, settings.others_memory_s)
         blocks = int(settings.cache_tokens * settings.bytes_per_token / BLOCK_BYTES)
         self.index = PrefixIndex(max(64, blocks))
         self.rates = PrefillRates()
-        self._sight = Sight(self.ledger, self.load, self.index, self.rates, {}, settings)
+        self.load = LoadView(self.ledger, settings.others_memory_s, expiry_s, self.rates.__getitem__)
+        self.publishers = Publishers(published or PublishedPrefixes())
+        self._sight = Sight(self.ledger, self.load, self.index, self.publishers, self.rates, {}, settings)
 
     @property
     def replicas(self) -> tuple[Replica, ...]:
@@ -175,27 +185,31 @@ class Fleet:
             blind=blind,
         )
 
-    def pick(self, demand: Demand, now: float, excluded: Collection[ReplicaId] = ()) -> Pick:
+    def pick(
+        self, demand: Demand, now: float, excluded: Collection[ReplicaId] = (), *, number: int = 0
+    ) -> Pick:
         """Choose a replica and charge it, in one breath.
 
-        ``excluded``: ids not to go to again. Raises NoReplicas if nobody (else) serves the call.
+        ``excluded``: ids not to go to again. ``number``: what replicas acknowledge the attempt by. Raises NoReplicas
+        if nobody (else) serves the call.
         """
         self.ledger.sweep(now)
         decision = self.choose(demand, now, excluded)
         chosen = decision.chosen
-        found = self.load.found(chosen.place, now)
+        guess = self.load.guess(chosen.place, now)
         charge = self.ledger.charge(
             chosen.place,
             prefill_tokens=max(1, demand.prompt_tokens - chosen.hit_tokens),
             decode_tokens=demand.output_tokens,
             prefill_s=chosen.own_s,
             now=now,
+            number=number,
             blind=demand.blind,
         )
         self.index.record(chosen.place, demand.fingerprint.chain)
         if demand.session is not None:
             self.index.record(chosen.place, (demand.session,))
-        return Pick(self, self._replicas[chosen.place], demand, decision, charge, found)
+        return Pick(self, self._replicas[chosen.place], demand, decision, charge, guess)
 
     def choose(self, demand: Demand, now: float, excluded: Collection[ReplicaId] = ()) -> Decision:
         """What ``pick`` would choose, without charging anything."""
@@ -210,6 +224,20 @@ class Fleet:
         self._sight.tokens_per_block = BLOCK_BYTES / ratio
         return self._policy.choose(self._sight, demand, pool, barred, now, self._rng)
 
+    def hear(self, id_: ReplicaId, report: LoadReport) -> None:
+        """A replica has told how it is; one that is gone is not listened to."""
+        if (place := self._places.get(id_)) is not None:
+            self.load.hear(place, report)
+
+    def publishes(self, id_: ReplicaId, holder: int | None) -> None:
+        """A replica's chains stand in the table of published prefixes as ``holder``; None: it publishes no more."""
+        if (place := self._places.get(id_)) is None:
+            return
+        if holder is None:
+            self.publishers.drop(place)
+        else:
+            self.publishers.assign(place, holder)
+
     def places(self) -> Iterable[tuple[int, Replica]]:
         """Every replica with its place."""
         return self._replicas.items()
@@ -219,7 +247,7 @@ class Fleet:
         return int(self.index.limit_blocks(place) * BLOCK_BYTES / self._settings.bytes_per_token)
 
     def on_settled(
-        self, pick: Pick, charge: Charge, found: Found, verdict: Verdict, now: float, usage: Usage | None
+        self, pick: Pick, charge: Charge, guess: Guess, verdict: Verdict, now: float, usage: Usage | None
     ) -> None:
         """Release what is left and learn from what the replica said it did."""
         if charge.settled:
@@ -230,16 +258,17 @@ class Fleet:
             known = round(pick.decision.chosen.hit_tokens / self._sight.tokens_per_block)
             self.index.forget(pick.place, pick.demand.fingerprint.chain[known:])
         if verdict is Verdict.OK and open_:
-            self._learn(pick, charge, found, usage or Usage())
+            self._learn(pick, charge, guess, usage or Usage())
 
-    def _learn(self, pick: Pick, charge: Charge, found: Found, usage: Usage) -> None:
+    def _learn(self, pick: Pick, charge: Charge, guess: Guess, usage: Usage) -> None:
         demand, chosen = pick.demand, pick.decision.chosen
         if charge.first_content_at is not None:
             prompt = usage.prompt_tokens or demand.prompt_tokens
             cached = chosen.hit_tokens if usage.cached_tokens is None else usage.cached_tokens
             units = prefill_units(max(1, prompt - cached), prompt, self._settings.knee_tokens)
             own_s = charge.waiting_s + units / self.rates[pick.place]
-            self.load.explained(found, charge.first_content_at - charge.at, own_s)
+            self.load.explained(guess, charge.first_content_at - charge.at, own_s)
+            self.load.work.learn(units, max(1, prompt - cached))
             if charge.took_s is not None:
                 self.rates.learn(pick.place, units, charge.took_s)
         if usage.output_tokens is not None:
@@ -279,6 +308,7 @@ class Fleet:
         del self._replicas[place]
         self.ledger.close(place)
         self.index.drop(place)
+        self.publishers.drop(place)
         self.load.drop(place)
         self.rates.drop(place)
 

@@ -129,6 +129,7 @@ class FleetSnapshot:
 
 
 _WORDS = {
+    Source.PUBLISHED: "it says that it holds the prompt's beginning",
     Source.RECORD: "this client sent a prompt with the same beginning there",
     Source.SESSION: "this client sent the session there before",
     Source.HOME: "it is the home of the prompt's beginning, by rendezvous hashing",
