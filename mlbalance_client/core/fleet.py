@@ -122,7 +122,7 @@ class Fleet:
         self.index = PrefixIndex(max(64, blocks))
         self.rates = PrefillRates()
         self.load = LoadView(self.ledger, settings.others_memory_s, expiry_s, self.rates.__getitem__)
-        self.publishers = Publishers(published or PublishedPrefixes())
+        self.publishers = Publishers(PublishedPrefixes() if published is None else published)
         self._sight = Sight(self.ledger, self.load, self.index, self.publishers, self.rates, {}, settings)
 
     @property
