@@ -7,6 +7,7 @@ BalancerError
 ├── QueueTimeout           the fleet's: waited for room as long as allowed
 ├── DeadlineExceeded       the caller's deadline passed first
 ├── AttemptsExhausted      the replicas': every attempt failed without an answer; carries ``attempts``
+├── ClientClosed           the caller's: the client was closed before the call or during it
 └── StreamInterrupted      one replica's: broke after the commit point; carries ``bytes_delivered``
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any, ClassVar
 
 
 class FailureKind(StrEnum):
@@ -65,7 +67,23 @@ class AttemptReport:
 
 
 class BalancerError(Exception):
-    """Base of all errors that this library raises of its own."""
+    """Base of all errors that this library raises of its own. They can be pickled; a face's become the neutral ones.
+
+    A face's class is made at run time, and holds a request that cannot travel.
+    """
+
+    neutral: ClassVar[type[BalancerError] | None] = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        own = {name: value for name, value in self.__dict__.items() if name != "_request"}
+        return _revive, (self.neutral or type(self), self.args, own)
+
+
+def _revive(kind: type[BalancerError], args: tuple[Any, ...], own: dict[str, Any]) -> BalancerError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(own)
+    return error
 
 
 class ConfigError(BalancerError, ValueError):
@@ -90,6 +108,10 @@ class QueueTimeout(BalancerError):
 
 class DeadlineExceeded(BalancerError):
     """The call's deadline passed before an answer began."""
+
+
+class ClientClosed(BalancerError, RuntimeError):
+    """The client is closed, or was closed by another thread or task while the call was under way."""
 
 
 class AttemptsExhausted(BalancerError):

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
-import httpx2 as library
+try:
+    import httpx2 as library
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError(
+        "mlbalance_client.httpx2 needs the package httpx2: install mlbalance-client with the extra [httpx2]"
+    ) from missing
 
 from .calls import CallOptions
 from .core.report import Explanation, FleetSnapshot
-from .errors import BalancerError
+from .errors import BalancerError, ClientClosed
 from .events import Subscriber
 from .face import (
     FLEET_URL,
@@ -56,14 +62,14 @@ class AsyncBalancerTransport(library.AsyncBaseTransport):
     ``target``: a discovery URL, a BalancerConfig, the path of a TOML file, or None for ``MLBALANCE_TARGET``.
     ``fleet_url``: requests to another host than this are refused; None takes every host to mean the fleet.
     ``options``: those of the library's own transport (verify, cert, trust_env, limits, local_address,
-    socket_options). Raises ConfigError.
+    socket_options), and ``dialects``: Dialect objects that are asked before the built-in ones. Raises ConfigError.
     """
 
     def __init__(self, target: Target = None, *, fleet_url: str | None = None, **options: Any) -> None:
         self.face = Face(library, target, fleet_url, options)
         self.engine = self.face.engine
-        allowed = self.face.config.http.allow_other_hosts
-        self._others = library.AsyncHTTPTransport() if allowed else None
+        others = self.face.others
+        self._others = None if others is None else library.AsyncHTTPTransport(**others)
 
     async def handle_async_request(self, request: library.Request) -> library.Response:
         """Perform one call; its errors are in docs/errors.md."""
@@ -71,6 +77,7 @@ class AsyncBalancerTransport(library.AsyncBaseTransport):
         if face.elsewhere(url.host):
             if self._others is None:
                 raise face.refusal(str(url))
+            face.to_stranger(request.headers)
             return await self._others.handle_async_request(request)
         stream = request.stream
         body = b"".join(stream) if isinstance(stream, library.ByteStream) else await face.collect(stream)
@@ -113,7 +120,8 @@ class _SyncStream(library.SyncByteStream):
             raise _ERRORS.translate(error, self._request) from error.__cause__
 
     def close(self) -> None:
-        self._thread.call(self._body.aclose())
+        with suppress(ClientClosed):  # which has closed this too
+            self._thread.call(self._body.aclose())
 
 
 async def _next(body: Body) -> bytes | None:
@@ -128,8 +136,8 @@ class BalancerTransport(library.BaseTransport):
         self.engine = self.face.engine
         self._thread = LoopThread("mlbalance", self.engine.aclose)
         self._stop = weakref.finalize(self, self._thread.stop)
-        allowed = self.face.config.http.allow_other_hosts
-        self._others = library.HTTPTransport() if allowed else None
+        others = self.face.others
+        self._others = None if others is None else library.HTTPTransport(**others)
 
     def handle_request(self, request: library.Request) -> library.Response:
         """Perform one call; its errors are in docs/errors.md."""
@@ -137,8 +145,9 @@ class BalancerTransport(library.BaseTransport):
         if face.elsewhere(url.host):
             if self._others is None:
                 raise face.refusal(str(url))
+            face.to_stranger(request.headers)
             return self._others.handle_request(request)
-        body = b"".join(request.stream)  # type: ignore[arg-type]  # a synchronous client sends nothing else
+        body = face.collect_sync(request.stream)
         call, sdk_retries = face.prepare(
             request.method, url.raw_path, url.netloc, request.headers.raw, body, request.extensions
         )
@@ -156,7 +165,9 @@ class BalancerTransport(library.BaseTransport):
         )
 
     def run(self, work: Callable[[], Any]) -> Any:
-        """Run a function in the event loop that owns the balancer's state."""
+        """Run a function in the event loop that owns the balancer's state; at once if that is where we are."""
+        if self._thread.inside:
+            return work()
 
         async def in_loop() -> Any:
             return work()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import weakref
 from collections.abc import Awaitable, Callable
 
 import anyio
@@ -42,13 +43,19 @@ class EventLoop:
 
 
 class Loop:
-    """One named background loop, started at once."""
+    """One named background loop, started at once.
 
-    def __init__(self, name: str, body: Callable[[], Awaitable[None]]) -> None:
+    ``owner``: it is cancelled when this is collected, for which ``body`` must not hold it for long.
+    """
+
+    def __init__(self, name: str, body: Callable[[], Awaitable[None]], owner: object | None = None) -> None:
         self.name = name
         self._body = body
         self._scope = anyio.CancelScope()
         self._done = anyio.Event()
+        if owner is not None:
+            # The method, not the scope's: it keeps this object, and so the task, until then.
+            weakref.finalize(owner, EventLoop().call_soon, self._cancel).atexit = False
         trio = sys.modules.get("trio")
         if trio is not None and trio.lowlevel.in_trio_run():
             trio.lowlevel.spawn_system_task(self._run, name=f"mlbalance {name}")
@@ -64,6 +71,9 @@ class Loop:
             logger.exception("background loop %r of a balancer failed", self.name)
         finally:
             self._done.set()
+
+    def _cancel(self) -> None:
+        self._scope.cancel()
 
     async def aclose(self) -> None:
         """Cancel the loop and wait for its end; any task may call this, more than once."""

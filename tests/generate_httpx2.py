@@ -2,6 +2,14 @@
 
 from pathlib import Path
 
+_IMPORT = """\
+try:
+    import httpx2 as library
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError(
+        "mlbalance_client.httpx2 needs the package httpx2: install mlbalance-client with the extra [httpx2]"
+    ) from missing
+"""
 PACKAGE = Path(__file__).parent.parent / "mlbalance_client"
 
 
@@ -10,7 +18,7 @@ def generated() -> str:
     text = (PACKAGE / "client.py").read_text()
     first, _, rest = text.partition("\n")
     first = '"""The httpx2 face. Generated from ``client.py`` by tests/generate_httpx2.py; do not edit."""'
-    rest = rest.replace("import httpx as library", "import httpx2 as library")
+    rest = rest.replace("import httpx as library\n", _IMPORT)
     return f"{first}\n{rest}"
 
 

@@ -77,13 +77,10 @@ class Scripted:
         self.exchanges: list[Exchange] = []
         self.gone: list[bool] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self._threads: list[threading.Thread] = []
         self._connections: list[socket.socket] = []
         self._closing = False
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self._listener.getsockname()[1]}"
 
     @property
     def connections(self) -> int:
@@ -97,9 +94,8 @@ class Scripted:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._closing = True
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        self.stop_listening()
+        self._threads[0].join(10)  # so that no connection is accepted after those below
         for connection in self._connections:
             try:
                 connection.shutdown(socket.SHUT_RDWR)
@@ -108,6 +104,13 @@ class Scripted:
             connection.close()
         for thread in self._threads:
             thread.join(10)
+
+    def stop_listening(self) -> None:
+        """From now on nobody can connect, as after a crash; connections that stand are left as they are."""
+        if not self._closing:
+            self._closing = True
+            self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
 
     def _spawn(self, run: Callable[[], None]) -> None:
         thread = threading.Thread(target=run, daemon=True)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
+import ssl
+import subprocess
+import sys
 import threading
+import weakref
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, aclosing
 from typing import Any
 
@@ -13,6 +19,8 @@ import httpx
 import pytest
 
 import mlbalance_client as mlb
+from mlbalance_client.dialects import FunctionDialect, Reading
+from mlbalance_client.events import Settled
 from mlbalance_client.simulator.model.fleet import Fleet
 
 from .conftest import eventually
@@ -178,16 +186,63 @@ async def test_another_host_is_refused_unless_allowed() -> None:
         assert len(stranger.exchanges) == 1
 
 
-async def test_a_redirect_stays_in_the_fleet() -> None:
+@pytest.mark.parametrize("prefix", ["", "/pre"])
+@pytest.mark.parametrize("absolute", [True, False])
+async def test_a_redirect_stays_in_the_fleet(prefix: str, absolute: bool) -> None:
     def script(exchange: Exchange) -> None:
-        if exchange.path == "/old":
-            exchange.answer(307, headers=f"location: http://{exchange.header('host')}/new\r\n")
+        if exchange.path == prefix + "/old":
+            where = f"http://{exchange.header('host')}" if absolute else ""
+            exchange.answer(307, headers=f"location: {where}{prefix}/new\r\n")
         else:
             exchange.answer(200, {"path": exchange.path})
 
     with Scripted(script) as server:
-        async with mlb.AsyncClient(config(server), follow_redirects=True) as client:
-            assert (await client.post("/old", json={})).json() == {"path": "/new"}
+        async with mlb.AsyncClient(f"static://{server.address}{prefix}", follow_redirects=True) as client:
+            assert (await client.post("/old", json={})).json() == {"path": prefix + "/new"}
+
+
+async def test_a_stranger_gets_no_wishes_and_a_refusal_shows_no_secrets() -> None:
+    with Scripted(ok) as fleet, Scripted(ok) as stranger:
+        other = f"http://{stranger.address.replace('127.0.0.1', 'localhost')}/"
+        async with mlb.AsyncClient(config(fleet, http={"allow_other_hosts": True})) as client:
+            await client.get(other, headers={"X-MLBalance-Session": "s", "x-mine": "kept"})
+        assert "x-mlbalance" not in stranger.exchanges[0].head.decode().lower()
+        assert stranger.exchanges[0].header("x-mine") == "kept"
+        async with mlb.AsyncClient(config(fleet), base_url="http://u:hidden1@fleet") as client:
+            with pytest.raises(mlb.ConfigError) as caught:
+                await client.get("https://u:hidden2@other.example/?key=hidden3")
+        assert "hidden" not in str(caught.value)
+
+
+def test_a_transport_that_lets_others_through_must_know_the_fleet() -> None:
+    settings = mlb.BalancerConfig(
+        discovery={"kind": "static", "replicas": ["http://127.0.0.1:1"]}, http={"allow_other_hosts": True}
+    )
+    with pytest.raises(mlb.ConfigError, match="fleet_url"):
+        mlb.AsyncBalancerTransport(settings)
+
+
+async def test_a_callers_own_dialect_comes_first() -> None:
+    def read(body: bytes) -> Reading:
+        return Reading("mine", prompt=body[4:], prompt_bytes=len(body) - 4, replayable=True)
+
+    mine = FunctionDialect("mine", "/v1/chat/completions", read)
+    with Scripted(refuse) as bad, Scripted(ok) as good:
+        async with mlb.AsyncClient(config(bad, good), dialects=[mine]) as client:
+            for _ in range(2):
+                answer = await client.post(PATH, content=b"skipREST" * 100)
+                assert answer.status_code == 200
+        assert bad.exchanges
+
+
+def test_a_synchronous_body_beyond_the_limit_is_sent_once_as_it_comes() -> None:
+    pieces = iter([b'{"messages": [', b" " * 50, b"]}"])
+    with Scripted(refuse) as one, Scripted(refuse) as two:
+        with mlb.Client(config(one, two, http={"max_replay_body_bytes": 20})) as client:
+            headers = {"content-length": "66"}
+            assert client.post(PATH, content=pieces, headers=headers).status_code == 503
+
+        assert [len(e.body) for e in (*one.exchanges, *two.exchanges)] == [66]
 
 
 @pytest.mark.parametrize(
@@ -199,6 +254,29 @@ def test_options_that_cannot_be_honoured_are_refused_by_name(option: dict[str, A
         mlb.AsyncClient("static://127.0.0.1:1", **option)
     with pytest.raises(mlb.ConfigError, match=next(iter(option))):
         mlb.Client("static://127.0.0.1:1", **option)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"verify": "/none.pem"},
+        {"cert": "/none.pem"},
+        {"cert": (__file__, "/none.key")},
+        {"verify": ssl.create_default_context(), "cert": "/none.pem"},
+    ],
+)
+def test_tls_files_that_do_not_exist_are_refused_by_name(options: dict[str, Any]) -> None:
+    with pytest.raises(mlb.ConfigError, match=f"{list(options)[-1]}.*/none"):
+        mlb.AsyncClient("static+https://127.0.0.1:1", **options)
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("context", [True, ssl.create_default_context()])
+async def test_tls_files_that_are_none_are_a_wrong_option(context: Any) -> None:
+    async with mlb.AsyncClient("static+https://127.0.0.1:1", verify=context, cert=__file__) as client:
+        with pytest.raises(mlb.ConfigError, match="'verify' and 'cert'"):
+            await client.get("/")
+        assert client.balancer.engine.wire.counts() == (0, 0)
 
 
 def test_a_transport_refuses_unknown_options() -> None:
@@ -306,6 +384,34 @@ async def test_what_may_not_be_sent_twice_is_not() -> None:
         assert len(one.exchanges) + len(two.exchanges) == 1
 
 
+@pytest.mark.parametrize("limit", [1, 2])
+@pytest.mark.parametrize("dies", [True, False])
+async def test_a_call_that_kills_its_replicas_kills_no_more_than_it_has_attempts(
+    limit: int, dies: bool
+) -> None:
+    hit: list[Scripted] = []
+
+    def script(exchange: Exchange) -> None:
+        if b"poison" not in exchange.body:
+            return ok(exchange)
+        server = next(s for s in servers if s.address == exchange.header("host"))
+        hit.append(server)
+        if dies:
+            server.stop_listening()
+        return exchange.reset()
+
+    with ExitStack() as stack:
+        servers = [stack.enter_context(Scripted(script)) for _ in range(5)]
+        async with mlb.AsyncClient(config(*servers, retries={"max_attempts": limit})) as client:
+            for _ in servers:  # so that every replica has an idle connection
+                await client.post(PATH, json=chat())
+            with pytest.raises(mlb.AttemptsExhausted):
+                await client.post(PATH, json=chat("poison"))
+            assert settled(client)
+
+    assert len(hit) == limit
+
+
 async def test_an_answer_in_hand_is_returned_not_raised() -> None:
     with Scripted(refuse) as one, Scripted(reset) as two:
         async with mlb.AsyncClient(
@@ -362,11 +468,23 @@ async def test_a_header_that_cannot_be_sent_is_the_callers_fault() -> None:
             assert settled(client)
 
 
-async def test_a_body_too_large_to_keep_is_sent_once() -> None:
-    async def pieces() -> Any:
-        for _ in range(4):
-            yield b"x" * 1000
+class Pieces:
+    """No generator: when a call fails midway nobody would end it."""
 
+    def __init__(self, number: int) -> None:
+        self._left = number
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            raise StopAsyncIteration
+        self._left -= 1
+        return b"x" * 1000
+
+
+async def test_a_body_too_large_to_keep_is_sent_once() -> None:
     received = []
 
     def count(exchange: Exchange) -> None:
@@ -376,9 +494,24 @@ async def test_a_body_too_large_to_keep_is_sent_once() -> None:
     with Scripted(count) as one, Scripted(count) as two:
         async with mlb.AsyncClient(config(one, two, http={"max_replay_body_bytes": 1500})) as client:
             with pytest.raises(mlb.AttemptsExhausted):
-                await client.post("/upload", content=pieces())
+                await client.post("/upload", content=Pieces(4))
 
     assert received == ["chunked"]
+
+
+async def test_what_the_callers_body_raises_passes_unchanged() -> None:
+    own = FileNotFoundError("mine")
+
+    async def pieces() -> Any:
+        yield b"x" * 2000
+        raise own
+
+    with Scripted(ok) as one, Scripted(ok) as two:
+        async with mlb.AsyncClient(config(one, two, http={"max_replay_body_bytes": 1500})) as client:
+            with pytest.raises(FileNotFoundError) as caught:
+                await client.post("/upload", content=pieces())
+            assert caught.value is own
+            assert settled(client)
 
 
 # -- streams that end early -----------------------------------------------------------------------------------------
@@ -436,6 +569,48 @@ async def test_a_dropped_stream_is_closed_and_settled() -> None:
             with anyio.fail_after(10):
                 while not settled(client):
                     await anyio.sleep(0.01)
+
+
+async def used(server: Scripted) -> weakref.ref:
+    """Only its loops may keep this client's engine, and they may not."""
+    client = mlb.AsyncClient(config(server))
+    assert (await client.post(PATH, json=chat())).status_code == 200
+    return weakref.ref(client.balancer.engine)
+
+
+async def test_clients_that_are_dropped_unclosed_leave_nothing(anyio_backend: str) -> None:
+    if anyio_backend == "asyncio":
+        asyncio.get_running_loop().set_debug(True)
+    with Scripted(lambda exchange: (ok(exchange), gone.append(exchange.wait_gone()))) as server:
+        gone: list[bool] = []
+        engines = [await used(server) for _ in range(20)]
+        gc.collect()
+        assert [engine() for engine in engines] == [None] * 20
+        with anyio.fail_after(10):
+            while len(gone) < 20:
+                await anyio.sleep(0.01)
+            while [task for task in anyio.get_running_tasks() if "mlbalance" in (task.name or "")]:
+                await anyio.sleep(0.01)
+        assert gone == [True] * 20
+
+
+async def test_a_stream_of_a_dropped_client_can_be_read_and_then_dropped() -> None:
+    with Scripted(endless) as server:
+        client = mlb.AsyncClient(config(server))
+        request = client.build_request("POST", PATH, json=chat(stream=True))
+        answer = await client.send(request, stream=True)
+        engine = weakref.ref(client.balancer.engine)
+        del client
+        gc.collect()
+        async with aclosing(answer.aiter_raw()) as chunks:
+            assert await anext(chunks) == ROLE
+        await answer.aclose()
+        del answer, chunks, request
+        gc.collect()
+        assert engine() is None
+        assert await anyio.to_thread.run_sync(
+            lambda: eventually(lambda: hasattr(server.exchanges[0], "gone"))
+        )
 
 
 async def test_a_stream_that_is_held_and_not_read_is_closed() -> None:
@@ -569,3 +744,112 @@ def test_a_closed_synchronous_client_refuses_calls(fleet: Fleet) -> None:
 
     with pytest.raises(RuntimeError, match="closed"):
         client.post(PATH, json=chat())
+
+
+def held_stream(client: mlb.Client) -> httpx.Response:
+    return client.send(client.build_request("POST", PATH, json=chat(stream=True)), stream=True)
+
+
+def test_closing_a_synchronous_client_ends_the_calls_of_other_threads() -> None:
+    reached = threading.Event()
+    outcome: list[BaseException] = []
+
+    def silent(exchange: Exchange) -> None:
+        reached.set()
+        exchange.wait_gone()
+
+    def call() -> None:
+        try:
+            client.post(PATH, json=chat())
+        except BaseException as error:
+            outcome.append(error)
+
+    with Scripted(silent) as server:
+        client = mlb.Client(config(server))
+        caller = threading.Thread(target=call)
+        caller.start()
+        assert reached.wait(10)
+        client.close()
+        caller.join(10)
+
+    assert isinstance(outcome[0], mlb.ClientClosed)
+    assert isinstance(outcome[0], httpx.ReadError)
+    assert isinstance(outcome[0].request, httpx.Request)
+
+
+def test_a_stream_of_a_closed_synchronous_client_can_be_closed_but_not_read() -> None:
+    with Scripted(endless) as server:
+        client = mlb.Client(config(server))
+        closed, read = held_stream(client), held_stream(client)
+        client.close()
+
+        closed.close()
+        with pytest.raises(httpx.ReadError, match="closed"):
+            read.read()
+
+
+def test_a_subscriber_may_look_at_its_synchronous_client_but_not_call_it() -> None:
+    seen: list[object] = []
+
+    def look(event: object) -> None:
+        if isinstance(event, Settled):
+            seen.append(client.snapshot().outstanding_requests)
+            seen.append(client.explain(chat()).replica)
+            try:
+                client.post(PATH, json=chat())
+            except RuntimeError as error:
+                seen.append("subscribers" in str(error))
+
+    with Scripted(ok) as server:
+        with mlb.Client(config(server)) as client:
+            client.subscribe(look)
+            client.post(PATH, json=chat())
+
+        assert seen == [0, server.address, True]
+
+
+FORKING = """
+import os, signal, sys
+import mlbalance_client as mlb
+
+def child(work):
+    sys.stdout.flush()
+    if not (pid := os.fork()):
+        signal.alarm(20)
+        try:
+            work()
+            sys.stdout.flush()
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+
+def use_used():
+    try:
+        used.get("/")
+    except RuntimeError as error:
+        print("after forking" in str(error))
+    used.close()
+
+def use_unused():
+    unused.get("/")
+    print(unused.balancer.engine.fleet._rng.random(), unused.balancer.engine._client_id)
+    unused.close()
+
+used, unused = mlb.Client(sys.argv[1]), mlb.Client(sys.argv[1])
+used.get("/")
+child(use_used)
+child(use_unused)
+child(use_unused)
+used.get("/")
+used.close()
+"""
+
+
+def test_after_a_fork_a_used_client_refuses_and_an_unused_one_draws_anew() -> None:
+    with Scripted(ok) as server:
+        command = [sys.executable, "-W", "ignore", "-c", FORKING, f"static://{server.address}"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+
+    assert said[0] == "True"
+    assert len(said) == 5
+    assert len(set(said[1:])) == 4

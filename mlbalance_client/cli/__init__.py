@@ -10,7 +10,9 @@ from typing import Any, cast
 def main() -> None:
     """Entry point."""
     if importlib.util.find_spec("typer") is None or importlib.util.find_spec("rich") is None:
-        sys.exit("mlbalance: the command line needs more packages: pip install 'mlbalance-client[cli]'")
+        sys.exit(
+            "mlbalance: the command line needs more packages: install mlbalance-client with the extra [cli]"
+        )
     import typer
 
     from ..config.urls import shown

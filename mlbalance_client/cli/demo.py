@@ -135,7 +135,7 @@ class ChartError(ValueError):
 def check_chart(path: Path) -> None:
     """Raises ChartError if a chart cannot go to ``path``: asked before a minute of replay."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ChartError("the chart needs matplotlib: pip install 'mlbalance-client[demo]'")
+        raise ChartError("the chart needs matplotlib: install mlbalance-client with the extra [demo]")
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise ChartError(f"--chart {path}: must end in .png, .svg or .pdf")
     if path.is_dir() or not path.absolute().parent.is_dir():

@@ -12,6 +12,7 @@ from mlbalance_client.errors import ConfigError
 
 from . import sources
 from .base import InvalidConfig, Problem, Section, given
+from .describe import Unit
 from .discovery import DiscoveryConfig
 from .http import HttpConfig
 from .kinds import config_type, discovery_kinds
@@ -49,7 +50,21 @@ class HedgingConfig(Section):
 
 
 class OutlierDetectionConfig(Section):
-    """Taking out replicas that fail."""
+    """Keeping away from replicas that fail."""
+
+    rest_base_s: Annotated[float, Unit("s")] = Field(
+        default=1.0,
+        ge=0,
+        le=600,
+        description="How long a replica that has failed a call is not picked while others can be; doubled with "
+        "each failure in a row. A `Retry-After` of its own comes before. 0: never.",
+    )
+    rest_max_s: Annotated[float, Unit("s")] = Field(
+        default=30.0,
+        gt=0,
+        le=3_600,
+        description="The longest such rest. Of the order of a replica's restart.",
+    )
 
 
 class SlowStartConfig(Section):

@@ -25,7 +25,7 @@ A client takes a **target**:
 A path after the last one is a prefix for all; `?model=a,b` names the models that all of them serve |
 | `http://10.0.0.1:8000`, `https://llm.example` | one replica |
 | `fleet.toml` | a TOML file with the sections below |
-| `BalancerConfig(...)` | the same as an object, taken as it is |
+| `BalancerConfig(discovery={"kind": "static", "replicas": [...]}, picking={...})` | the same as an object |
 | nothing | the variable `MLBALANCE_TARGET`, which holds one of the first three |
 
 ```toml

@@ -10,7 +10,8 @@ from urllib.parse import parse_qs
 from mlbalance_client.errors import ConfigError
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_HOST = re.compile(r"[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?\.?", re.ASCII)
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?", re.ASCII)
 _AUTHORITY = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::([^:]*))?")
 _PATH = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@%-]*)*", re.ASCII)
 _CREDENTIALS = re.compile(r"(?<=://).*@|^[^/?#\s]*@|(?<=:)(?!/).*@|(?<=:/)(?!/).*@", re.DOTALL)

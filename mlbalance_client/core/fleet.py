@@ -14,6 +14,7 @@ from typing import Protocol
 from cachetools import LRUCache
 
 from ..errors import NoReplicas
+from .company import Company
 from .cost import Costs, PrefillRates, prefill_units
 from .fingerprint import BLOCK_BYTES, Fingerprint
 from .ledger import Charge, Ledger
@@ -25,6 +26,10 @@ from .picker import Decision, PickingSettings, Sight, Source, policy
 from .pool import Pool
 from .prefix_index import PrefixIndex
 from .published import PublishedPrefixes, Publishers
+from .pushback import Pushback
+
+# Engines cache in blocks of their own size, so that a little more may be a hit than the blocks of text tell.
+_SLACK_BLOCKS = 2
 
 
 class FleetSettings(PickingSettings, Protocol):
@@ -84,12 +89,18 @@ class Pick:
         charge = self._charge
         if not charge.settled and charge.first_content_at is None:
             self._fleet.ledger.first_content(charge, now)
-            self._stream = self._fleet.load.pace.stream(self.place, now)
+            if charge.account.open:  # else the replica is gone and its place may be another's
+                self._stream = self._fleet.load.pace.stream(self.place, now)
 
     def piece(self, asked: float, arrived: float) -> None:
         """More of a stream, for which its reader asked at ``asked``, came at ``arrived``."""
-        if self._stream is not None:
+        if self._stream is not None and self._charge.account.open:
             self._stream.piece(asked, arrived)
+
+    def failed(self, now: float, retry_after_s: float | None = None) -> None:
+        """The replica failed the call, which speaks against it; when it will take calls again, if it said so."""
+        if self._charge.account.open:
+            self._fleet.pushback.failed(self.place, now, retry_after_s)
 
     def settle(self, verdict: Verdict, now: float, usage: Usage | None = None) -> None:
         """The attempt is over."""
@@ -105,6 +116,7 @@ class Fleet:
         self,
         settings: FleetSettings,
         rng: Random,
+        pushback: Pushback | None = None,
         *,
         expiry_s: float = 5.0,
         published: PublishedPrefixes | None = None,
@@ -123,7 +135,11 @@ class Fleet:
         self.rates = PrefillRates()
         self.load = LoadView(self.ledger, settings.others_memory_s, expiry_s, self.rates.__getitem__)
         self.publishers = Publishers(PublishedPrefixes() if published is None else published)
-        self._sight = Sight(self.ledger, self.load, self.index, self.publishers, self.rates, {}, settings)
+        self.company = Company()
+        self.pushback = pushback or Pushback(1.0, 30.0)
+        self._sight = Sight(
+            self.ledger, self.load, self.index, self.publishers, self.company, self.rates, {}, settings
+        )
 
     @property
     def replicas(self) -> tuple[Replica, ...]:
@@ -211,6 +227,10 @@ class Fleet:
             self.index.record(chosen.place, (demand.session,))
         return Pick(self, self._replicas[chosen.place], demand, decision, charge, guess)
 
+    def serves(self, demand: Demand, excluded: Collection[ReplicaId] = ()) -> bool:
+        """Whether anybody but ``excluded`` serves the call."""
+        return any(replica.id not in excluded for replica in self._pool(demand.model).replicas.values())
+
     def choose(self, demand: Demand, now: float, excluded: Collection[ReplicaId] = ()) -> Decision:
         """What ``pick`` would choose, without charging anything."""
         pool = self._pool(demand.model)
@@ -220,6 +240,9 @@ class Fleet:
                 barred |= 1 << place
         if not pool.mask & ~barred:
             raise NoReplicas(self._nobody(demand, excluded))
+        resting = self.pushback.resting(now)
+        if pool.mask & ~barred & ~resting:
+            barred |= resting
         ratio = self.costs.ratio(demand.model).value
         self._sight.tokens_per_block = BLOCK_BYTES / ratio
         return self._policy.choose(self._sight, demand, pool, barred, now, self._rng)
@@ -258,6 +281,7 @@ class Fleet:
             known = round(pick.decision.chosen.hit_tokens / self._sight.tokens_per_block)
             self.index.forget(pick.place, pick.demand.fingerprint.chain[known:])
         if verdict is Verdict.OK and open_:
+            self.pushback.succeeded(pick.place)
             self._learn(pick, charge, guess, usage or Usage())
 
     def _learn(self, pick: Pick, charge: Charge, guess: Guess, usage: Usage) -> None:
@@ -267,8 +291,10 @@ class Fleet:
             cached = chosen.hit_tokens if usage.cached_tokens is None else usage.cached_tokens
             units = prefill_units(max(1, prompt - cached), prompt, self._settings.knee_tokens)
             own_s = charge.waiting_s + units / self.rates[pick.place]
-            self.load.explained(guess, charge.first_content_at - charge.at, own_s)
+            stood_s = charge.first_content_at - charge.at
+            self.load.explained(guess, stood_s, own_s)
             self.load.work.learn(units, max(1, prompt - cached))
+            self.company.stood(stood_s, own_s)
             if charge.took_s is not None:
                 self.rates.learn(pick.place, units, charge.took_s)
         if usage.output_tokens is not None:
@@ -276,8 +302,12 @@ class Fleet:
         if usage.prompt_tokens and demand.text_bytes:
             text_tokens = usage.prompt_tokens - demand.extra_tokens
             self.costs.ratio(demand.model).learn(demand.text_bytes, text_tokens)
-        if usage.cached_tokens is not None and chosen.source is Source.RECORD:
-            per_block = self._sight.tokens_per_block
+        if usage.cached_tokens is None:
+            return
+        per_block = self._sight.tokens_per_block
+        own = chosen.hit_tokens if chosen.source in (Source.RECORD, Source.SESSION) else 0
+        self.company.found_cached(usage.cached_tokens, own + int(_SLACK_BLOCKS * per_block))
+        if chosen.source is Source.RECORD:
             self.index.confirmed(
                 pick.place,
                 predicted_blocks=round(chosen.hit_tokens / per_block),
@@ -310,6 +340,7 @@ class Fleet:
         self.index.drop(place)
         self.publishers.drop(place)
         self.load.drop(place)
+        self.pushback.drop(place)
         self.rates.drop(place)
 
     def _rebuild(self) -> None:

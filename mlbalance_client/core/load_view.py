@@ -82,12 +82,6 @@ class LoadView:
         self._rate = rate
         self._reports: dict[int, tuple[LoadReport, Basis]] = {}
         self._looks = {basis_: _Looks() for basis_ in Basis}
-        self._stood_s = self._unexplained_s = 1.0
-
-    @property
-    def others_share(self) -> float:
-        """Which part of own calls' waiting was others' work lately, 0 .. 1; 1 until calls have shown it."""
-        return min(1.0, max(0.0, self._unexplained_s / self._stood_s)) if self._stood_s > 0 else 0.0
 
     def hear(self, place: int, report: LoadReport) -> None:
         """A replica has told how it is; an older report than the one at hand is of no interest."""
@@ -136,8 +130,6 @@ class LoadView:
 
     def explained(self, guess: Guess, stood_s: float, own_s: float) -> None:
         """A call stood ``stood_s`` seconds until its first content; its own client had caused ``own_s`` of them."""
-        self._stood_s += _STEP * (stood_s - self._stood_s)
-        self._unexplained_s += _STEP * (stood_s - own_s - self._unexplained_s)
         found, basis_ = guess.look
         self._looks[basis_].add(found, max(0.0, stood_s - own_s - guess.reported_s))
 

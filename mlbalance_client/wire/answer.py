@@ -9,8 +9,10 @@ from typing import Any, cast
 import anyio
 import httpcore
 
-from .errors import EXPECTED, translate
-from .pool import CLOSE_WITHIN_S, Pool, close_all
+from mlbalance_client.errors import FailureKind
+
+from .errors import EXPECTED, WireError, translate
+from .pool import CLOSE_WITHIN_S, Connection, Pool, close_all
 
 
 class WireAnswer:
@@ -18,9 +20,7 @@ class WireAnswer:
 
     __slots__ = ("_chunks", "_connection", "_held", "_pool", "_response")
 
-    def __init__(
-        self, response: httpcore.Response, connection: httpcore.AsyncHTTPConnection, pool: Pool
-    ) -> None:
+    def __init__(self, response: httpcore.Response, connection: Connection, pool: Pool) -> None:
         self._response = response
         self._connection = connection
         self._pool = pool
@@ -39,6 +39,12 @@ class WireAnswer:
         return self._response.headers
 
     @property
+    def ends_with_connection(self) -> bool:
+        """Whether the body has no length of its own, so that its end and a broken connection look alike."""
+        names = {name.lower() for name, _ in self.headers}
+        return b"content-length" not in names and b"transfer-encoding" not in names
+
+    @property
     def extensions(self) -> dict[str, Any]:
         """``http_version``, ``reason_phrase`` and ``network_stream``, as httpx has them."""
         return dict(self._response.extensions)
@@ -53,8 +59,10 @@ class WireAnswer:
             await self.aclose()
             raise
         except EXPECTED as error:
+            closed = WireError(FailureKind.READ, "it was closed while it was being read")
+            failure = translate(error) if self._held else closed
             await self.aclose()
-            raise translate(error) from error
+            raise failure from error
         except BaseException:
             await self.aclose()
             raise

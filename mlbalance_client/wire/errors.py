@@ -32,6 +32,14 @@ _KINDS: tuple[tuple[type[Exception], FailureKind], ...] = (
     (h11.LocalProtocolError, FailureKind.REQUEST),
 )
 
+# Where httpcore's own speak of cancel scopes, or quote a header, which may hold a secret.
+_OWN_WORDS = {
+    FailureKind.CONNECT_TIMEOUT: "no connection within the time allowed",
+    FailureKind.READ_TIMEOUT: "nothing came within the time allowed",
+    FailureKind.WRITE_TIMEOUT: "the request was not taken in within the time allowed",
+    FailureKind.REQUEST: "a header's name or value, or the body's length, is not one that HTTP can carry",
+}
+
 # What httpcore lets through: its own errors, and others' where it maps none (a closed stream, a body of wrong length).
 EXPECTED = (
     httpcore.TimeoutException,
@@ -46,13 +54,16 @@ EXPECTED = (
 def translate(error: Exception) -> WireError:
     """The wire's form of an error that came out of httpcore."""
     kind = next((kind for known, kind in _KINDS if isinstance(error, known)), FailureKind.PROTOCOL)
-    return WireError(kind, _words(error) or type(error).__name__)
+    return WireError(kind, _OWN_WORDS.get(kind) or _words(error) or type(error).__name__)
 
 
 def _words(error: BaseException | None) -> str:
-    """What the first error says that says anything: on trio that a certificate is bad lies three causes deep."""
+    """What the cause says that lies deepest: above a refused connection it is only said that all attempts failed."""
+    said = ""
     while error is not None:
-        if said := str(error):
-            return said
-        error = error.__cause__ or error.__context__
-    return ""
+        said = str(error) or said
+        if isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        else:
+            error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return said

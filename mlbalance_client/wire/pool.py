@@ -7,7 +7,7 @@ call takes an idle connection or opens one, and how many calls there may be is d
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 import anyio
 import httpcore
+
+from .network import WatchedNetwork
 
 CLOSE_WITHIN_S = 2.0
 
@@ -28,7 +30,7 @@ class WireOptions:
     """
 
     ssl_context: ssl.SSLContext | Callable[[], ssl.SSLContext] = ssl.create_default_context
-    keepalive_expiry_s: float = 4.0
+    keepalive_expiry_s: float | None = 4.0
     max_idle_per_replica: int | None = None
     local_address: str | None = None
     socket_options: Iterable[Any] | None = None
@@ -57,67 +59,109 @@ class Origin:
         return cls(parts.scheme.encode("ascii"), (parts.hostname or "").encode("ascii"), port)
 
 
+class Connection(httpcore.AsyncHTTPConnection):
+    """A connection that knows whether anything came of the answer which it waits for."""
+
+    def __init__(self, origin: httpcore.Origin, options: WireOptions) -> None:
+        self._network = WatchedNetwork(options.network_backend)
+        super().__init__(
+            origin,
+            ssl_context=options.tls if origin.scheme == b"https" else None,
+            keepalive_expiry=options.keepalive_expiry_s,
+            local_address=options.local_address,
+            socket_options=options.socket_options,
+            network_backend=self._network,
+        )
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing was received since the request was begun."""
+        return self._network.silent
+
+    async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
+        """Send a request and wait for the head of its answer."""
+        self._network.silent = True
+        return await super().handle_async_request(request)
+
+
 class Pool:
-    """Connections of one origin. ``busy`` counts those that an exchange holds."""
+    """Connections of one origin."""
 
     def __init__(self, origin: Origin, options: WireOptions) -> None:
         self._origin = httpcore.Origin(origin.scheme, origin.host, origin.port)
         self._options = options
-        self._idle: list[httpcore.AsyncHTTPConnection] = []
+        self._idle: list[Connection] = []
+        self._expired: list[Connection] = []
+        self._busy: set[Connection] = set()
         self._closed = False
-        self.busy = 0
+
+    @property
+    def busy(self) -> int:
+        """How many connections exchanges hold."""
+        return len(self._busy)
 
     @property
     def idle(self) -> int:
         """How many connections wait for use."""
         return len(self._idle)
 
-    def take(self) -> tuple[httpcore.AsyncHTTPConnection, list[httpcore.AsyncHTTPConnection]]:
-        """A live idle connection or a new one, and the stale ones met on the way, for the caller to close."""
-        stale: list[httpcore.AsyncHTTPConnection] = []
-        self.busy += 1
+    def take(self) -> Connection:
+        """A live idle connection or a new one; expired ones met on the way are left to ``reap``."""
         while self._idle:
             connection = self._idle.pop()
             if not connection.has_expired():
-                return connection, stale
-            stale.append(connection)
-        return self._new(), stale
+                self._busy.add(connection)
+                return connection
+            self._expired.append(connection)
+        return self.take_new()
 
-    def take_new(self) -> httpcore.AsyncHTTPConnection:
+    def take_new(self) -> Connection:
         """A new connection."""
-        self.busy += 1
-        return self._new()
+        connection = Connection(self._origin, self._options)
+        self._busy.add(connection)
+        return connection
 
-    def give_back(self, connection: httpcore.AsyncHTTPConnection) -> bool:
+    def give_back(self, connection: Connection) -> bool:
         """End an exchange; False if the connection is not kept and the caller must close it."""
-        self.busy -= 1
+        self._busy.discard(connection)
         most = self._options.max_idle_per_replica
         if self._closed or not connection.is_idle() or (most is not None and len(self._idle) >= most):
             return False
         self._idle.append(connection)
         return True
 
-    def close(self) -> list[httpcore.AsyncHTTPConnection]:
-        """Keep no connection from now on; the idle ones are for the caller to close."""
+    def reap(self) -> list[Connection]:
+        """The expired connections, no longer kept, for the caller to close."""
+        expired, self._expired = self._expired, []
+        live: list[Connection] = []
+        for connection in self._idle:
+            (expired if connection.has_expired() else live).append(connection)
+        self._idle = live
+        return expired
+
+    def let_go(self, connection: Connection) -> None:
+        """An exchange has failed; the caller closes its connection."""
+        self._busy.discard(connection)
+
+    def close(self, *, busy: bool = False) -> list[Connection]:
+        """Keep no connection from now on; the idle ones, with ``busy`` all, are for the caller to close."""
         self._closed = True
-        idle, self._idle = self._idle, []
-        return idle
-
-    def _new(self) -> httpcore.AsyncHTTPConnection:
-        options = self._options
-        return httpcore.AsyncHTTPConnection(
-            self._origin,
-            ssl_context=options.tls if self._origin.scheme == b"https" else None,
-            keepalive_expiry=options.keepalive_expiry_s,
-            local_address=options.local_address,
-            socket_options=options.socket_options,
-            network_backend=options.network_backend,
-        )
+        left = self._expired + self._idle
+        self._idle, self._expired = [], []
+        return [*left, *self._busy] if busy else left
 
 
-async def close_all(connections: Iterable[httpcore.AsyncHTTPConnection]) -> None:
-    """Close connections, each within a short time, come what may."""
-    for connection in connections:
-        with anyio.move_on_after(CLOSE_WITHIN_S, shield=True):
-            with suppress(Exception):
-                await connection.aclose()
+async def close_all(connections: Sequence[Connection]) -> None:
+    """Close connections side by side, each within a short time, come what may."""
+    if len(connections) == 1:
+        await _close(connections[0])
+    elif connections:
+        async with anyio.create_task_group() as tasks:
+            for connection in connections:
+                tasks.start_soon(_close, connection)
+
+
+async def _close(connection: Connection) -> None:
+    with anyio.move_on_after(CLOSE_WITHIN_S, shield=True):
+        with suppress(Exception):
+            await connection.aclose()

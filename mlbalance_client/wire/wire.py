@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import httpcore
 
-from mlbalance_client.errors import FailureKind
+from mlbalance_client.errors import ClientClosed, FailureKind
 
 from .answer import WireAnswer
 from .errors import EXPECTED, WireError, translate
-from .pool import Origin, Pool, WireOptions, close_all
+from .pool import Connection, Origin, Pool, WireOptions, close_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,11 @@ class Timeouts:
 
 @dataclass(slots=True)
 class WireRequest:
-    """``target``: path and query as sent; ``headers`` with Host. ``resend``: whether a request that died on a
-    connection which had been idle, before any byte of an answer, may be sent once more on a new one."""
+    """``target``: path and query as sent; ``headers`` with Host.
+
+    ``on_resend``: a request that died on a connection which had been idle, before any byte of an answer, is sent
+    once more on a new one only if there is this to call once it has been sent.
+    """
 
     method: bytes
     target: bytes
@@ -39,7 +42,7 @@ class WireRequest:
     body: bytes | AsyncIterable[bytes]
     timeouts: Timeouts
     extensions: dict[str, Any]
-    resend: bool = True
+    on_resend: Callable[[], None] | None = None
 
 
 class _Body:
@@ -70,6 +73,30 @@ class _Once:
         return content
 
 
+class _CallersBody:
+    """A body that the caller yields. ``failure``: what it raised, which is the caller's own and no failure of ours."""
+
+    def __init__(self, pieces: AsyncIterable[bytes]) -> None:
+        self._pieces = aiter(pieces)
+        self.failure: Exception | None = None
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await self._pieces.__anext__()
+        except StopAsyncIteration:
+            raise
+        except Exception as error:
+            self.failure = error
+            raise
+
+
+# How it shows that the other side has closed a connection.
+_CLOSED = frozenset({FailureKind.PROTOCOL, FailureKind.READ})
+
+
 class Wire:
     """All connections of one client. Belongs to one event loop."""
 
@@ -86,60 +113,68 @@ class Wire:
     async def open(self, origin: Origin, request: WireRequest) -> WireAnswer:
         """Send a request and wait for the head of its answer. Raises WireError."""
         if self._closed:
-            raise RuntimeError("the wire is closed")
+            raise ClientClosed("this client is closed")
         pool = self._pools.get(origin)
         if pool is None:
             pool = self._pools[origin] = Pool(origin, self._options)
-        message = _message(origin, request)
-        connection, stale = pool.take()
+        connection = pool.take()
         reused = connection.is_idle()
         try:
-            if stale:
-                await close_all(stale)
-            response = await connection.handle_async_request(message)
-        except EXPECTED as error:
-            await self._discard(pool, connection)
-            failure = translate(error)
-            if not (reused and request.resend and _was_stale(failure)):
-                raise failure from error
-        except BaseException:
-            await self._discard(pool, connection)
-            raise
-        else:
-            return WireAnswer(response, connection, pool)
-        return await self._resend(pool, message)
+            return await self._exchange(pool, connection, _message(origin, request))
+        except WireError as error:
+            if request.on_resend is None or not (reused and connection.silent and error.kind in _CLOSED):
+                raise
+            closed, on_resend = error, request.on_resend
+        return await self._resend(pool, _message(origin, request), closed, on_resend)
 
     async def close_origin(self, origin: Origin) -> None:
         """The replica is gone: close its idle connections now, the busy ones when they are done."""
         if pool := self._pools.pop(origin, None):
             await close_all(pool.close())
 
-    async def aclose(self) -> None:
-        """Close all idle connections and keep no other. Idempotent."""
-        self._closed = True
-        for pool in self._pools.values():
-            await close_all(pool.close())
+    async def reap(self) -> None:
+        """Close the idle connections that have expired or that the replica has closed; to be called now and then."""
+        await close_all([expired for pool in self._pools.values() for expired in pool.reap()])
 
-    async def _resend(self, pool: Pool, message: httpcore.Request) -> WireAnswer:
-        connection = pool.take_new()
+    async def aclose(self) -> None:
+        """Close all connections, under whatever exchange. Idempotent."""
+        self._closed = True
+        await close_all([each for pool in self._pools.values() for each in pool.close(busy=True)])
+
+    async def _exchange(self, pool: Pool, connection: Connection, message: httpcore.Request) -> WireAnswer:
         try:
             response = await connection.handle_async_request(message)
         except EXPECTED as error:
             await self._discard(pool, connection)
+            if isinstance(message.stream, _CallersBody) and error is message.stream.failure:
+                raise
             raise translate(error) from error
         except BaseException:
             await self._discard(pool, connection)
             raise
+        if self._closed:
+            await self._discard(pool, connection)
+            raise ClientClosed("this client was closed during the call")
         return WireAnswer(response, connection, pool)
 
+    async def _resend(
+        self, pool: Pool, message: httpcore.Request, closed: WireError, on_resend: Callable[[], None]
+    ) -> WireAnswer:
+        try:
+            answer = await self._exchange(pool, pool.take_new(), message)
+        except WireError as error:
+            if error.sent:
+                on_resend()
+                raise
+            # Not a failure to connect: the request was sent, and may be what killed the replica.
+            raise WireError(closed.kind, f"{closed}; then {error}") from error
+        on_resend()
+        return answer
+
     @staticmethod
-    async def _discard(pool: Pool, connection: httpcore.AsyncHTTPConnection) -> None:
-        pool.busy -= 1
+    async def _discard(pool: Pool, connection: Connection) -> None:
+        pool.let_go(connection)
         await close_all([connection])
-
-
-def _was_stale(failure: WireError) -> bool:
-    return failure.kind in (FailureKind.PROTOCOL, FailureKind.READ, FailureKind.WRITE)
 
 
 def _message(origin: Origin, request: WireRequest) -> httpcore.Request:
@@ -148,6 +183,6 @@ def _message(origin: Origin, request: WireRequest) -> httpcore.Request:
         method=request.method,
         url=httpcore.URL(scheme=origin.scheme, host=origin.host, port=origin.port, target=request.target),
         headers=request.headers,
-        content=_Body(body) if isinstance(body, bytes) else body,
+        content=_Body(body) if isinstance(body, bytes) else _CallersBody(body),
         extensions={**request.extensions, "timeout": request.timeouts.as_extension()},
     )

@@ -316,7 +316,7 @@ def test_demo_without_matplotlib_says_so_before_the_replay(monkeypatch: pytest.M
     monkeypatch.setattr(importlib.util, "find_spec", find)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
 
-    assert "mlbalance-client[demo]" in refused("demo", "--json")
+    assert "extra [demo]" in refused("demo", "--json")
     assert asked == []
 
 
@@ -398,5 +398,5 @@ def test_without_its_packages_the_command_says_what_to_install(
 
     monkeypatch.setattr(importlib.util, "find_spec", find)
 
-    with pytest.raises(SystemExit, match=r"mlbalance-client\[cli\]"):
+    with pytest.raises(SystemExit, match=r"extra \[cli\]"):
         main()

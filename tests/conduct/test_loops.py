@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import threading
-from concurrent.futures import ThreadPoolExecutor
+import weakref
+from collections.abc import Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import anyio
 import pytest
 
+from mlbalance_client.errors import ClientClosed
 from mlbalance_client.loop_thread import LoopThread
 from mlbalance_client.tending import EventLoop, Loop
 
@@ -47,6 +51,30 @@ async def test_a_loop_that_fails_is_logged_and_harms_nobody(caplog: pytest.LogCa
     await loop.aclose()
     assert "'test'" in caplog.text
     assert "gone" in caplog.text
+
+
+class Owner:
+    """Something that can be weakly referenced."""
+
+
+@pytest.mark.anyio
+async def test_a_loop_whose_owner_is_collected_ends() -> None:
+    ended = anyio.Event()
+
+    async def body() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.set()
+
+    owner = Owner()
+    loop = weakref.ref(Loop("test", body, owner))
+    await anyio.wait_all_tasks_blocked()
+    gc.collect()
+    assert loop() is not None
+    del owner
+    with anyio.fail_after(10):
+        await ended.wait()
 
 
 @pytest.mark.anyio
@@ -127,5 +155,79 @@ def test_a_call_that_waits_when_the_loop_ends_is_not_left_waiting() -> None:
     assert began.wait(10)
     thread.stop()
     assert eventually(lambda: not waiting.is_alive())
-    assert len(outcome) == 1
+    assert [type(error) for error in outcome] == [ClientClosed]
+    thread.join()
+
+
+def test_threads_that_call_while_the_loop_ends_are_all_told() -> None:
+    outcome: list[BaseException] = []
+    calling = threading.Event()
+
+    def call_until_told(thread: LoopThread) -> None:
+        while True:
+            try:
+                thread.call(nothing())
+            except BaseException as error:
+                outcome.append(error)
+                return
+            calling.set()
+
+    for _ in range(50):
+        thread = LoopThread("test", nothing)
+        calling.clear()
+        callers = [threading.Thread(target=call_until_told, args=(thread,), daemon=True) for _ in range(4)]
+        for caller in callers:
+            caller.start()
+        assert calling.wait(10)
+        thread.stop()
+        thread.join()
+        for caller in callers:
+            caller.join(10)
+            assert not caller.is_alive()
+    assert {type(error) for error in outcome} == {ClientClosed}
+    assert len(outcome) == 200
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_finalizer_that_stops_the_loop_amid_a_call_leaves_nothing_waiting(
+    ended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thread = LoopThread("test", nothing)
+    thread.call(nothing())
+    hand_over = asyncio.run_coroutine_threadsafe
+
+    def stop_first(work: Coroutine[None, None, int], loop: asyncio.AbstractEventLoop) -> Future[int]:
+        thread.stop()
+        if ended:  # the loop has done its last work, all but closing
+            assert eventually(lambda: not loop.is_running())
+        return hand_over(work, loop)
+
+    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", stop_first)
+    outcome: list[object] = []
+
+    def call() -> None:
+        try:
+            outcome.append(thread.call(answer(1)))
+        except ClientClosed:
+            outcome.append(1)
+
+    caller = threading.Thread(target=call, daemon=True)
+    caller.start()
+    caller.join(10)
+    assert outcome == [1]
+    thread.join()
+    gc.collect()
+
+
+def test_a_call_from_the_loops_own_thread_is_refused_and_joining_there_is_nothing() -> None:
+    thread = LoopThread("test", nothing)
+
+    async def call_itself() -> None:
+        with pytest.raises(RuntimeError, match="subscribers"):
+            thread.call(nothing())
+        thread.join()
+
+    assert not thread.inside
+    thread.call(call_itself())
+    thread.stop()
     thread.join()

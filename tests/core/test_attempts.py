@@ -31,6 +31,18 @@ def test_what_was_sent_goes_elsewhere_only_if_replayable_and_within_the_limit() 
         assert plan.failed(FailureKind.READ) == expected
 
 
+def test_a_second_sending_to_the_same_replica_counts() -> None:
+    plan = Attempts(replayable=True, max_sent=2)
+    plan.begin()
+    plan.started(A)
+    assert plan.may_send_again
+    plan.sent_again()
+
+    assert not plan.may_send_again
+    assert plan.failed(FailureKind.READ) == GiveUp()
+    assert not Attempts(replayable=False, max_sent=2).may_send_again
+
+
 def test_the_callers_own_timeout_ends_the_call() -> None:
     plan = Attempts(replayable=True, max_sent=2)
     plan.begin()
@@ -50,7 +62,7 @@ def test_an_answer_in_hand_is_delivered_when_the_next_attempt_gets_none() -> Non
 
 
 def test_answers_that_no_other_replica_would_give_differently_are_delivered() -> None:
-    for status in (400, 401, 404, 413, 422, 429, 500):
+    for status in (400, 401, 403, 404, 413, 422):
         plan = Attempts(replayable=True, max_sent=2)
         plan.begin()
         plan.started(A)

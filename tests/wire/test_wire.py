@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+import select
 import socket
 import ssl
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 
 import anyio
+import httpcore
 import httpx
 import pytest
 import trustme
@@ -17,9 +19,10 @@ import trustme
 import mlbalance_client as mlb
 from mlbalance_client.errors import FailureKind
 from mlbalance_client.wire import Origin, Timeouts, Wire, WireAnswer, WireError, WireOptions, WireRequest
+from mlbalance_client.wire.pool import Connection
 
 from ..conftest import eventually
-from ..scripted import Exchange, Scripted
+from ..scripted import Exchange, Script, Scripted
 
 pytestmark = pytest.mark.anyio
 
@@ -28,10 +31,12 @@ CHUNKED = (b"Transfer-Encoding", b"chunked")
 
 
 def request(
-    body: bytes | AsyncIterable[bytes] = b"hello", timeouts: Timeouts = PATIENT, *, resend: bool = True
+    body: bytes | AsyncIterable[bytes] = b"hello",
+    timeouts: Timeouts = PATIENT,
+    on_resend: Callable[[], None] | None = None,
 ) -> WireRequest:
     length = (b"Content-Length", str(len(body)).encode()) if isinstance(body, bytes) else CHUNKED
-    return WireRequest(b"POST", b"/x", [(b"Host", b"replica"), length], body, timeouts, {}, resend)
+    return WireRequest(b"POST", b"/x", [(b"Host", b"replica"), length], body, timeouts, {}, on_resend)
 
 
 def origin(server: Scripted, scheme: str = "http") -> Origin:
@@ -40,6 +45,13 @@ def origin(server: Scripted, scheme: str = "http") -> Origin:
 
 async def read(answer: WireAnswer) -> bytes:
     return b"".join([chunk async for chunk in answer])
+
+
+async def closed_by_peer(answer: WireAnswer) -> None:
+    """Wait until the end that the server has sent is here: then the idle connection's socket is readable."""
+    file = answer.extensions["network_stream"].get_extra_info("socket").fileno()
+    readable, _, _ = await anyio.to_thread.run_sync(select.select, [file], [], [], 10)
+    assert readable
 
 
 def ok(exchange: Exchange) -> None:
@@ -75,30 +87,77 @@ async def test_a_connection_that_the_server_closed_is_not_used_again() -> None:
 
     with Scripted(once) as server, closing(Wire(WireOptions())) as wire:
         for _ in range(3):
-            assert await read(await wire.open(origin(server), request())) == b"fine"
+            answer = await wire.open(origin(server), request())
+            assert await read(answer) == b"fine"
+            await closed_by_peer(answer)
         assert len(server.exchanges) == 3
         await wire.aclose()
 
 
-@pytest.mark.parametrize("resend", [True, False])
-async def test_a_request_that_met_a_closing_connection_is_sent_once_more_if_it_may(resend: bool) -> None:
-    def close_at_the_second(exchange: Exchange) -> None:
-        if exchange.number == 2:
-            exchange.connection.shutdown(socket.SHUT_RDWR)
-            exchange.connection.close()
-        else:
-            ok(exchange)
+def close(exchange: Exchange) -> None:
+    exchange.connection.shutdown(socket.SHUT_RDWR)
+    exchange.connection.close()
 
-    with Scripted(close_at_the_second) as server, closing(Wire(WireOptions())) as wire:
+
+def reset(exchange: Exchange) -> None:
+    exchange.reset()
+
+
+@pytest.mark.parametrize("end", [close, reset])
+@pytest.mark.parametrize("resend", [True, False])
+async def test_a_request_that_met_a_closing_connection_is_sent_once_more_if_it_may(
+    end: Script, resend: bool
+) -> None:
+    resent: list[int] = []
+    with (
+        Scripted(lambda exchange: (end if exchange.number == 2 else ok)(exchange)) as server,
+        closing(Wire(WireOptions())) as wire,
+    ):
         await read(await wire.open(origin(server), request()))
         if resend:
-            assert await read(await wire.open(origin(server), request())) == b"fine"
+            again = request(on_resend=lambda: resent.append(1))
+            assert await read(await wire.open(origin(server), again)) == b"fine"
         else:
             with pytest.raises(WireError) as caught:
-                await wire.open(origin(server), request(resend=False))
+                await wire.open(origin(server), request())
             assert caught.value.kind in (FailureKind.PROTOCOL, FailureKind.READ)
         assert len(server.exchanges) == (3 if resend else 2)
+        assert resent == ([1] if resend else [])
         await wire.aclose()
+
+
+@pytest.mark.parametrize("end", [close, reset])
+@pytest.mark.parametrize("began", [b"HTTP/1.1 200 OK\r\ncontent-len", b"HTTP/1.1 100 Continue\r\n\r\n"])
+async def test_a_request_of_whose_answer_anything_came_is_not_sent_again(end: Script, began: bytes) -> None:
+    def break_off(exchange: Exchange) -> None:
+        if exchange.number == 1:
+            return ok(exchange)
+        exchange.send(began)
+        return end(exchange)
+
+    with Scripted(break_off) as server, closing(Wire(WireOptions())) as wire:
+        await read(await wire.open(origin(server), request()))
+        with pytest.raises(WireError) as caught:
+            await wire.open(origin(server), request(on_resend=lambda: None))
+        assert caught.value.sent
+        assert len(server.exchanges) == 2
+
+
+async def test_a_replica_that_a_request_may_have_killed_is_not_one_that_it_was_never_sent_to() -> None:
+    resent: list[int] = []
+
+    def crash(exchange: Exchange) -> None:
+        if exchange.number == 1:
+            return ok(exchange)
+        server.stop_listening()
+        return exchange.reset()
+
+    with Scripted(crash) as server, closing(Wire(WireOptions())) as wire:
+        await read(await wire.open(origin(server), request()))
+        with pytest.raises(WireError, match="onnect") as caught:
+            await wire.open(origin(server), request(on_resend=lambda: resent.append(1)))
+        assert caught.value.sent
+        assert not resent
 
 
 async def test_a_fresh_connection_that_dies_is_not_tried_again() -> None:
@@ -119,6 +178,14 @@ async def test_nobody_there_is_a_failure_to_connect() -> None:
             await wire.open(Origin.from_url(free), request())
         assert caught.value.kind is FailureKind.CONNECT
         assert caught.value.kind.never_sent
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64])
+async def test_a_name_that_cannot_be_looked_up_is_a_failure_to_connect(host: str) -> None:
+    with closing(Wire(WireOptions())) as wire:
+        with pytest.raises(WireError) as caught:
+            await wire.open(Origin(b"http", host.encode(), 80), request())
+        assert caught.value.kind is FailureKind.CONNECT
 
 
 async def test_a_slow_answer_is_a_read_timeout() -> None:
@@ -147,6 +214,19 @@ async def test_a_body_of_another_length_than_said_is_the_callers_fault(length: b
         with pytest.raises(WireError) as caught:
             await wire.open(origin(server), wrong)
         assert caught.value.kind is FailureKind.REQUEST
+        assert wire.counts() == (0, 0)
+
+
+@pytest.mark.parametrize("own", [FileNotFoundError("mine"), LookupError("mine"), TimeoutError("mine")])
+async def test_what_the_callers_body_raises_is_the_callers(own: Exception) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"x"
+        raise own
+
+    with Scripted(ok) as server, closing(Wire(WireOptions())) as wire:
+        with pytest.raises(type(own), match="mine") as caught:
+            await wire.open(origin(server), request(broken()))
+        assert caught.value is own
         assert wire.counts() == (0, 0)
 
 
@@ -229,6 +309,27 @@ async def test_a_cancel_at_any_stage_leaves_no_connection(stage: str) -> None:
         assert wire.counts() == (0, 0)
 
 
+async def test_a_body_that_is_closed_while_it_is_read_says_so() -> None:
+    def endless(exchange: Exchange) -> None:
+        exchange.start_stream()
+        exchange.chunk(b"a")
+        exchange.wait_gone()
+
+    async def read_on(answer: WireAnswer) -> None:
+        with pytest.raises(WireError, match="closed while it was being read") as caught:
+            await read(answer)
+        assert caught.value.kind is FailureKind.READ
+
+    with Scripted(endless) as server, closing(Wire(WireOptions())) as wire:
+        answer = await wire.open(origin(server), request())
+        async with anyio.create_task_group() as tasks:
+            assert await anext(answer) == b"a"
+            tasks.start_soon(read_on, answer)
+            await anyio.wait_all_tasks_blocked()
+            await answer.aclose()
+        assert wire.counts() == (0, 0)
+
+
 async def test_many_calls_cancelled_at_random_leave_nothing() -> None:
     rng = random.Random(5)
     with Scripted(ok) as server, closing(Wire(WireOptions())) as wire:
@@ -255,6 +356,72 @@ async def test_closing_an_origin_closes_its_idle_connections_and_keeps_no_other(
         assert await read(busy) == b"fine"
         assert wire.counts()[0] == 1
         await wire.aclose()
+
+
+async def idle_sockets(wire: Wire, server: Scripted, number: int) -> list[socket.socket]:
+    """Those of so many connections that have served and wait for use."""
+    held = [await wire.open(origin(server), request()) for _ in range(number)]
+    sockets = [answer.extensions["network_stream"].get_extra_info("socket") for answer in held]
+    for answer in held:
+        await read(answer)
+    return sockets
+
+
+async def test_reaping_closes_what_the_replica_closed_and_no_other() -> None:
+    with Scripted(ok) as server, closing(Wire(WireOptions())) as wire:
+        sockets = await idle_sockets(wire, server, 3)
+        server.exchanges[0].connection.shutdown(socket.SHUT_RDWR)
+        await anyio.to_thread.run_sync(select.select, [sockets[0].fileno()], [], [], 10)
+        await wire.reap()
+        assert wire.counts() == (2, 0)
+        assert [each.fileno() == -1 for each in sockets] == [True, False, False]
+        await wire.aclose()
+
+
+async def test_expired_connections_are_closed_side_by_side_and_delay_no_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    closing_now: list[Connection] = []
+    all_at_once = anyio.Event()
+
+    async def close_together(connection: Connection) -> None:
+        closing_now.append(connection)
+        if len(closing_now) == 5:
+            all_at_once.set()
+        await all_at_once.wait()
+        await httpcore.AsyncHTTPConnection.aclose(connection)
+
+    with Scripted(ok) as server, closing(Wire(WireOptions(keepalive_expiry_s=0.0))) as wire:
+        sockets = await idle_sockets(wire, server, 5)
+        monkeypatch.setattr(Connection, "aclose", close_together)
+        answer = await wire.open(origin(server), request())
+        assert not closing_now
+        await wire.reap()
+        assert all_at_once.is_set()
+        assert {each.fileno() for each in sockets} == {-1}
+        monkeypatch.undo()
+        assert await read(answer) == b"fine"
+        await wire.aclose()
+
+
+@pytest.mark.parametrize("met", [True, False])
+async def test_closing_an_origin_closes_the_expired_too(met: bool) -> None:
+    with Scripted(ok) as server, closing(Wire(WireOptions(keepalive_expiry_s=0.0))) as wire:
+        sockets = await idle_sockets(wire, server, 2)
+        if met:
+            sockets += await idle_sockets(wire, server, 1)
+        await wire.close_origin(origin(server))
+        assert {each.fileno() for each in sockets} == {-1}
+
+
+async def test_a_tls_context_that_cannot_be_made_leaves_no_connection_busy() -> None:
+    def broken() -> ssl.SSLContext:
+        raise mlb.ConfigError("no such file")
+
+    with closing(Wire(WireOptions(ssl_context=broken))) as wire:
+        with pytest.raises(mlb.ConfigError):
+            await wire.open(Origin.from_url("https://127.0.0.1:1"), request())
+        assert wire.counts() == (0, 0)
 
 
 async def test_no_more_idle_connections_are_kept_than_allowed() -> None:

@@ -1,0 +1,70 @@
+"""The network under one connection, watched: httpcore does not say whether anything of an answer had come.
+
+Its own words do not tell: "disconnected without sending a response" is also what it says of half a head.
+"""
+
+from __future__ import annotations
+
+import ssl
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import httpcore
+
+
+class WatchedNetwork(httpcore.AsyncNetworkBackend):
+    """One for each connection. ``silent``: nothing was received since whoever cares set it to True."""
+
+    def __init__(self, backend: httpcore.AsyncNetworkBackend | None = None) -> None:
+        self._backend = backend
+        self.silent = True
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        backend = self._backend or _native()
+        try:
+            stream = await backend.connect_tcp(host, port, timeout, local_address, socket_options)
+        except UnicodeError as error:  # the resolver cannot encode the name, and httpcore maps only OSError
+            raise httpcore.ConnectError(f"the host name {host!r} cannot be looked up: {error}") from error
+        return _WatchedStream(stream, self)
+
+
+class _WatchedStream(httpcore.AsyncNetworkStream):
+    def __init__(self, stream: httpcore.AsyncNetworkStream, network: WatchedNetwork) -> None:
+        self._stream = stream
+        self._network = network
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        data = await self._stream.read(max_bytes, timeout)
+        if data:
+            self._network.silent = False
+        return data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        return _WatchedStream(
+            await self._stream.start_tls(ssl_context, server_hostname, timeout), self._network
+        )
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+def _native() -> httpcore.AsyncNetworkBackend:
+    trio = sys.modules.get("trio")
+    in_trio = trio is not None and trio.lowlevel.in_trio_run()
+    return httpcore.TrioBackend() if in_trio else httpcore.AnyIOBackend()
