@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
@@ -14,17 +14,9 @@ from . import sources
 from .base import InvalidConfig, Problem, Section, given
 from .discovery import DiscoveryConfig
 from .http import HttpConfig
-from .kinds import config_type, discovery_kinds
+from .kinds import config_type, discovery_kinds, report_kinds
+from .load_reports import LoadReportsConfig
 from .picking import PickingConfig
-
-
-class LoadReportsConfig(Section):
-    """What replicas tell of their load."""
-
-    kind: Literal["none"] = Field(
-        default="none",
-        description="Where reports come from. `none`: the client goes by its own record of what it sent.",
-    )
 
 
 class RetriesConfig(Section):
@@ -74,6 +66,21 @@ def _of_its_kind(value: Any) -> Any:
     return model.model_validate(dict(value))
 
 
+def _report_of_its_kind(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    kind = value.get("kind", LoadReportsConfig.model_fields["kind"].default)
+    if not isinstance(kind, str):
+        raise InvalidConfig(
+            [Problem(("kind",), f"given {given(kind)}; known: {', '.join(report_kinds.names())}")]
+        )
+    try:
+        model = report_kinds.config_type(kind)
+    except ConfigError as error:
+        raise InvalidConfig([Problem(("kind",), str(error))]) from None
+    return model.model_validate(dict(value))
+
+
 class BalancerConfig(Section):
     """Everything that can be set, immutable. Unknown keys and wrong values raise ConfigError.
 
@@ -82,7 +89,9 @@ class BalancerConfig(Section):
     """
 
     discovery: Annotated[SerializeAsAny[DiscoveryConfig], BeforeValidator(_of_its_kind)]
-    load_reports: LoadReportsConfig = LoadReportsConfig()
+    load_reports: Annotated[SerializeAsAny[LoadReportsConfig], BeforeValidator(_report_of_its_kind)] = (
+        LoadReportsConfig()
+    )
     picking: PickingConfig = PickingConfig()
     admission: AdmissionConfig = AdmissionConfig()
     hedging: HedgingConfig = HedgingConfig()
