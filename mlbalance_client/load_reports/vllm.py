@@ -37,7 +37,9 @@ class MetricsPage:
     def __call__(self, body: bytes, at: float) -> LoadReport:
         """Raises ReportError if the page is no page of metrics. ``state`` is None where sleep is not told."""
         metrics = self._reader(body)
-        waiting = metrics.total(*self._named(_WAITING, _BY_REASON))
+        waiting = metrics.total(*self._named(_WAITING))
+        if waiting is None and metrics.series(*self._named(_BY_REASON), reason="capacity"):
+            waiting = metrics.total(*self._named(_BY_REASON))
         if (swapped := metrics.total(*self._named(_SWAPPED))) and waiting is not None:
             waiting += swapped  # the engine before V1 took running requests out to CPU memory
         running = metrics.total(*self._named(_RUNNING))
