@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from math import isfinite
 from types import MappingProxyType
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -110,7 +109,7 @@ class LoadReport:
             value = getattr(self, name)
             if value is None:
                 continue
-            if not isfinite(value) or not 0 <= value <= _MOST:
+            if not 0 <= value <= _MOST:  # so NaN too, and integers that no float can hold
                 wrong[name] = None
             elif name in _SHARES and value > 1:
                 wrong[name] = 1.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import isfinite
 from types import MappingProxyType
 from typing import Any
 
@@ -52,7 +51,7 @@ def number(value: object) -> float | None:
     """A figure that can be: finite, at least 0, not absurd."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST:
         return None
-    return float(value) if isfinite(value) else None
+    return float(value)
 
 
 def whole(value: object) -> int | None:
