@@ -14,8 +14,8 @@ from . import sources
 from .base import InvalidConfig, Problem, Section, given
 from .discovery import DiscoveryConfig
 from .http import HttpConfig
-from .kinds import config_type, discovery_kinds, report_kinds
-from .load_reports import LoadReportsConfig
+from .kinds import config_type, discovery_kinds
+from .load_reports import LoadReportsConfig, report_kinds
 from .picking import PickingConfig
 
 

@@ -1,11 +1,14 @@
-"""Kinds of discovery and of load reports by name: built-in ones, and those that installed packages bring."""
+"""Kinds of discovery by name: the built-in one, and those that installed packages bring as entry points.
+
+An entry point in the group ``mlbalance_client.discovery`` has the kind as its name and loads to a class with
+an attribute ``config_type`` (a DiscoveryConfig); the class is called with such a configuration.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from .discovery import DiscoveryConfig, StaticConfig
-from .load_reports import BUILT_IN_REPORTS, LoadReportsConfig
 from .plugins import Kinds
 
 GROUP = "mlbalance_client.discovery"
@@ -13,12 +16,6 @@ _BUILT_IN: dict[str, type[DiscoveryConfig]] = {"static": StaticConfig}
 
 
 _DISCOVERY = Kinds(GROUP, "discovery", DiscoveryConfig, _BUILT_IN)
-report_kinds = Kinds(
-    "mlbalance_client.load_reports",
-    "load report",
-    LoadReportsConfig,
-    dict.fromkeys(BUILT_IN_REPORTS, LoadReportsConfig),
-)
 
 
 def discovery_kinds() -> list[str]:

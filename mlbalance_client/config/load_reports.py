@@ -8,6 +8,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from .base import Section, given
 from .describe import Unit
+from .plugins import Kinds
 
 BUILT_IN_REPORTS = (
     "auto",
@@ -104,3 +105,11 @@ class LoadReportsConfig(Section):
                 "until the next"
             )
         return self
+
+
+report_kinds = Kinds(
+    "mlbalance_client.load_reports",
+    "load report",
+    LoadReportsConfig,
+    dict.fromkeys(BUILT_IN_REPORTS, LoadReportsConfig),
+)

@@ -14,7 +14,8 @@ from mlbalance_client.errors import ConfigError
 
 from .base import InvalidConfig, Problem, Section
 from .describe import is_structured
-from .kinds import config_type, discovery_kinds, report_kinds
+from .kinds import config_type, discovery_kinds
+from .load_reports import report_kinds
 from .urls import replica_url, shown, target_url
 
 SectionT = TypeVar("SectionT", bound=Section)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import cast
 
-from mlbalance_client.config import LoadReportsConfig, kinds
+from mlbalance_client.config import LoadReportsConfig
+from mlbalance_client.config.load_reports import report_kinds
 
 from . import orca
 from .auto import Auto
@@ -52,7 +53,7 @@ def create(config: LoadReportsConfig, models: Collection[str] = ()) -> Format | 
         return Auto(makers)
     if (maker := makers.get(config.kind)) is not None:
         return maker()
-    return cast(Format, kinds.report_kinds.load(config.kind)(config))
+    return cast(Format, report_kinds.load(config.kind)(config))
 
 
 def _makers(port: int | None, models: Collection[str]) -> dict[str, Callable[[], Format]]:

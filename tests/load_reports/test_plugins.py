@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 import pytest
 
 from mlbalance_client.config import BalancerConfig, LoadReportsConfig
-from mlbalance_client.config.kinds import report_kinds
+from mlbalance_client.config.load_reports import report_kinds
 from mlbalance_client.core.load_report import LoadReport
 from mlbalance_client.errors import ConfigError
 from mlbalance_client.load_reports import Fetch, Format, NoAnswer, NotThere, Page, create
 from mlbalance_client.testing.load_reports import ScriptedReplica, check_format
 
+ROOT = Path(__file__).parents[2]
 STATIC = {"kind": "static", "replicas": ["http://10.0.0.1:8000"]}
 PLUGIN = '''
 import json
@@ -158,6 +160,18 @@ def test_calls_ask_for_orca_where_that_is_the_source() -> None:
     assert asks == {"auto": False, "vllm": False, "triton": False, "orca": True, "none": False}
     assert LoadReportsConfig(kind="vllm", orca=True).asks_orca
     assert not LoadReportsConfig(kind="orca", orca=False).asks_orca
+
+
+@pytest.mark.anyio
+async def test_the_plugin_of_the_page_keeps_its_promises() -> None:
+    codes = re.findall(r"```python\n(.*?)```", (ROOT / "docs/load-reports.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    for code in codes:
+        exec(compile(code, "page", "exec", dont_inherit=True), names)
+
+    await names["test_abacus"]()
+
+    assert names["Abacus"](names["AbacusConfig"]()).kind == "abacus"
 
 
 class Good:
