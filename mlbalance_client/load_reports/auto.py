@@ -96,7 +96,7 @@ class Auto:
         return self._search.known
 
     async def recognises(self, fetch: Fetch) -> bool:
-        """Whether any format does."""
+        """Whether any format does, by a whole look."""
         return await self._recognised(tuple(self._makers), Once(fetch)) is not None
 
     async def read(self, fetch: Fetch, at: float) -> LoadReport:

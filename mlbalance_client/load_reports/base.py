@@ -47,7 +47,8 @@ class Page:
 class Fetch(Protocol):
     """Gets a page of one replica. Never raises for a status; raises NoAnswer if there is no answer.
 
-    Reads no more than MOST_BYTES of a body: a longer one is no answer.
+    Bodies are asked for and given without a content encoding. No more than MOST_BYTES are read: a longer body is no
+    answer.
     """
 
     async def __call__(self, path: str, *, port: int | None = None, accept: str = "*/*") -> Page:

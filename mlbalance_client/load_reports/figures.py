@@ -61,7 +61,7 @@ def whole(value: object) -> int | None:
 
 
 def share(value: object) -> float | None:
-    """The same of a share; above 1 it is cut, for engines count the last block twice."""
+    """The same of a share, cut at 1."""
     found = number(value)
     return None if found is None else min(1.0, found)
 

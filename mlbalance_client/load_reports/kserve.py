@@ -8,7 +8,7 @@ from mlbalance_client.core.load_report import LoadReport, State
 
 from . import probes
 from .base import Fetch, ReportError
-from .figures import parsed
+from .figures import mapping, parsed
 from .pages import ModelStates, Pages, ready
 
 READY, LIVE = "/v2/health/ready", "/v2/health/live"
@@ -33,8 +33,8 @@ class KServe:
         if page.status != 200:
             return False
         try:
-            return not page.body or isinstance(parsed(page.body, LIVE).get("live"), bool)
-        except (ReportError, AttributeError):
+            return not page.body or isinstance(mapping(parsed(page.body, LIVE)).get("live"), bool)
+        except ReportError:
             return False
 
     async def read(self, fetch: Fetch, at: float) -> LoadReport:

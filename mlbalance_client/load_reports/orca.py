@@ -104,9 +104,9 @@ def from_figures(figures: Figures, at: float) -> LoadReport | None:
 
 
 def _from_text(body: bytes) -> Iterable[tuple[str, float]]:
-    """``key=value, key=value``; older writers have a colon."""
+    """``key=value, key=value``; older writers have a colon for the sign."""
     for part in _decoded(body).split(","):
-        name, _, value = part.replace(":", "=", 1).strip().partition("=")
+        name, _, value = part.partition("=" if "=" in part else ":")
         if not _NUMBER.fullmatch(value.strip()):
             raise ReportError("ORCA: a figure is no number")
         yield name.strip(), float(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Fetch, NoAnswer, Page, ReportError
+from .base import Fetch, Page, ReportError
 from .figures import Fields, mapping, objects, parsed
 from .pages import JSON, TEXT
 
@@ -17,9 +17,9 @@ async def model_owner(fetch: Fetch) -> str:
     return owner if isinstance(owner, str) else ""
 
 
-async def metrics(fetch: Fetch, path: str = "/metrics", port: int | None = None) -> bytes:
-    """The body of a page of metrics, or nothing."""
-    page = await fetch(path, port=port, accept=TEXT)
+async def metrics(fetch: Fetch) -> bytes:
+    """The body of the page of metrics, or nothing."""
+    page = await fetch("/metrics", accept=TEXT)
     return page.body if page.status == 200 else b""
 
 
@@ -33,7 +33,7 @@ async def fields(fetch: Fetch, path: str, *, of_status: tuple[int, ...] = (200,)
 
 
 class Once:
-    """A fetch that asks for a page at most once; a page on another port that does not answer counts as missing."""
+    """A fetch that asks for a page at most once."""
 
     def __init__(self, fetch: Fetch) -> None:
         self._fetch = fetch
@@ -43,11 +43,5 @@ class Once:
         """As a Fetch."""
         page = self._pages.get((path, port))
         if page is None:
-            try:
-                page = await self._fetch(path, port=port, accept=accept)
-            except NoAnswer:
-                if port is None:
-                    raise
-                page = Page(404, {}, b"")
-            self._pages[path, port] = page
+            page = self._pages[path, port] = await self._fetch(path, port=port, accept=accept)
         return page

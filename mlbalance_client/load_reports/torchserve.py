@@ -5,7 +5,6 @@ It tells no queue's length, only how long calls have waited: the mean of those b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from mlbalance_client.core.load_report import LoadReport, State
@@ -27,19 +26,17 @@ _STATUSES = _HEALTHY | {"unhealthy"}
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """Calls ever, and the microseconds that they have waited; ``models``: what they were for."""
+    """Calls ever, and the microseconds that they have waited."""
 
     calls: float | None
     waited_us: float | None
-    models: tuple[str, ...]
     doubts: tuple[str, ...]
 
 
 def counters(body: bytes) -> Counters:
     """Of the metrics page. The gauge ``QueueTime`` stays at the last call's wait when traffic ends: left out."""
     metrics = _READER(body)
-    models = tuple(dict.fromkeys(row.label("model_name") for row in metrics.series(_CALLS)))
-    return Counters(metrics.total(_CALLS), metrics.total(_WAITED_US), models, metrics.doubts)
+    return Counters(metrics.total(_CALLS), metrics.total(_WAITED_US), metrics.doubts)
 
 
 def health(page: Page) -> State:
@@ -81,6 +78,6 @@ def _said(page: Page) -> str:
         return ""
 
 
-def _status(fields: Fields | Mapping[str, object]) -> str:
+def _status(fields: Fields) -> str:
     said = fields.get("status", fields.get("health"))
     return said.lower() if isinstance(said, str) else ""

@@ -6,7 +6,7 @@ pending at Triton: the two queues are added up.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import replace
 
 from mlbalance_client.core.load_report import LoadReport, State
@@ -34,11 +34,6 @@ def from_metrics(body: bytes, at: float) -> LoadReport:
     return _report(_READER(body), at)
 
 
-def models_of(body: bytes) -> Iterator[str]:
-    """The models that the page speaks of."""
-    return (row.label("model") for row in _READER(body).series(_SUCCESS))
-
-
 class Triton:
     """Readiness, the metrics, and the readiness of up to four models a read.
 
@@ -60,7 +55,7 @@ class Triton:
         return (await probes.fields(fetch, "/v2")).get("name") == "triton"
 
     async def read(self, fetch: Fetch, at: float) -> LoadReport:
-        """Raises ReportError only if neither readiness nor metrics are there."""
+        """Two pages and up to four empty ones. Raises NotThere if there is no readiness."""
         health = await self._pages.get_any(fetch, "/v2/health/ready")
         page = await self._pages.maybe(fetch, "/metrics", port=self._port, accept=TEXT)
         report = self._figures(page, at)

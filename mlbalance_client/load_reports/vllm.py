@@ -35,7 +35,7 @@ class MetricsPage:
         self._reader = Reader(_STARTED, *(prefix + name for name in _NAMES))
 
     def __call__(self, body: bytes, at: float) -> LoadReport:
-        """Raises ReportError if the page is no page of metrics. ``state`` is None where sleep is not told."""
+        """``state`` is None where sleep is not told. Raises ReportError if the page is too long."""
         metrics = self._reader(body)
         waiting = metrics.total(*self._named(_WAITING))
         if waiting is None and metrics.series(*self._named(_BY_REASON), reason="capacity"):
@@ -43,7 +43,7 @@ class MetricsPage:
         if (swapped := metrics.total(*self._named(_SWAPPED))) and waiting is not None:
             waiting += swapped  # the engine before V1 took running requests out to CPU memory
         running = metrics.total(*self._named(_RUNNING))
-        doubts = metrics.doubts if running is not None else (*metrics.doubts, f"no {self._prefix}{_RUNNING}")
+        missing = [name for name, value in ((_RUNNING, running), (_WAITING, waiting)) if value is None]
         state = _awake(metrics, self._prefix + _SLEEP)
         rows = metrics.series(self._prefix + _RUNNING)
         return LoadReport(
@@ -58,7 +58,7 @@ class MetricsPage:
             prefix_hits=whole(metrics.total(*self._named(*_HITS))),
             models=states((row.label("model_name") for row in rows), state),
             epoch=_epoch(metrics),
-            doubts=doubts,
+            doubts=(*metrics.doubts, *(f"no {self._prefix}{name}" for name in missing)),
         ).sane()
 
     def _named(self, *names: str) -> tuple[str, ...]:
@@ -100,15 +100,16 @@ class Vllm:
         """Up to three pages; one of them of 50 kB."""
         health = await self._pages.maybe(fetch, "/health")
         if health is not None and health.status == 503:
-            # The engine's process is dead, and the server about to end.
-            return LoadReport(source=self.kind, at=at, state=State.DRAINING)
-        report = await self._figures(fetch, at)
+            # vLLM's own has no body: its engine is dead, and the server about to end. Else something before it speaks.
+            state = State.STARTING if health.body else State.DRAINING
+            return LoadReport(source=self.kind, at=at, state=state)
+        report = await self._figures(fetch, at, health)
         if report.state is not None:
             return report
         asleep = await self._asleep(fetch)
         return _with_state(report, State.ASLEEP if asleep else State.READY)
 
-    async def _figures(self, fetch: Fetch, at: float) -> LoadReport:
+    async def _figures(self, fetch: Fetch, at: float, health: Page | None) -> LoadReport:
         page = await self._pages.maybe(fetch, "/metrics", port=self._port, accept=TEXT)
         report = None if page is None or page.status != 200 else from_metrics(page.body, at)
         if report is not None and report.running is not None:
@@ -116,9 +117,11 @@ class Vllm:
         load = await self._pages.maybe(fetch, "/load")
         if load is not None and load.status == 200:
             return from_load(load.body, at)
-        if report is None:
+        if report is not None:
+            return report
+        if page is not None or health is None:
             raise _unreadable(page)
-        return report
+        return LoadReport(source=self.kind, at=at, doubts=("neither /metrics nor /load is there",))
 
     async def _asleep(self, fetch: Fetch) -> bool:
         page = await self._pages.maybe(fetch, "/is_sleeping")

@@ -45,7 +45,7 @@ async def test_every_engine_is_found_and_read(kind: str, script: Script) -> None
     assert form.cheap is (kind in {"sglang", "tgi", "triton", "ollama", "kserve", "torchserve"})
 
 
-async def test_auto_keeps_the_promises_of_a_format() -> None:
+async def test_auto_keeps_all_promises_of_a_format_but_the_number_of_pages() -> None:
     with pytest.raises(AssertionError, match="to recognise takes few pages"):
         await check_format(auto, TGI)
     await check_format(auto, NIM)

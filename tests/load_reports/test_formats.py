@@ -61,6 +61,19 @@ async def test_vllm_whose_engine_died_takes_no_calls() -> None:
     assert report.running is None
 
 
+async def test_a_proxy_that_answers_for_vllm_is_no_dead_engine() -> None:
+    replica = ScriptedReplica({**VLLM, "/health": Page(503, {}, b"no healthy upstream")})
+
+    assert (await make("vllm").read(replica, 1.0)).state is State.STARTING
+
+
+async def test_vllm_that_shows_its_health_alone_is_ready_and_its_load_unknown() -> None:
+    report = await make("vllm").read(ScriptedReplica({"/health": b""}), 1.0)
+
+    assert (report.state, report.running) == (State.READY, None)
+    assert report.doubts == ("neither /metrics nor /load is there",)
+
+
 async def test_vllm_that_sleeps_is_healthy_and_takes_no_calls() -> None:
     old = {
         **VLLM,

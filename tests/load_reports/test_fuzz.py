@@ -80,6 +80,15 @@ def checked(parse: Parse, data: bytes) -> LoadReport | None:
     return report
 
 
+def test_a_replica_is_complained_about_once() -> None:
+    complaints = Complaints()
+    clean, odd = LoadReport(source="x", at=1.0), LoadReport(source="x", at=2.0, doubts=("one", "two"))
+
+    lines = [complaints.about(report) for report in (clean, odd, clean, odd)]
+
+    assert lines == [None, "load report (x) is understood in part only: one; two", None, None]
+
+
 @pytest.mark.parametrize("name", PARSERS)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())

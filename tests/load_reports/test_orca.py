@@ -83,6 +83,10 @@ def test_the_cpu_counts_where_the_application_says_nothing() -> None:
         assert report.utilization == utilization
 
 
+def test_names_may_hold_a_colon_where_the_sign_is_an_equals_sign() -> None:
+    assert orca.parse(b"TEXT named_metrics.vllm:x=3, eps:1") == {"named_metrics.vllm:x": 3.0, "eps": 1.0}
+
+
 def test_the_legacy_header_wins() -> None:
     binary = (NAME + b"-bin", b64encode(body("orca_report.bin")))
 

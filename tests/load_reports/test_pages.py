@@ -156,7 +156,9 @@ def test_vllm_of_the_first_engine_counts_what_was_swapped_out_as_waiting() -> No
 
 
 def test_a_page_without_its_metrics_is_doubted_and_says_nothing() -> None:
-    assert said(vllm.from_metrics(b"some_metric 1\n", AT)) == {"doubts": ("no vllm:num_requests_running",)}
+    assert said(vllm.from_metrics(b"some_metric 1\n", AT)) == {
+        "doubts": ("no vllm:num_requests_running", "no vllm:num_requests_waiting")
+    }
 
 
 @pytest.mark.parametrize(("sample", "running"), [("vllm_load.http", 9), ("vllm_load_idle.http", None)])
