@@ -24,7 +24,7 @@ class Search:
     def __init__(self, kinds: tuple[str, ...]) -> None:
         self._kinds = kinds
         self._doubted = True
-        self._not_before = float("-inf")
+        self._looked_at = self._not_before = float("-inf")
         self._pause_s = _FIRST_PAUSE_S
         self._epoch: str | None = None
         self._queries: int | None = None
@@ -43,18 +43,19 @@ class Search:
         self.known = kind
         self._doubted = kind is None
         self._epoch = self._queries = None
-        self._pause(at)
+        self._looked_at = at
+        self._not_before = at + self._pause_s
+        self._pause_s = min(_LONGEST_PAUSE_S, self._pause_s * 2)
 
-    def failed(self, error: ReportError, at: float) -> None:
+    def failed(self, error: ReportError) -> None:
         """The known kind could not be read. Refused: the server is gone, what comes back may be another."""
         if isinstance(error, NotThere) or (isinstance(error, NoAnswer) and error.refused):
             self._doubted = True
-        if isinstance(error, NotThere):
-            self._pause(at)
 
-    def saw(self, report: LoadReport) -> None:
+    def saw(self, report: LoadReport, at: float) -> None:
         """The known kind was read. A new epoch, or a counter that falls, means a restart; doubts that were not there
-        before may mean another server.
+        before may mean another server. Several servers behind one URL look so at every reading: pauses grow until a
+        reading later than the look's own gives no cause.
         """
         restarted = (self._epoch is not None and report.epoch not in (None, self._epoch)) or (
             self._queries is not None
@@ -63,16 +64,12 @@ class Search:
         )
         self._epoch = report.epoch or self._epoch
         self._queries = report.prefix_queries if report.prefix_queries is not None else self._queries
-        self._pause_s = _FIRST_PAUSE_S
-        if restarted:
-            self._doubted, self._not_before = True, float("-inf")
-        elif report.doubts and report.doubts != self._doubts:
+        if restarted or (report.doubts and report.doubts != self._doubts):
             self._doubted = True
+        elif at > self._looked_at:
+            self._pause_s = _FIRST_PAUSE_S
+            self._not_before = float("-inf")
         self._doubts = report.doubts
-
-    def _pause(self, at: float) -> None:
-        self._not_before = max(self._not_before, at + self._pause_s)
-        self._pause_s = min(_LONGEST_PAUSE_S, self._pause_s * 2)
 
 
 class Auto:
@@ -109,9 +106,9 @@ class Auto:
         try:
             report = await self._format.read(fetch, at)
         except ReportError as error:
-            self._search.failed(error, at)
+            self._search.failed(error)
             raise
-        self._search.saw(report)
+        self._search.saw(report, at)
         return report
 
     async def _recognised(self, kinds: tuple[str, ...], fetch: Fetch) -> Format | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from mlbalance_client.load_reports import Format, NoAnswer, NotThere, Page, Repo
 from mlbalance_client.load_reports.auto import Auto, Search
 from mlbalance_client.testing.load_reports import Script, ScriptedReplica, check_format
 
-from .pages import NIM, REPLICAS, SGLANG_METRICS, SGLANG_OLD, TGI, VLLM
+from .pages import NIM, REPLICAS, SGLANG_METRICS, SGLANG_OLD, TGI, VLLM, body
 
 pytestmark = pytest.mark.anyio
 
@@ -169,6 +168,21 @@ async def test_a_known_engine_without_its_pages_is_not_flooded() -> None:
     assert len(replica.asked) < 150
 
 
+async def test_several_servers_behind_one_address_are_not_looked_at_at_every_turn() -> None:
+    one = body("vllm_metrics_busy.http")
+    other = one.replace(b"1.79547973413e+09", b"1.8e+09")
+    replica = ScriptedReplica(VLLM)
+    form = auto()
+    looks = 0
+    for second in range(120):
+        replica.pages["/metrics"] = other if second % 2 else one
+        before = replica.asked.count("/v1/models")
+        await form.read(replica, float(second))
+        looks += replica.asked.count("/v1/models") > before
+
+    assert 3 <= looks <= 8
+
+
 async def pages_of(form: Format, replica: ScriptedReplica, at: float) -> int:
     before = len(replica.asked)
     await form.read(replica, at)
@@ -183,7 +197,7 @@ def believing() -> Search:
     search = Search((A, B, C))
     assert search.due(0.0) == (A, B, C)
     search.found(B, 0.0)
-    search.saw(report(epoch="1", prefix_queries=10))
+    search.saw(report(epoch="1", prefix_queries=10), 1.0)
     assert search.due(99.0) == ()
     return search
 
@@ -202,16 +216,16 @@ def believing() -> Search:
 def test_a_restart_is_seen_in_the_report(next_one: LoadReport, again: bool) -> None:
     search = believing()
 
-    search.saw(next_one)
+    search.saw(next_one, 2.0)
 
     assert search.due(2.0) == ((B, A, C) if again else ())
 
 
 def test_what_was_known_is_compared_over_reports_that_do_not_say_it() -> None:
     search = believing()
-    search.saw(report())
+    search.saw(report(), 2.0)
 
-    search.saw(report(prefix_queries=9))
+    search.saw(report(prefix_queries=9), 3.0)
 
     assert search.due(2.0)
 
@@ -230,7 +244,7 @@ def test_an_error_makes_it_look_again_only_if_the_server_may_be_another(
 ) -> None:
     search = believing()
 
-    search.failed(error, 10.0)
+    search.failed(error)
 
     assert bool(search.due(20.0)) is again
 
@@ -247,6 +261,8 @@ def test_pauses_double_up_to_a_minute_and_start_anew_after_a_report() -> None:
 
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
     search.found(A, at)
-    search.saw(replace(report(), epoch="1"))
-    search.failed(NotThere(""), at + 100)
-    assert search.due(at + 101)
+    search.saw(report(epoch="1"), at)
+    search.failed(NotThere(""))
+    assert not search.due(at + 59)
+    search.saw(report(epoch="1"), at + 1)
+    assert search.due(at + 1)

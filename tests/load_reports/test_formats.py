@@ -342,5 +342,15 @@ async def test_a_server_error_is_an_error_and_no_missing_page() -> None:
 def test_the_late_wait_needs_two_readings_and_calls_between_them() -> None:
     wait = LateWait()
 
-    given = [(0.0, 0.0), (3e6, 6.0), (3e6, 6.0), (1e6, 2.0), (2e6, 3.0), (None, 4.0), (4e6, 5.0), (9e99, 6.0)]
-    assert [wait(*each) for each in given] == [None, 0.5, None, None, 1.0, None, None, 3600.0]
+    given = [
+        (0.0, 0.0),
+        (3e6, 6.0),
+        (3e6, 6.0),
+        (1e6, 2.0),
+        (2e6, 3.0),
+        (None, 4.0),
+        (4e6, 5.0),
+        (9e99, 6.0),
+        (1e100, 5.0),
+    ]
+    assert [wait(*each) for each in given] == [None, 0.5, None, None, 1.0, None, None, 3600.0, None]

@@ -61,6 +61,7 @@ def test_names_are_exact() -> None:
 
     assert metrics.total("vllm:x_total") == 3
     assert metrics.series("vllm:x") == []
+    assert not Reader("vllm:x")(generate_latest(registry))
     assert values(f'{NAME}_by_reason{{reason="capacity"}} 4\n{NAME}{{a="b"}} 5\n') == [5]
 
 
