@@ -116,7 +116,7 @@ class Vllm:
             return report
         load = await self._pages.maybe(fetch, "/load")
         if load is not None and load.status == 200:
-            return from_load(load.body, at)
+            return replace(from_load(load.body, at), doubts=report.doubts if report else ())
         if report is not None:
             return report
         if page is not None or health is None:
@@ -125,7 +125,10 @@ class Vllm:
 
     async def _asleep(self, fetch: Fetch) -> bool:
         page = await self._pages.maybe(fetch, "/is_sleeping")
-        return page is not None and page.status == 200 and is_sleeping(page.body)
+        try:
+            return page is not None and page.status == 200 and is_sleeping(page.body)
+        except ReportError:
+            return False  # not vLLM's page: something before it answers what vLLM does not know
 
 
 def _unreadable(page: Page | None) -> ReportError:

@@ -16,7 +16,6 @@ pytestmark = pytest.mark.anyio
 
 PORTS = {"ray_serve": 8080}
 MODELS = {"kserve": ["m"]}
-WITHOUT_FIGURES = {name: Page(status, {}, b"") for name, status in [("missing", 404), ("gone", 503)]}
 
 
 def make(kind: str) -> Format:
@@ -104,6 +103,17 @@ async def test_vllm_without_metrics_is_read_by_its_load(metrics: Page | bytes) -
     report = await make("vllm").read(ScriptedReplica({**VLLM, "/metrics": metrics}), 1.0)
 
     assert (report.running, report.waiting, report.partial, report.state) == (9, None, True, State.READY)
+    assert bool(report.doubts) is isinstance(metrics, bytes)
+
+
+async def test_a_page_for_everything_before_an_old_vllm_is_no_sign_of_sleep() -> None:
+    replica = ScriptedReplica(
+        {"/metrics": page("vllm_0.8_old_names_metrics.prom")}, other=Page(200, {}, b"<html></html>")
+    )
+
+    report = await make("vllm").read(replica, 1.0)
+
+    assert (report.state, report.running) == (State.READY, 5)
 
 
 async def test_metrics_may_be_on_another_port() -> None:
