@@ -13,21 +13,19 @@ from .plugins import Kinds
 
 GROUP = "mlbalance_client.discovery"
 _BUILT_IN: dict[str, type[DiscoveryConfig]] = {"static": StaticConfig}
-
-
-_DISCOVERY = Kinds(GROUP, "discovery", DiscoveryConfig, _BUILT_IN)
+DISCOVERY = Kinds(GROUP, "discovery", DiscoveryConfig, _BUILT_IN)
 
 
 def discovery_kinds() -> list[str]:
     """The kinds that can be used here and now."""
-    return _DISCOVERY.names()
+    return DISCOVERY.names()
 
 
 def config_type(kind: str) -> type[DiscoveryConfig]:
     """The configuration of a kind. Raises ConfigError if it is not installed or broken."""
-    return _DISCOVERY.config_type(kind)
+    return DISCOVERY.config_type(kind)
 
 
 def load(kind: str) -> Any:
     """The class behind an entry point. Raises ConfigError if there is none or its import fails."""
-    return _DISCOVERY.load(kind)
+    return DISCOVERY.load(kind)

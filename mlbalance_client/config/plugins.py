@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from mlbalance_client.errors import ConfigError
 
-from .base import Section, nearest
+from .base import InvalidConfig, Problem, Section, given, nearest
 
 ConfigT = TypeVar("ConfigT", bound=Section)
 
@@ -42,6 +42,23 @@ class Kinds(Generic[ConfigT]):
                 f"{self._word} kind {kind!r}: its plugin has no config_type that is a {self._base.__name__}"
             )
         return found
+
+    def section(self, value: Any, default: str | None = None) -> Any:
+        """A table as the section of its kind, for a field of the group; all else as it is. Raises InvalidConfig.
+
+        ``default``: the kind of a table that names none; without it the kind is required.
+        """
+        if not isinstance(value, Mapping):
+            return value
+        kind = value.get("kind", default)
+        if not isinstance(kind, str):
+            fault = "is required" if kind is None else f"given {given(kind)}"
+            raise InvalidConfig([Problem(("kind",), f"{fault}; known: {', '.join(self.names())}")])
+        try:
+            model = self.config_type(kind)
+        except ConfigError as error:
+            raise InvalidConfig([Problem(("kind",), str(error))]) from None
+        return model.model_validate(dict(value))
 
     def load(self, kind: str) -> Any:
         """The class behind an entry point. Raises ConfigError if there is none or its import fails."""
