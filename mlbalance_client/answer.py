@@ -7,24 +7,32 @@ round, so that a body which the caller drops can be noticed and its flow ended.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from typing import NamedTuple
 from weakref import ref
 
 from .core.fleet import Pick
 from .core.model import Usage, Verdict
 from .core.report import CallReport
-from .dialects.base import AnswerWatch, InBandError, Sign
+from .dialects.base import AnswerWatch, Ending, InBandError, Sign
 from .errors import FailureKind, StreamInterrupted
 from .wire import WireAnswer, WireError
 
 HELD_BYTES = 64 * 1024
 
 
+class Stopped(NamedTuple):
+    """Why a flow was closed that its caller held."""
+
+    kind: FailureKind
+    why: str
+
+
 class Flow:
     """An attempt's answer: reads it up to the commit point, then passes it on; settles its pick exactly once."""
 
     __slots__ = (
-        "_chunks", "_clock", "_on_end", "_watch", "blind", "buffered", "delivered", "idle_since", "number", "pick",
-        "reader", "report", "settled", "whole", "wire",
+        "_chunks", "_clock", "_on_end", "_watch", "blind", "buffered", "delivered", "ending", "idle_since",
+        "number", "pick", "reader", "report", "settled", "stopped", "whole", "wire",
     )  # fmt: skip
 
     def __init__(
@@ -49,6 +57,8 @@ class Flow:
         self.idle_since: float | None = None
         self.reader: ref[AnswerBody] | None = None
         self.settled = False
+        self.stopped: Stopped | None = None
+        self.ending: Ending | None = None
         self.whole = False
         self._watch = watch
         self._chunks: AsyncIterator[bytes] = aiter(wire)
@@ -65,30 +75,46 @@ class Flow:
         if self._watch.commits_at_head:
             return Sign.CONTENT
         feed = self._watch.feed
-        async for chunk in self._chunks:
+        while (chunk := await self._read()) is not None:
             self.buffered.append(chunk)
             sign = feed(chunk)
             if sign is not Sign.PREAMBLE:
                 return sign
-        self.whole = True
         return Sign.CONTENT
 
     async def hold(self) -> bool:
-        """Read the rest of a small answer, so that it can be delivered later; False if it is too large for that."""
+        """Read the rest of a small answer, so that it can be delivered later; False if it is too large for that.
+
+        Raises WireError.
+        """
         size = sum(map(len, self.buffered))
         while size <= HELD_BYTES:
-            chunk = await anext(self._chunks, None)
+            chunk = await self._read()
             if chunk is None:
-                self.whole = True
                 return True
             self.buffered.append(chunk)
             self._watch.passed(chunk)
             size += len(chunk)
         return False
 
+    async def _read(self) -> bytes | None:
+        """The next bytes, or None at the end. Raises WireError, also for an answer that only a closed connection ended
+        and that lacks its own mark of an end."""
+        chunk = await anext(self._chunks, None)
+        if chunk is None:
+            ending = self.ending = self._watch.end()
+            if not (ending.complete or ending.error) and self._lacks_its_end():
+                raise WireError(FailureKind.READ, "the connection was closed before the answer's end")
+            self.whole = True
+        return chunk
+
+    def _lacks_its_end(self) -> bool:
+        wire = self.wire
+        return wire.status < 400 and self._watch.has_mark and wire.ends_with_connection
+
     async def finish(self) -> None:
         """The answer was read to its end: settle by what it says of itself."""
-        ending = self._watch.end()
+        ending = self.ending or self._watch.end()
         self.settle(Verdict.FAILED if ending.error else Verdict.OK, ending.usage)
         await self.wire.aclose()
 
@@ -107,8 +133,9 @@ class Flow:
         else:
             asked = self._clock()
             try:
-                read = await anext(self._chunks, None)
+                read = await self._read()
             except WireError as error:
+                self.pick.failed(self._clock())
                 await self.aclose(Verdict.FAILED)
                 raise StreamInterrupted(
                     f"the answer of {self.pick.replica.id} broke off after {self.delivered} bytes: {error}",
@@ -116,7 +143,6 @@ class Flow:
                     kind=error.kind,
                 ) from error
             if read is None:
-                self.whole = True
                 await self.finish()
                 return None
             chunk = read
@@ -137,6 +163,12 @@ class Flow:
         self.settle(verdict)
         await self.wire.aclose()
 
+    async def stop(self, verdict: Verdict, kind: FailureKind, why: str) -> None:
+        """Close what the caller still holds; whoever reads on will hear why."""
+        if not self.settled:
+            self.stopped = Stopped(kind, why)
+        await self.aclose(verdict)
+
 
 class AnswerBody:
     """The body as the caller reads it: raw bytes, once."""
@@ -154,11 +186,11 @@ class AnswerBody:
 
     async def __anext__(self) -> bytes:
         flow = self._flow
-        if flow.settled and not (flow.whole or self._closed):
+        if flow.stopped is not None and not self._closed:
             raise StreamInterrupted(
-                f"the answer of {flow.pick.replica.id} was held unread for too long and has been closed",
+                f"the answer of {flow.pick.replica.id} was closed: {flow.stopped.why}",
                 bytes_delivered=flow.delivered,
-                kind=FailureKind.UNREAD,
+                kind=flow.stopped.kind,
             )
         if self._closed:
             raise StopAsyncIteration

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -26,11 +25,15 @@ class Lease:
     An exception that leaves the block means that the replica has failed the call, unless a verdict was given before.
     """
 
-    def __init__(self, pick: Pick, report: CallReport, clock: Callable[[], float]) -> None:
+    def __init__(self, pick: Pick, report: CallReport, engine: Engine, began: float) -> None:
         self._pick = pick
-        self._clock = clock
+        self._engine = engine
+        self._began = began
+        self._id = engine.new_id()
         self._settled = False
         self.report = report
+        report.picked(pick)
+        engine.tell_picked(self._id, pick, 1, report, began)
 
     @property
     def replica(self) -> Replica:
@@ -39,11 +42,14 @@ class Lease:
 
     def first_content(self) -> None:
         """The first token (or row) came: the prefill is done."""
-        self._pick.first_content(self._clock())
+        now = self._engine.clock()
+        if self.report.ttft_s is None:
+            self.report.ttft_s = now - self._began
+        self._pick.first_content(now)
 
     def more_content(self) -> None:
         """More of a stream came, to a reader who was waiting for it: its pace shows how busy the replica is."""
-        self._pick.piece(float("-inf"), self._clock())
+        self._pick.piece(float("-inf"), self._engine.clock())
 
     def succeed(
         self,
@@ -57,7 +63,9 @@ class Lease:
 
     def fail(self, error: BaseException | str) -> None:
         """The replica failed the call."""
-        self.report.reason = f"failed: {error}"
+        if not self._settled:
+            self.report.reason = f"failed: {error}"
+            self._pick.failed(self._engine.clock())
         self._settle(Verdict.FAILED)
 
     def release(self) -> None:
@@ -67,8 +75,8 @@ class Lease:
     def _settle(self, verdict: Verdict, usage: Usage | None = None) -> None:
         if not self._settled:
             self._settled = True
-            self.report.usage = usage
-            self._pick.settle(verdict, self._clock(), usage)
+            self._pick.settle(verdict, self._engine.clock(), usage)
+            self._engine.tell_settled(self._id, self._pick, self.report, self._began, verdict, usage)
 
 
 class Balancer:
@@ -95,13 +103,12 @@ class Balancer:
     @asynccontextmanager
     async def acquire(self, call: Call) -> AsyncIterator[Lease]:
         """Pick a replica for ``call`` and hold the charge until the block ends. Raises NoReplicas."""
-        self._engine.start()
-        began = time.monotonic()
-        demand = self._engine.demand(reading_of(call), call.options)
-        pick = self._engine.fleet.pick(demand, began)
-        report = CallReport()
-        report.picked(pick)
-        lease = Lease(pick, report, time.monotonic)
+        engine = self._engine
+        engine.start()
+        began = engine.clock()
+        pick = engine.fleet.pick(engine.demand(reading_of(call), call.options), began)
+        report = CallReport(tenant=call.options.tenant, priority=call.options.priority)
+        lease = Lease(pick, report, engine, began)
         try:
             yield lease
         except Exception as error:
@@ -117,7 +124,7 @@ class Balancer:
     def explain(self, call: Call) -> Explanation:
         """Which replica ``call`` would get now, and why; nothing is charged."""
         demand = self._engine.demand(reading_of(call), call.options)
-        return explain(demand, self._engine.fleet.choose(demand, time.monotonic()))
+        return explain(demand, self._engine.fleet.choose(demand, self._engine.clock()))
 
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
         """Hear every event until the returned function is called."""

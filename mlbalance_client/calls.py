@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import isfinite
 from typing import Any
 
 from .errors import ConfigError
 
 HEADER_PREFIX = "x-mlbalance-"
+_MOST_TOKENS = 1_000_000_000
+_MOST_S = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,7 @@ class CallOptions:
 
     session:    calls of one session go to the same replica while it has room
     tenant, priority: carried into events and reports
-    hedge:      False forbids a second, parallel attempt for this call
+    hedge:      False forbids a second, parallel attempt for this call; nothing hedges yet
     replayable: whether the call may be sent twice; None lets the dialect decide
     deadline_s: seconds from now until an answer must have begun, else DeadlineExceeded
     cost:       the prompt's cost in tokens, where the caller knows better than the estimate
@@ -33,10 +34,20 @@ class CallOptions:
     cost: int | None = None
 
     def __post_init__(self) -> None:
-        if self.deadline_s is not None and not (isfinite(self.deadline_s) and self.deadline_s > 0):
-            raise ConfigError(f"deadline_s must be a positive number of seconds, not {self.deadline_s!r}")
-        if self.cost is not None and self.cost < 0:
-            raise ConfigError(f"cost must be a number of tokens, at least 0, not {self.cost!r}")
+        deadline_s = self.deadline_s
+        if deadline_s is not None and not (_is_number(deadline_s) and 0 < deadline_s <= _MOST_S):
+            raise ConfigError(
+                f"deadline_s must be a number of seconds from 0 to {_MOST_S:,}, not {deadline_s!r:.40}"
+            )
+        for name, value in (("session", self.session), ("tenant", self.tenant)):
+            if value is not None and not isinstance(value, str):
+                raise ConfigError(f"{name} must be a string, not a {type(value).__name__}")
+        if type(self.priority) is not int:
+            raise ConfigError(f"priority must be a whole number, not {self.priority!r:.40}")
+        if self.cost is not None and (type(self.cost) is not int or not 0 <= self.cost <= _MOST_TOKENS):
+            raise ConfigError(
+                f"cost must be a whole number of tokens up to {_MOST_TOKENS:,}, not {self.cost!r:.40}"
+            )
 
     def with_headers(self, headers: Mapping[str, str]) -> CallOptions:
         """These options, overridden by ``x-mlbalance-*`` headers (names lower case). Raises ConfigError."""
@@ -75,6 +86,10 @@ def _flag(name: str, text: str) -> bool:
         case "0" | "false" | "no" | "off":
             return False
     raise ConfigError(f"header {HEADER_PREFIX}{name} must be true or false, not {text!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 NO_WISHES = CallOptions()

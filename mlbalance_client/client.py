@@ -56,14 +56,14 @@ class AsyncBalancerTransport(library.AsyncBaseTransport):
     ``target``: a discovery URL, a BalancerConfig, the path of a TOML file, or None for ``MLBALANCE_TARGET``.
     ``fleet_url``: requests to another host than this are refused; None takes every host to mean the fleet.
     ``options``: those of the library's own transport (verify, cert, trust_env, limits, local_address,
-    socket_options). Raises ConfigError.
+    socket_options), and ``dialects``: Dialect objects that are asked before the built-in ones. Raises ConfigError.
     """
 
     def __init__(self, target: Target = None, *, fleet_url: str | None = None, **options: Any) -> None:
         self.face = Face(library, target, fleet_url, options)
         self.engine = self.face.engine
-        allowed = self.face.config.http.allow_other_hosts
-        self._others = library.AsyncHTTPTransport() if allowed else None
+        others = self.face.others
+        self._others = None if others is None else library.AsyncHTTPTransport(**others)
 
     async def handle_async_request(self, request: library.Request) -> library.Response:
         """Perform one call; its errors are in docs/errors.md."""
@@ -71,6 +71,7 @@ class AsyncBalancerTransport(library.AsyncBaseTransport):
         if face.elsewhere(url.host):
             if self._others is None:
                 raise face.refusal(str(url))
+            face.to_stranger(request.headers)
             return await self._others.handle_async_request(request)
         stream = request.stream
         body = b"".join(stream) if isinstance(stream, library.ByteStream) else await face.collect(stream)
@@ -128,8 +129,8 @@ class BalancerTransport(library.BaseTransport):
         self.engine = self.face.engine
         self._thread = LoopThread("mlbalance", self.engine.aclose)
         self._stop = weakref.finalize(self, self._thread.stop)
-        allowed = self.face.config.http.allow_other_hosts
-        self._others = library.HTTPTransport() if allowed else None
+        others = self.face.others
+        self._others = None if others is None else library.HTTPTransport(**others)
 
     def handle_request(self, request: library.Request) -> library.Response:
         """Perform one call; its errors are in docs/errors.md."""
@@ -137,8 +138,9 @@ class BalancerTransport(library.BaseTransport):
         if face.elsewhere(url.host):
             if self._others is None:
                 raise face.refusal(str(url))
+            face.to_stranger(request.headers)
             return self._others.handle_request(request)
-        body = b"".join(request.stream)  # type: ignore[arg-type]  # a synchronous client sends nothing else
+        body = face.collect_sync(request.stream)
         call, sdk_retries = face.prepare(
             request.method, url.raw_path, url.netloc, request.headers.raw, body, request.extensions
         )

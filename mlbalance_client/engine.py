@@ -7,7 +7,7 @@ wire -> commit point -> the body flows to the caller -> settled once, whatever t
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -18,16 +18,17 @@ from weakref import ref
 
 import anyio
 
-from . import dialects, discovery
+from . import discovery
 from .answer import AnswerBody, Flow, HeldBody
 from .calls import NO_WISHES, CallOptions
 from .config import BalancerConfig
-from .core.attempts import Attempts, Command, Deliver, GiveUp, Start
+from .core.attempts import RETRIED_STATUSES, Attempts, Command, Deliver, GiveUp, Start
 from .core.fingerprint import fingerprint, text_key
 from .core.fleet import Fleet, Pick
 from .core.model import Demand, Usage, Verdict
+from .core.pushback import Pushback
 from .core.report import CallReport, Explanation, FleetSnapshot, explain, snapshot
-from .dialects.base import Dialect, Reading, Sign
+from .dialects import Dialect, Reading, Sign, find
 from .errors import AttemptReport, AttemptsExhausted, DeadlineExceeded, FailureKind, NoReplicas
 from .events import (
     AttemptEnded,
@@ -40,7 +41,7 @@ from .events import (
     log_events,
 )
 from .tending import EventLoop, Loop
-from .wire import Origin, Timeouts, Wire, WireAnswer, WireError, WireOptions, WireRequest
+from .wire import Origin, Timeouts, Wire, WireAnswer, WireError, WireOptions, WireRequest, retry_after_s
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -82,7 +83,7 @@ class _Call:
     demand: Demand
     plan: Attempts
     began: float
-    report: CallReport = field(default_factory=CallReport)
+    report: CallReport
     attempts: list[AttemptReport] = field(default_factory=list)
     flows: dict[int, Flow] = field(default_factory=dict)
 
@@ -102,16 +103,21 @@ class Engine:
         config: BalancerConfig,
         *,
         wire: WireOptions | None = None,
+        dialects: Sequence[Dialect] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
         self.events = EventStream()
         log_events(self.events)
         rng = Random(config.seed)
-        self.fleet = Fleet(config.picking, rng)
-        self._clock = clock
+        rests = config.outlier_detection
+        self.fleet = Fleet(config.picking, rng, Pushback(rests.rest_base_s, rests.rest_max_s))
+        self.clock = clock
         self._client_id = f"{rng.getrandbits(40):010x}"
         self._numbers = count(1)
+        self._dialects = tuple(dialects)
+        secret = config.picking.fingerprint_secret
+        self._secret = None if secret is None else secret.get_secret_value().encode()
         options = wire or WireOptions(keepalive_expiry_s=config.http.keepalive_expiry_s)
         self.wire = Wire(options)
         self._origins: dict[str, tuple[Origin, bytes, bytes]] = {}
@@ -143,13 +149,11 @@ class Engine:
 
     async def aclose(self) -> None:
         """End the loops, the open streams and the connections. Idempotent; any task of the loop may call it."""
-        if self._closed:
-            return
         self._closed = True
         for loop in self._loops:
             await loop.aclose()
         for flow in list(self._open):
-            await flow.aclose(Verdict.CANCELLED)
+            await flow.stop(Verdict.CANCELLED, FailureKind.CANCELLED, "the client was closed")
         await self.wire.aclose()
 
     @property
@@ -159,22 +163,22 @@ class Engine:
 
     def snapshot(self) -> FleetSnapshot:
         """What the client believes of its replicas now."""
-        now = self._clock()
+        now = self.clock()
         self.fleet.ledger.sweep(now)
         return snapshot(self.fleet, now, self.config.picking.policy)
 
     def explain(self, path: str, body: bytes, options: CallOptions) -> Explanation:
         """Which replica a call would go to now, and why; nothing is charged. Raises NoReplicas."""
-        reading = dialects.find("POST", path).read(path, body)
+        reading = self._dialect("POST", path).read(path, body)
         demand = self.demand(reading, options)
-        return explain(demand, self.fleet.choose(demand, self._clock()))
+        return explain(demand, self.fleet.choose(demand, self.clock()))
 
     def _publish(self, membership: discovery.Membership) -> None:
         change = self.fleet.update(membership.replicas)
         if change:
             total = len(membership.replicas)
             event = ReplicasChanged(
-                self._clock(), membership.source, change.added, change.removed, change.changed, total
+                self.clock(), membership.source, change.added, change.removed, change.changed, total
             )
             self.events.emit(event)
 
@@ -184,7 +188,7 @@ class Engine:
         """What a call with this reading asks of a replica."""
         session = options.session or reading.session
         return self.fleet.demand(
-            fingerprint(reading.prompt),
+            fingerprint(reading.prompt, self._secret),
             text_bytes=reading.prompt_bytes,
             extra_tokens=reading.extra_tokens,
             output_limit=reading.output_limit,
@@ -207,27 +211,43 @@ class Engine:
             return await self._perform(call)
         with anyio.move_on_after(deadline_s):
             return await self._perform(call)
-        raise DeadlineExceeded(f"no answer began within {deadline_s} s")
+        match call.plan.out_of_time():
+            case Deliver(number, exhausted):
+                return await self._deliver(call, number, exhausted=exhausted)
+            case _:
+                raise DeadlineExceeded(f"no answer began within {deadline_s} s")
 
     def _begin(self, request: Request) -> _Call:
         path = request.target.partition(b"?")[0].decode("ascii", "replace")
-        dialect = dialects.find(request.method, path)
+        dialect = self._dialect(request.method, path)
         body = request.body
-        repeatable = isinstance(body, bytes)
+        repeatable = isinstance(body, bytes) and len(body) <= self.config.http.max_replay_body_bytes
         reading = dialect.read(path, body if isinstance(body, bytes) else b"")
         if reading.streaming:
             request.headers = _unencoded(request.headers)
         options = request.options
         wished = reading.replayable if options.replayable is None else options.replayable
         return _Call(
-            id=f"{self._client_id}.{next(self._numbers)}",
+            id=self.new_id(),
             request=request,
             dialect=dialect,
             streaming=reading.streaming,
             demand=self.demand(reading, options),
             plan=Attempts(repeatable and wished, self.config.retries.max_attempts),
-            began=self._clock(),
+            began=self.clock(),
+            report=CallReport(tenant=options.tenant, priority=options.priority),
         )
+
+    def _dialect(self, method: str, path: str) -> Dialect:
+        """The caller's own before ours."""
+        for dialect in self._dialects:
+            if dialect.matches(method, path):
+                return dialect
+        return find(method, path)
+
+    def new_id(self) -> str:
+        """A call's id: the client's, and a number."""
+        return f"{self._client_id}.{next(self._numbers)}"
 
     async def _perform(self, call: _Call) -> Answer:
         command = call.plan.begin()
@@ -236,7 +256,7 @@ class Engine:
             match command:
                 case Start(avoid):
                     try:
-                        pick = self.fleet.pick(call.demand, self._clock(), avoid)
+                        pick = self.fleet.pick(call.demand, self.clock(), avoid)
                     except NoReplicas:
                         if not call.attempts:
                             raise
@@ -253,11 +273,10 @@ class Engine:
         number = len(call.attempts) + 1
         call.plan.started(pick.replica.id)
         call.report.picked(pick)
-        began = self._clock()
+        began = self.clock()
         if previous is not None:
             self._tell_failover(call, pick, began, previous)
-        if self.events:
-            self._tell_start(call, pick, number, began)
+        self.tell_picked(call.id, pick, number, call.report, began)
         flow: Flow | None = None
         try:
             answer = await self._open_wire(call, pick)
@@ -268,17 +287,22 @@ class Engine:
             if flow is not None:
                 await flow.aclose(Verdict.FAILED)
             else:
-                pick.settle(Verdict.FAILED, self._clock())
-            self._ended(call, pick, number, began, failure=error.kind, detail=str(error))
+                self._settle_unanswered(call, pick, Verdict.FAILED)
+            kind, detail = error.kind, str(error)
+            if kind is not FailureKind.REQUEST and not self._closed:
+                pick.failed(self.clock())
+            if self._closed:
+                kind, detail = FailureKind.CANCELLED, "the client was closed"
+            self._ended(call, pick, number, began, failure=kind, detail=detail)
             call.flows.pop(number, None)
-            return call.plan.failed(error.kind)
+            return call.plan.failed(kind)
         except BaseException:
             if flow is not None:
                 await flow.aclose(Verdict.CANCELLED)
+                call.flows.pop(number, None)
             else:
-                pick.settle(Verdict.CANCELLED, self._clock())
-            for held in call.flows.values():
-                held.settle(Verdict.FAILED)
+                self._settle_unanswered(call, pick, Verdict.CANCELLED)
+            self._ended(call, pick, number, began, failure=FailureKind.CANCELLED)
             raise
         self._ended(call, pick, number, began, status=flow.wire.status)
         return command
@@ -318,7 +342,7 @@ class Engine:
             answer,
             watch,
             call.report,
-            self._clock,
+            self.clock,
             partial(self._on_end, call),
             blind=call.demand.blind,
         )
@@ -330,7 +354,7 @@ class Engine:
             return await self._refused(call, flow, status)
         sign = await flow.until_commit()
         if sign is Sign.CONTENT:
-            now = self._clock()
+            now = self.clock()
             call.report.ttft_s = now - call.began
             if not flow.blind:
                 flow.pick.first_content(now)
@@ -343,26 +367,30 @@ class Engine:
         error = flow.in_band_error
         return await self._refused(call, flow, error.status if error is not None else 0)
 
-    @staticmethod
-    async def _refused(call: _Call, flow: Flow, status: int) -> Command:
-        if not (flow.whole or await flow.hold()):
+    async def _refused(self, call: _Call, flow: Flow, status: int) -> Command:
+        held = flow.whole or await flow.hold()
+        if not held and not self.fleet.serves(call.demand, call.plan.tried):
             return call.plan.content(flow.number)
-        flow.settle(Verdict.FAILED)
-        await flow.wire.aclose()
-        return call.plan.refused(flow.number, status)
+        if status in RETRIED_STATUSES:
+            flow.pick.failed(self.clock(), retry_after_s(flow.wire.headers, time.time()))
+        command = call.plan.refused(flow.number, status, held=held)
+        if held or isinstance(command, Start):
+            await flow.aclose(Verdict.FAILED)
+        return command
 
     async def _deliver(self, call: _Call, number: int, *, exhausted: bool) -> Answer:
         flow = call.flows[number]
         call.report.attempts = tuple(call.attempts)
         headers = flow.wire.headers
         if exhausted:
-            headers = [*headers, (b"x-should-retry", b"false")]
+            headers = [pair for pair in headers if pair[0].lower() != b"x-should-retry"]
+            headers.append((b"x-should-retry", b"false"))
         body: AnswerBody | HeldBody
         if flow.settled:
             body = HeldBody(flow.buffered)
-            call.report.total_s = self._clock() - call.began
+            call.report.total_s = self.clock() - call.began
         else:
-            body = AnswerBody(flow, self._clock)
+            body = AnswerBody(flow, self.clock)
             # Not weakref.finalize, which costs as much as the rest of this method.
             flow.reader = ref(body, lambda _: self._drop(flow))
         extensions = {**flow.wire.extensions, "mlbalance": call.report}
@@ -373,22 +401,34 @@ class Engine:
     def _on_end(self, call: _Call, flow: Flow, verdict: Verdict, usage: Usage | None) -> None:
         self._open.discard(flow)
         flow.reader = None
-        now = self._clock()
-        report = call.report
-        report.total_s, report.usage = now - call.began, usage
+        self.tell_settled(call.id, flow.pick, call.report, call.began, verdict, usage)
+
+    def _settle_unanswered(self, call: _Call, pick: Pick, verdict: Verdict) -> None:
+        """Settle a pick whose replica gave no head of an answer."""
+        pick.settle(verdict, self.clock())
+        self.tell_settled(call.id, pick, call.report, call.began, verdict, None)
+
+    def tell_settled(
+        self, id_: str, pick: Pick, report: CallReport, began: float, verdict: Verdict, usage: Usage | None
+    ) -> None:
+        """Note in the report, and tell whoever listens, that a pick was settled."""
+        now = self.clock()
+        report.total_s, report.usage = now - began, usage
         if self.events:
             usage = usage or Usage()
             self.events.emit(
                 Settled(
                     at=now,
-                    call=call.id,
-                    replica=flow.pick.replica.id,
+                    call=id_,
+                    replica=pick.replica.id,
                     verdict=verdict,
                     total_s=report.total_s,
                     ttft_s=report.ttft_s,
                     prompt_tokens=usage.prompt_tokens,
                     cached_tokens=usage.cached_tokens,
                     output_tokens=usage.output_tokens,
+                    tenant=report.tenant,
+                    priority=report.priority,
                 )
             )
 
@@ -403,7 +443,7 @@ class Engine:
         failure: FailureKind | None = None,
         detail: str = "",
     ) -> None:
-        now = self._clock()
+        now = self.clock()
         call.attempts.append(
             AttemptReport(
                 number=number,
@@ -425,21 +465,26 @@ class Engine:
         why = str(previous.failure or previous.status)
         self.events.emit(FailedOver(now, call.id, previous.number, previous.replica, pick.replica.id, why))
 
-    def _tell_start(self, call: _Call, pick: Pick, number: int, now: float) -> None:
-        replica, report, emit = pick.replica, call.report, self.events.emit
+    def tell_picked(self, id_: str, pick: Pick, number: int, report: CallReport, now: float) -> None:
+        """Tell whoever listens where attempt ``number`` of a call goes."""
+        if not self.events:
+            return
+        replica, emit = pick.replica, self.events.emit
         emit(
             Picked(
                 at=now,
-                call=call.id,
+                call=id_,
                 attempt=number,
                 replica=replica.id,
                 reason=report.reason,
                 prompt_tokens=report.prompt_tokens,
                 predicted_hit_tokens=report.predicted_hit_tokens,
                 candidates=len(pick.decision.compared.hits),
+                tenant=report.tenant,
+                priority=report.priority,
             )
         )
-        emit(AttemptStarted(now, call.id, number, replica.id, replica.url))
+        emit(AttemptStarted(now, id_, number, replica.id, replica.url))
 
     # -- streams that nobody reads ------------------------------------------------------------------------------
 
@@ -460,6 +505,7 @@ class Engine:
             self._woken = anyio.Event()
             while self._dropped:
                 await self._dropped.pop().aclose(Verdict.ABANDONED)
-            too_old = self._clock() - patience_s
+            too_old = self.clock() - patience_s
             for flow in [f for f in self._open if f.idle_since is not None and f.idle_since < too_old]:
-                await flow.aclose(Verdict.ABANDONED)
+                why = f"it was held unread for more than {patience_s:g} s (http.max_unread_s)"
+                await flow.stop(Verdict.ABANDONED, FailureKind.UNREAD, why)

@@ -29,6 +29,8 @@ class Picked:
     prompt_tokens: int
     predicted_hit_tokens: int
     candidates: int
+    tenant: str | None = None
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,8 @@ class Settled:
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     output_tokens: int | None = None
+    tenant: str | None = None
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)

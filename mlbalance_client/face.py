@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from anyio import to_thread
 
 from . import errors
 from .answer import AnswerBody, HeldBody
 from .calls import HEADER_PREFIX, NO_WISHES, CallOptions
 from .config import BalancerConfig
+from .config.urls import shown
 from .core.report import Explanation
 from .engine import Answer, Engine, Headers, Request
 from .errors import BalancerError, ConfigError, FailureKind
@@ -25,9 +28,10 @@ Target = str | Path | BalancerConfig | None
 
 FLEET_URL = "http://fleet"
 OUR_OPTIONS = (
-    "verify", "cert", "trust_env", "http1", "http2", "limits", "local_address", "socket_options",
+    "verify", "cert", "trust_env", "http1", "http2", "limits", "local_address", "socket_options", "dialects",
 )  # fmt: skip
 _PREFIX = HEADER_PREFIX.encode()
+_FOR_OTHERS = ("verify", "cert", "trust_env", "local_address", "socket_options")
 _REFUSED = {
     "proxy": "a balancer talks to its replicas directly; leave proxy out",
     "proxies": "a balancer talks to its replicas directly; leave proxies out",
@@ -42,12 +46,20 @@ class Face:
 
     def __init__(self, library: Any, target: Target, fleet_url: str | None, options: dict[str, Any]) -> None:
         self.config = BalancerConfig.from_target(target)
+        dialects = tuple(options.pop("dialects", ()))
+        self.others: dict[str, Any] | None = None
+        if self.config.http.allow_other_hosts:
+            if fleet_url is None:
+                raise ConfigError(
+                    "http.allow_other_hosts: give the transport fleet_url, to tell the fleet from others"
+                )
+            self.others = {name: options[name] for name in _FOR_OTHERS if name in options}
         wire = wire_options(library, self.config, options)
         if options:
             raise ConfigError(
                 f"unknown option(s) {', '.join(map(repr, sorted(options)))}; a transport takes {', '.join(OUR_OPTIONS)}"
             )
-        self.engine = Engine(self.config, wire=wire)
+        self.engine = Engine(self.config, wire=wire, dialects=dialects)
         self._fleet_url = fleet_url
         self._fleet_host = None if fleet_url is None else library.URL(fleet_url).host
 
@@ -58,9 +70,15 @@ class Face:
     def refusal(self, url: str) -> ConfigError:
         """The error for a request to a stranger."""
         return ConfigError(
-            f"{url} is not the fleet ({self._fleet_url}): use a relative URL, or set http.allow_other_hosts = true "
-            f"to let other hosts through unbalanced"
+            f"{shown(url)} is not the fleet ({shown(self._fleet_url or FLEET_URL)}): use a relative URL, or set "
+            f"http.allow_other_hosts = true to let other hosts through unbalanced"
         )
+
+    @staticmethod
+    def to_stranger(headers: Any) -> None:
+        """Take our wishes out of a request that does not go to the fleet."""
+        for name in [name for name in headers if name.lower().startswith(HEADER_PREFIX)]:
+            del headers[name]
 
     def default_timeouts(self) -> dict[str, float | None]:
         """The configured timeouts in the library's words."""
@@ -82,6 +100,18 @@ class Face:
             size += len(chunk)
             if size > self.config.http.max_replay_body_bytes:
                 return _rest(chunks, pieces)
+        return b"".join(chunks)
+
+    def collect_sync(self, stream: Any) -> bytes | AsyncIterable[bytes]:
+        """The same for a synchronous body; what is handed on is read in a thread of its own."""
+        chunks: list[bytes] = []
+        size = 0
+        pieces: Iterator[bytes] = iter(stream)
+        for chunk in pieces:
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > self.config.http.max_replay_body_bytes:
+                return _rest(chunks, _in_thread(pieces))
         return b"".join(chunks)
 
     def prepare(
@@ -142,6 +172,11 @@ async def _rest(chunks: list[bytes], pieces: AsyncIterator[bytes]) -> AsyncItera
         yield chunk
 
 
+async def _in_thread(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    while (chunk := await to_thread.run_sync(next, pieces, None)) is not None:
+        yield chunk
+
+
 def client_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """A client's options, sorted into the transport's and the library client's own. Raises ConfigError."""
     ours = {name: options.pop(name) for name in (*OUR_OPTIONS, *_REFUSED) if name in options}
@@ -155,10 +190,13 @@ def wire_options(library: Any, config: BalancerConfig, options: dict[str, Any]) 
     for name, why in _REFUSED.items():
         if options.pop(name, None) is not None:
             raise ConfigError(f"option {name!r} is not supported: {why}")
-    if options.pop("http2", False) or not options.pop("http1", True):
+    if options.pop("http2", False):
         raise ConfigError("option 'http2' is not supported: replicas are spoken to in HTTP/1.1; leave it out")
+    if not options.pop("http1", True):
+        raise ConfigError("option 'http1' cannot be False: replicas are spoken to in HTTP/1.1; leave it out")
     limits = options.pop("limits", None)
-    expiry_s, most_idle = config.http.keepalive_expiry_s, None
+    expiry_s: float | None = config.http.keepalive_expiry_s
+    most_idle = None
     if limits is not None:
         if limits.max_connections is not None:
             raise ConfigError(
@@ -166,7 +204,7 @@ def wire_options(library: Any, config: BalancerConfig, options: dict[str, Any]) 
                 "connections when they are cancelled; give Limits(max_connections=None, ...)"
             )
         most_idle = limits.max_keepalive_connections
-        expiry_s = expiry_s if limits.keepalive_expiry is None else limits.keepalive_expiry
+        expiry_s = limits.keepalive_expiry
     return WireOptions(
         ssl_context=_ssl_context(library, options),
         keepalive_expiry_s=expiry_s,
@@ -182,7 +220,7 @@ def _ssl_context(library: Any, options: dict[str, Any]) -> ssl.SSLContext | Call
         options.pop("cert", None),
         options.pop("trust_env", True),
     )
-    if isinstance(verify, ssl.SSLContext):
+    if isinstance(verify, ssl.SSLContext) and cert is None:
         return verify
     # Made when the first https replica is met: it takes 20 ms, and most fleets are spoken to in the clear.
     return partial(library.create_ssl_context, verify=verify, cert=cert, trust_env=trust_env)
@@ -195,13 +233,21 @@ def come_home(engine: Engine, answer: Answer, requested: str) -> Headers:
     scheme, _, rest = requested.partition("://")
     fleet_url = f"{scheme}://{rest.partition('/')[0]}"
     return [
-        (name, _fleet_location(engine, value, fleet_url) if name.lower() == b"location" else value)
+        (
+            name,
+            _fleet_location(engine, answer.report.url, value, fleet_url)
+            if name.lower() == b"location"
+            else value,
+        )
         for name, value in answer.headers
     ]
 
 
-def _fleet_location(engine: Engine, location: bytes, fleet_url: str) -> bytes:
+def _fleet_location(engine: Engine, answered_by: str, location: bytes, fleet_url: str) -> bytes:
     text = location.decode("latin-1")
+    prefix = "/" + answered_by.partition("://")[2].partition("/")[2]
+    if prefix != "/" and text.startswith(prefix + "/"):
+        return text[len(prefix) :].encode("latin-1")
     for replica in engine.fleet.replicas:
         if text == replica.url or text.startswith(replica.url + "/"):
             return (fleet_url + text[len(replica.url) :]).encode("latin-1")

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 import mlbalance_client as mlb
+from mlbalance_client.dialects import FunctionDialect, Reading
 from mlbalance_client.simulator.model.fleet import Fleet
 
 from .conftest import eventually
@@ -178,16 +179,63 @@ async def test_another_host_is_refused_unless_allowed() -> None:
         assert len(stranger.exchanges) == 1
 
 
-async def test_a_redirect_stays_in_the_fleet() -> None:
+@pytest.mark.parametrize("prefix", ["", "/pre"])
+@pytest.mark.parametrize("absolute", [True, False])
+async def test_a_redirect_stays_in_the_fleet(prefix: str, absolute: bool) -> None:
     def script(exchange: Exchange) -> None:
-        if exchange.path == "/old":
-            exchange.answer(307, headers=f"location: http://{exchange.header('host')}/new\r\n")
+        if exchange.path == prefix + "/old":
+            where = f"http://{exchange.header('host')}" if absolute else ""
+            exchange.answer(307, headers=f"location: {where}{prefix}/new\r\n")
         else:
             exchange.answer(200, {"path": exchange.path})
 
     with Scripted(script) as server:
-        async with mlb.AsyncClient(config(server), follow_redirects=True) as client:
-            assert (await client.post("/old", json={})).json() == {"path": "/new"}
+        async with mlb.AsyncClient(f"static://{server.address}{prefix}", follow_redirects=True) as client:
+            assert (await client.post("/old", json={})).json() == {"path": prefix + "/new"}
+
+
+async def test_a_stranger_gets_no_wishes_and_a_refusal_shows_no_secrets() -> None:
+    with Scripted(ok) as fleet, Scripted(ok) as stranger:
+        other = f"http://{stranger.address.replace('127.0.0.1', 'localhost')}/"
+        async with mlb.AsyncClient(config(fleet, http={"allow_other_hosts": True})) as client:
+            await client.get(other, headers={"X-MLBalance-Session": "s", "x-mine": "kept"})
+        assert "x-mlbalance" not in stranger.exchanges[0].head.decode().lower()
+        assert stranger.exchanges[0].header("x-mine") == "kept"
+        async with mlb.AsyncClient(config(fleet), base_url="http://u:hidden1@fleet") as client:
+            with pytest.raises(mlb.ConfigError) as caught:
+                await client.get("https://u:hidden2@other.example/?key=hidden3")
+        assert "hidden" not in str(caught.value)
+
+
+def test_a_transport_that_lets_others_through_must_know_the_fleet() -> None:
+    settings = mlb.BalancerConfig(
+        discovery={"kind": "static", "replicas": ["http://127.0.0.1:1"]}, http={"allow_other_hosts": True}
+    )
+    with pytest.raises(mlb.ConfigError, match="fleet_url"):
+        mlb.AsyncBalancerTransport(settings)
+
+
+async def test_a_callers_own_dialect_comes_first() -> None:
+    def read(body: bytes) -> Reading:
+        return Reading("mine", prompt=body[4:], prompt_bytes=len(body) - 4, replayable=True)
+
+    mine = FunctionDialect("mine", "/v1/chat/completions", read)
+    with Scripted(refuse) as bad, Scripted(ok) as good:
+        async with mlb.AsyncClient(config(bad, good), dialects=[mine]) as client:
+            for _ in range(2):
+                answer = await client.post(PATH, content=b"skipREST" * 100)
+                assert answer.status_code == 200
+        assert bad.exchanges
+
+
+def test_a_synchronous_body_beyond_the_limit_is_sent_once_as_it_comes() -> None:
+    pieces = iter([b'{"messages": [', b" " * 50, b"]}"])
+    with Scripted(refuse) as one, Scripted(refuse) as two:
+        with mlb.Client(config(one, two, http={"max_replay_body_bytes": 20})) as client:
+            headers = {"content-length": "66"}
+            assert client.post(PATH, content=pieces, headers=headers).status_code == 503
+
+        assert [len(e.body) for e in (*one.exchanges, *two.exchanges)] == [66]
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,13 @@ def fleet(
     speed: Annotated[
         float, typer.Option(min=0.01, max=1000, help="Times as fast as the modelled engine.")
     ] = 1.0,
-    faults: Annotated[str, typer.Option(help='Faults of all replicas as JSON, such as {"slow": 10}.')] = "{}",
+    port: Annotated[int, typer.Option(min=0, max=65000, help="The first one's port; 0: any free ones.")] = 0,
+    faults: Annotated[
+        str,
+        typer.Option(
+            help='Faults of all replicas as JSON, such as {"slow": 10}. Of one: POST them to its /_sim/faults.'
+        ),
+    ] = "{}",
     as_json: AsJson = False,
 ) -> None:
     """Run simulated replicas until interrupted."""
@@ -86,7 +92,7 @@ def fleet(
 
     try:
         wrong = _faults(faults)
-        with Fleet(replicas, spec=EngineSpec().scaled(speed), faults=wrong) as running:
+        with Fleet(replicas, spec=EngineSpec().scaled(speed), faults=wrong, port=port) as running:
             if as_json:
                 typer.echo(json.dumps({"target": running.target, "urls": running.urls}))
             else:
@@ -108,7 +114,9 @@ def simulate(
 ) -> None:
     """Replay a trace in virtual time: what a client gets, beside an omniscient router and simple policies."""
     try:
-        rows = run_simulation(load(trace).at_rate(rate), PickingConfig(), clients, replicas)
+        replayed = load(trace).at_rate(rate)
+        with Console(stderr=True).status(f"replaying {len(replayed.calls):,} calls, four times"):
+            rows = run_simulation(replayed, PickingConfig(), clients, replicas)
     except (BalancerError, TraceError) as error:
         raise _fail(error) from None
     if as_json:
@@ -116,9 +124,8 @@ def simulate(
             {"clients": clients, "rate": rate, "replicas": replicas, "rows": [r.as_dict() for r in rows]}
         )
         return
-    title = (
-        f"{trace} at {rate:g} times the recorded rate, {replicas} replicas, {clients} client(s), virtual time"
-    )
+    many = f"{clients} independent clients" if clients > 1 else "1 client"
+    title = f"{trace}, {rate:g} times the recorded rate; {replicas} replicas, {many}; virtual time"
     Console().print(table(rows, title))
 
 

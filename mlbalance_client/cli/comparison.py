@@ -7,9 +7,15 @@ from dataclasses import dataclass
 from math import isnan
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..simulator.model.measures import Measures
+
+_LEGEND = (
+    "TTFT: time to first token. slow: TTFT as a multiple of what the same prompt takes on an idle replica with "
+    "nothing cached. cached: share of prompt tokens that a prefix cache held."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +33,25 @@ class Row:
 
 
 def table(rows: Sequence[Row], title: str) -> Table:
-    """Times to first token in seconds of the modelled engine; slowdown: against an idle replica, nothing cached."""
-    made = Table(title=title, title_justify="left", padding=(0, 1))
+    """Times in seconds of the modelled engine; fits into 80 columns."""
+    made = Table(
+        title=title,
+        caption=_LEGEND,
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     made.add_column("policy", no_wrap=True)
-    columns = ("TTFT", "p50", "p99", "slowdown", "p99", "cached", "errors")
-    for heading in columns:
+    times = [f"{what}\n{which}" for what in ("TTFT", "slow") for which in ("mean", "p50", "p99")]
+    for heading in (*times, "cached", "errors"):
         made.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         m = row.measures
         made.add_row(
             row.name,
             *(f"{value:.2f}s" for value in (m.ttft_mean_s, m.ttft_p50_s, m.ttft_p99_s)),
-            *(f"{value:.1f}" for value in (m.slowdown_mean, m.slowdown_p99)),
+            *(f"{value:.1f}" for value in (m.slowdown_mean, m.slowdown_p50, m.slowdown_p99)),
             f"{m.prefix_hits:.0%}",
             str(m.errors),
             style="bold green" if row.ours else None,

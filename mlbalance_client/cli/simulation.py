@@ -24,7 +24,7 @@ def simulate(trace: Trace, settings: FleetSettings, clients: int, replicas: int)
     warm = trace.calls[int(len(trace.calls) * _WARM_UP_SHARE)].index
     routers: dict[str, Router] = {
         "random": RandomRouter(Random(_SEED)),
-        f"least requests, {clients} client(s)": LeastRequestsRouter(Random(_SEED), clients),
+        "least requests": LeastRequestsRouter(Random(_SEED), clients),
         "omniscient router": Omniscient(Random(_SEED)),
     }
     rows = []
@@ -33,7 +33,4 @@ def simulate(trace: Trace, settings: FleetSettings, clients: int, replicas: int)
         records = replay(trace, engines, RouterPlacer(router, engines))
         rows.append(Row(name, measure((r for r in records if r.index >= warm), spec)))
     records, _ = simulate_clients(trace, settings, replicas=replicas, clients=clients, seed=_SEED, spec=spec)
-    ours = Row(
-        f"mlbalance, {clients} client(s)", measure((r for r in records if r.index >= warm), spec), ours=True
-    )
-    return [*rows, ours]
+    return [*rows, Row("mlbalance", measure((r for r in records if r.index >= warm), spec), ours=True)]

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from . import sources
 from .base import Section
+from .describe import Unit
 from .discovery import DiscoveryConfig
 from .http import HttpConfig
 from .kinds import DISCOVERY
@@ -39,7 +40,21 @@ class HedgingConfig(Section):
 
 
 class OutlierDetectionConfig(Section):
-    """Taking out replicas that fail."""
+    """Keeping away from replicas that fail."""
+
+    rest_base_s: Annotated[float, Unit("s")] = Field(
+        default=1.0,
+        ge=0,
+        le=600,
+        description="How long a replica that has failed a call is not picked while others can be; doubled with "
+        "each failure in a row. A `Retry-After` of its own comes before. 0: never.",
+    )
+    rest_max_s: Annotated[float, Unit("s")] = Field(
+        default=30.0,
+        gt=0,
+        le=3_600,
+        description="The longest such rest. Of the order of a replica's restart.",
+    )
 
 
 class SlowStartConfig(Section):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 
 from .base import Section
 from .describe import Unit
 
+# What blake2b takes as a key.
+_MOST_SECRET_BYTES = 64
 _Depth = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
@@ -46,6 +48,11 @@ class PickingConfig(Section):
         le=1,
         description="Which part of its prefix a home is believed to hold, for another client may have sent it "
         "there, where others are at work; a tenth of that where none seem to be.",
+    )
+    fingerprint_secret: Annotated[SecretStr, Field(min_length=1, max_length=64)] | None = Field(
+        default=None,
+        description="Makes fingerprints unguessable (keyed blake2b instead of xxh3); all clients and replicas of a "
+        "fleet must share it. At most 64 bytes.",
     )
     cache_tokens: Annotated[int, Unit("tokens")] = Field(
         default=1_000_000,
@@ -129,6 +136,13 @@ class PickingConfig(Section):
         le=3_600,
         description="How much sooner a replica of another zone must be to be picked.",
     )
+
+    @field_validator("fingerprint_secret")
+    @classmethod
+    def _short(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None and len(secret.get_secret_value().encode()) > _MOST_SECRET_BYTES:
+            raise ValueError(f"must be at most {_MOST_SECRET_BYTES} bytes in UTF-8")
+        return secret
 
     @field_validator("anchor_depths")
     @classmethod

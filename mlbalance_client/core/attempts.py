@@ -1,10 +1,10 @@
 """One call's attempts as a machine without I/O: events in, one command out.
 
 Rules. What the caller's own limit ended goes nowhere. What was never sent goes to another replica at once, once
-per replica, free of the limit. What was sent and failed (no answer, or 502, 503, 504 before the commit point) goes
-elsewhere if the call is replayable and the limit of sent attempts is not reached. An answer in hand is delivered
-rather than an error raised: the last failing answer is held while others are tried. After the commit point no
-attempt starts.
+per replica, free of the limit. What was sent and failed (no answer, or a status of ``RETRIED_STATUSES`` before the
+commit point) goes elsewhere if the call is replayable and the limit of sent attempts is not reached. An answer in
+hand is delivered rather than an error raised: the last failing answer is held while others are tried. After the commit
+point no attempt starts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from ..errors import FailureKind
 from .model import ReplicaId
 
-RETRIED_STATUSES = frozenset({502, 503, 504})
+# What another replica may do better. 429 and 529 (Anthropic's overload) speak for their replica; 500 goes elsewhere
+# too, since an engine that has died says so. All else is the call's own fault, and the same everywhere.
+RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504, 529})
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,11 @@ class Attempts:
         """The call starts."""
         return _FIRST
 
+    @property
+    def tried(self) -> frozenset[ReplicaId]:
+        """The replicas that the call was sent to."""
+        return self._tried
+
     def started(self, replica: ReplicaId) -> None:
         """An attempt was sent on its way."""
         self._tried = self._tried | {replica}
@@ -66,10 +73,14 @@ class Attempts:
         self._committed = True
         return Deliver(number)
 
-    def refused(self, number: int, status: int) -> Command:
-        """An answer that is an error came, as a status or as the first event of a stream."""
+    def refused(self, number: int, status: int, *, held: bool = True) -> Command:
+        """An answer that is an error came, as a status or as the first event of a stream.
+
+        ``held``: it can be delivered later; one too large for that is given up where another attempt starts.
+        """
         if status in RETRIED_STATUSES and self._may_go_elsewhere():
-            self._held = number
+            if held:
+                self._held = number
             return self._elsewhere()
         self._committed = True
         return Deliver(number, exhausted=status in RETRIED_STATUSES)
@@ -83,6 +94,10 @@ class Attempts:
 
     def nobody_left(self) -> Command:
         """There was no replica to start on."""
+        return self._end()
+
+    def out_of_time(self) -> Command:
+        """The call's deadline has passed."""
         return self._end()
 
     def _may_go_elsewhere(self) -> bool:

@@ -14,6 +14,7 @@ from typing import Protocol
 from cachetools import LRUCache
 
 from ..errors import NoReplicas
+from .company import Company
 from .cost import Costs, PrefillRates, prefill_units
 from .fingerprint import BLOCK_BYTES, Fingerprint
 from .ledger import Charge, Ledger
@@ -23,6 +24,10 @@ from .pace import Found, Stream
 from .picker import Decision, PickingSettings, Sight, Source, policy
 from .pool import Pool
 from .prefix_index import PrefixIndex
+from .pushback import Pushback
+
+# Engines cache in blocks of their own size, so that a little more may be a hit than the blocks of text tell.
+_SLACK_BLOCKS = 2
 
 
 class FleetSettings(PickingSettings, Protocol):
@@ -82,12 +87,18 @@ class Pick:
         charge = self._charge
         if not charge.settled and charge.first_content_at is None:
             self._fleet.ledger.first_content(charge, now)
-            self._stream = self._fleet.load.pace.stream(self.place, now)
+            if charge.account.open:  # else the replica is gone and its place may be another's
+                self._stream = self._fleet.load.pace.stream(self.place, now)
 
     def piece(self, asked: float, arrived: float) -> None:
         """More of a stream, for which its reader asked at ``asked``, came at ``arrived``."""
-        if self._stream is not None:
+        if self._stream is not None and self._charge.account.open:
             self._stream.piece(asked, arrived)
+
+    def failed(self, now: float, retry_after_s: float | None = None) -> None:
+        """The replica failed the call, which speaks against it; when it will take calls again, if it said so."""
+        if self._charge.account.open:
+            self._fleet.pushback.failed(self.place, now, retry_after_s)
 
     def settle(self, verdict: Verdict, now: float, usage: Usage | None = None) -> None:
         """The attempt is over."""
@@ -99,7 +110,7 @@ class Pick:
 class Fleet:
     """The replicas as one client sees them. Not thread-safe: one event loop (or simulator) owns it."""
 
-    def __init__(self, settings: FleetSettings, rng: Random) -> None:
+    def __init__(self, settings: FleetSettings, rng: Random, pushback: Pushback | None = None) -> None:
         self._settings = settings
         self._rng = rng
         self._policy = policy(settings.policy)
@@ -113,7 +124,9 @@ class Fleet:
         blocks = int(settings.cache_tokens * settings.bytes_per_token / BLOCK_BYTES)
         self.index = PrefixIndex(max(64, blocks))
         self.rates = PrefillRates()
-        self._sight = Sight(self.ledger, self.load, self.index, self.rates, {}, settings)
+        self.company = Company()
+        self.pushback = pushback or Pushback(1.0, 30.0)
+        self._sight = Sight(self.ledger, self.load, self.index, self.company, self.rates, {}, settings)
 
     @property
     def replicas(self) -> tuple[Replica, ...]:
@@ -197,6 +210,10 @@ class Fleet:
             self.index.record(chosen.place, (demand.session,))
         return Pick(self, self._replicas[chosen.place], demand, decision, charge, found)
 
+    def serves(self, demand: Demand, excluded: Collection[ReplicaId] = ()) -> bool:
+        """Whether anybody but ``excluded`` serves the call."""
+        return any(replica.id not in excluded for replica in self._pool(demand.model).replicas.values())
+
     def choose(self, demand: Demand, now: float, excluded: Collection[ReplicaId] = ()) -> Decision:
         """What ``pick`` would choose, without charging anything."""
         pool = self._pool(demand.model)
@@ -206,6 +223,9 @@ class Fleet:
                 barred |= 1 << place
         if not pool.mask & ~barred:
             raise NoReplicas(self._nobody(demand, excluded))
+        resting = self.pushback.resting(now)
+        if pool.mask & ~barred & ~resting:
+            barred |= resting
         ratio = self.costs.ratio(demand.model).value
         self._sight.tokens_per_block = BLOCK_BYTES / ratio
         return self._policy.choose(self._sight, demand, pool, barred, now, self._rng)
@@ -230,6 +250,7 @@ class Fleet:
             known = round(pick.decision.chosen.hit_tokens / self._sight.tokens_per_block)
             self.index.forget(pick.place, pick.demand.fingerprint.chain[known:])
         if verdict is Verdict.OK and open_:
+            self.pushback.succeeded(pick.place)
             self._learn(pick, charge, found, usage or Usage())
 
     def _learn(self, pick: Pick, charge: Charge, found: Found, usage: Usage) -> None:
@@ -239,7 +260,9 @@ class Fleet:
             cached = chosen.hit_tokens if usage.cached_tokens is None else usage.cached_tokens
             units = prefill_units(max(1, prompt - cached), prompt, self._settings.knee_tokens)
             own_s = charge.waiting_s + units / self.rates[pick.place]
-            self.load.explained(found, charge.first_content_at - charge.at, own_s)
+            stood_s = charge.first_content_at - charge.at
+            self.load.explained(found, stood_s, own_s)
+            self.company.stood(stood_s, own_s)
             if charge.took_s is not None:
                 self.rates.learn(pick.place, units, charge.took_s)
         if usage.output_tokens is not None:
@@ -247,8 +270,12 @@ class Fleet:
         if usage.prompt_tokens and demand.text_bytes:
             text_tokens = usage.prompt_tokens - demand.extra_tokens
             self.costs.ratio(demand.model).learn(demand.text_bytes, text_tokens)
-        if usage.cached_tokens is not None and chosen.source is Source.RECORD:
-            per_block = self._sight.tokens_per_block
+        if usage.cached_tokens is None:
+            return
+        per_block = self._sight.tokens_per_block
+        own = chosen.hit_tokens if chosen.source in (Source.RECORD, Source.SESSION) else 0
+        self.company.found_cached(usage.cached_tokens, own + int(_SLACK_BLOCKS * per_block))
+        if chosen.source is Source.RECORD:
             self.index.confirmed(
                 pick.place,
                 predicted_blocks=round(chosen.hit_tokens / per_block),
@@ -280,6 +307,7 @@ class Fleet:
         self.ledger.close(place)
         self.index.drop(place)
         self.load.drop(place)
+        self.pushback.drop(place)
         self.rates.drop(place)
 
     def _rebuild(self) -> None:

@@ -43,12 +43,6 @@ class LoadView:
         self._looks = {found: _Mean() for found in Found}
         self._all = _Mean()
         self._others_s = dict.fromkeys(Found, 0.0)
-        self._stood_s = self._unexplained_s = 1.0
-
-    @property
-    def others_share(self) -> float:
-        """Which part of own calls' waiting was others' work lately, 0 .. 1; 1 until calls have shown it."""
-        return min(1.0, max(0.0, self._unexplained_s / self._stood_s)) if self._stood_s > 0 else 0.0
 
     def waiting_s(self, place: int, now: float) -> float:
         """Seconds of prefill that stand before a call sent now."""
@@ -74,8 +68,6 @@ class LoadView:
 
     def explained(self, found: Found, stood_s: float, own_s: float) -> None:
         """A call stood ``stood_s`` seconds until its first content; its own client had caused ``own_s`` of them."""
-        self._stood_s += _STEP * (stood_s - self._stood_s)
-        self._unexplained_s += _STEP * (stood_s - own_s - self._unexplained_s)
         others_s = max(0.0, stood_s - own_s)
         self._looks[found].add(others_s)
         self._all.add(others_s)

@@ -14,6 +14,7 @@ from itertools import islice
 from random import Random
 from typing import NamedTuple, Protocol
 
+from .company import Company
 from .cost import PrefillRates, prefill_units
 from .ledger import Ledger
 from .load_view import LoadView
@@ -55,6 +56,7 @@ class Compared:
     waiting_s: list[float]
     own_s: list[float]
     score_s: list[float]
+    miss_weight: float
 
     def candidates(self) -> list[Candidate]:
         """Each on its own."""
@@ -123,6 +125,7 @@ class Sight:
     ledger: Ledger
     load: LoadView
     index: PrefixIndex
+    company: Company
     rates: PrefillRates
     handicap_s: Mapping[int, float]
     settings: PickingSettings
@@ -155,7 +158,7 @@ class Sight:
             waiting.append(waiting_s)
             own.append(own_s)
             scores.append(score_s)
-        return Compared(hits, waiting, own, scores)
+        return Compared(hits, waiting, own, scores, miss_weight)
 
 
 class Policy(Protocol):
@@ -210,7 +213,7 @@ class PrefixTokens:
         mean = (ledger.tokens + demand.prompt_tokens) / len(pool)
         bound = max(settings.bound_floor_tokens, settings.bound_factor * mean)
         # Homes stand for what others sent; whoever finds no others at work knows better from own record.
-        company = min(1.0, max(_ALONE, sight.load.others_share / _IN_COMPANY))
+        company = min(1.0, max(_ALONE, sight.company.share / _IN_COMPANY))
         confidence = settings.prior_confidence * company
         for depth, key in anchors(demand, settings.anchor_depths):
             doubtful = int(sight.tokens(demand, depth) * confidence)
@@ -235,7 +238,7 @@ def anchors(demand: Demand, depths: tuple[int, ...]) -> list[tuple[int, int]]:
 
 
 class Contrast:
-    """The policies that know nothing of prefixes; a full scan, least by ``load``, ties at random."""
+    """The policies that know nothing of prefixes; a full scan, least ``load`` for its weight, ties by weight."""
 
     def __init__(self, name: str, load: Callable[[Sight, int], float]) -> None:
         self.name = name
@@ -245,29 +248,41 @@ class Contrast:
         self, sight: Sight, demand: Demand, pool: Pool, excluded: int, now: float, rng: Random
     ) -> Decision:
         """Least load wins."""
-        loads = [(self._load(sight, place), place) for place in pool.places if not excluded >> place & 1]
+        replicas = pool.replicas
+        loads = [
+            (self._load(sight, place) / replicas[place].weight, place)
+            for place in pool.places
+            if not excluded >> place & 1
+        ]
         least = min(loads)[0]
         ties = [place for load, place in loads if load == least]
-        return _only(sight, ties[int(rng.random() * len(ties))], demand, pool, now, self.name)
+        chosen = rng.choices(ties, [replicas[place].weight for place in ties])[0]
+        return _only(sight, chosen, demand, pool, now, self.name)
+
+
+_TIE = 1e-9
 
 
 class RoundRobin:
-    """Each in turn, from a random start."""
+    """Each in turn, from a random start; by weight, evenly spread (nginx's smooth weighted round robin)."""
 
     name = "round_robin"
 
     def __init__(self) -> None:
-        self._turn: int | None = None
+        self._credit: dict[int, float] = {}
 
     def choose(
         self, sight: Sight, demand: Demand, pool: Pool, excluded: int, now: float, rng: Random
     ) -> Decision:
-        """The next one that is not excluded."""
-        turn = int(rng.random() * len(pool)) if self._turn is None else self._turn
-        while excluded >> pool.places[turn % len(pool)] & 1:
-            turn += 1
-        self._turn = turn + 1
-        return _only(sight, pool.places[turn % len(pool)], demand, pool, now, self.name)
+        """Who has waited longest for its weight, of those that are not excluded."""
+        allowed = [place for place in pool.places if not excluded >> place & 1]
+        credit = self._credit
+        for place in allowed:
+            weight = pool.replicas[place].weight
+            credit[place] = credit.get(place, rng.random() * _TIE) + weight
+        chosen = max(allowed, key=credit.__getitem__)
+        credit[chosen] -= sum(pool.replicas[place].weight for place in allowed)
+        return _only(sight, chosen, demand, pool, now, self.name)
 
 
 def _only(sight: Sight, place: int, demand: Demand, pool: Pool, now: float, name: str) -> Decision:

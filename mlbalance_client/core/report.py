@@ -14,14 +14,20 @@ from .picker import Decision, Source
 
 @dataclass(frozen=True, slots=True)
 class Weighed:
-    """One replica as it was weighed for a call; times are estimated seconds."""
+    """One replica as it was weighed for a call; times are estimated seconds.
+
+    score_s = waiting_s + miss_weight * own_s + rest_s: what stands there, the call's own uncached prefill, and what
+    decodes there and how far it is. The least wins.
+    """
 
     replica: str
     cached_tokens: int
     because: str
     waiting_s: float
     own_s: float
+    rest_s: float
     score_s: float
+    miss_weight: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +53,15 @@ class Explanation:
         for c in sorted(self.candidates, key=lambda c: c.score_s):
             mark = "->" if c.replica == self.replica else "  "
             lines.append(
-                f" {mark} {c.replica}: {c.score_s:.3f} s = waiting {c.waiting_s:.3f} s, own prefill {c.own_s:.3f} s, "
+                f" {mark} {c.replica}: {_time(c.score_s)} = waiting {_time(c.waiting_s)} "
+                f"+ {c.miss_weight:g} x own prefill {_time(c.own_s)} + decoding and distance {_time(c.rest_s)}; "
                 f"about {c.cached_tokens} tokens cached ({c.because})"
             )
         return "\n".join(lines)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.1f} ms"
 
 
 @dataclass(slots=True)
@@ -71,6 +82,8 @@ class CallReport:
     ttft_s: float | None = None
     total_s: float | None = None
     usage: Usage | None = None
+    tenant: str | None = None
+    priority: int = 0
     _explanation: Explanation | None = field(default=None, repr=False)
     _pick: Pick | None = field(default=None, repr=False)
 
@@ -96,7 +109,8 @@ class CallReport:
 class ReplicaSnapshot:
     """What the client believes of one replica. Tokens and requests are this client's own, outstanding now.
 
-    ``looks``: unseen, free, busy or long busy, by the pace of own streams.
+    ``looks``: unseen, free, busy or long busy, by the pace of own streams. ``rests_s``: for how long it is not picked
+    yet, since it has failed.
     """
 
     id: str
@@ -108,6 +122,7 @@ class ReplicaSnapshot:
     prefill_tokens: int
     decode_tokens: int
     looks: str
+    rests_s: float
     waiting_s: float
     prefill_tokens_per_s: float
     rate_samples: int
@@ -132,7 +147,7 @@ _WORDS = {
     Source.RECORD: "this client sent a prompt with the same beginning there",
     Source.SESSION: "this client sent the session there before",
     Source.HOME: "it is the home of the prompt's beginning, by rendezvous hashing",
-    Source.NONE: "it has the least work standing before the call",
+    Source.NONE: "nobody is known to hold the prompt's beginning, and no other would begin with it sooner",
 }
 
 
@@ -148,7 +163,7 @@ def reason(decision: Decision) -> str:
 def explain(demand: Demand, decision: Decision) -> Explanation:
     """Put a decision into words and figures."""
     replicas = decision.pool.replicas
-    chosen = decision.chosen
+    chosen, weight = decision.chosen, decision.compared.miss_weight
     return Explanation(
         replica=replicas[chosen.place].id,
         url=replicas[chosen.place].url,
@@ -159,7 +174,16 @@ def explain(demand: Demand, decision: Decision) -> Explanation:
         predicted_hit_tokens=chosen.hit_tokens,
         reason=reason(decision),
         candidates=tuple(
-            Weighed(replicas[c.place].id, c.hit_tokens, str(c.source), c.waiting_s, c.own_s, c.score_s)
+            Weighed(
+                replica=replicas[c.place].id,
+                cached_tokens=c.hit_tokens,
+                because=str(c.source),
+                waiting_s=c.waiting_s,
+                own_s=c.own_s,
+                rest_s=max(0.0, c.score_s - c.waiting_s - weight * c.own_s),
+                score_s=c.score_s,
+                miss_weight=weight,
+            )
             for c in decision.candidates
         ),
     )
@@ -184,6 +208,7 @@ def _replicas(fleet: Fleet, now: float) -> Sequence[ReplicaSnapshot]:
                 requests=account.requests,
                 prefill_tokens=account.prefill_tokens,
                 decode_tokens=account.decode_tokens,
+                rests_s=fleet.pushback.rests_s(place, now),
                 looks=fleet.load.found(place, now).value,
                 waiting_s=fleet.load.waiting_s(place, now),
                 prefill_tokens_per_s=fleet.rates[place],

@@ -60,9 +60,14 @@ class Ending:
 
 
 class AnswerWatch(Protocol):
-    """Watches one answer go by. ``commits_at_head``: the commit point is the answer's head, before any content."""
+    """Watches one answer go by.
+
+    ``commits_at_head``: the commit point is the answer's head, before any content. ``has_mark``: answers of this form
+    show by themselves whether they are whole.
+    """
 
     error: InBandError | None
+    has_mark: bool
 
     @property
     def commits_at_head(self) -> bool: ...

@@ -80,7 +80,9 @@ class Canonical:
             self.text(header, canonical_json(value))
 
     def token_ids(self, header: str, ids: Sequence[int]) -> None:
-        """A part that is token ids already: their number needs no estimate."""
+        """A part that is token ids already: their number needs no estimate. Raises Unreadable."""
+        if not all(type(id_) is int for id_ in ids):
+            raise Unreadable(f"{header} is neither text nor token ids")
         self._pieces += (encoded(header), b"\n", canonical_json(ids).encode("ascii"), b"\n")
         self.extra_tokens += len(ids)
 

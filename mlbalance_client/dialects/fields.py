@@ -8,6 +8,8 @@ from typing import Any
 from pydantic_core import from_json
 
 Fields = dict[str, Any]
+# No prompt, answer or tensor counts more; what does is a mistake or a lie.
+_MOST = 1_000_000_000
 
 
 class Unreadable(ValueError):
@@ -32,10 +34,10 @@ def _parse_leniently(data: bytes) -> Any:
 
 
 def number(value: object) -> int | None:
-    """A count: a whole number of at least 0 (engines take 16.0 for 16), else None."""
+    """A count: a whole number from 0 to a billion (engines take 16.0 for 16), else None."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST else None
 
 
 def text(value: object) -> str | None:

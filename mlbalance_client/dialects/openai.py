@@ -75,7 +75,7 @@ def chat_messages(canonical: Canonical, messages: object) -> None:
         if not isinstance(message, dict):
             raise Unreadable("a message is no object")
         canonical.message(message.get("role"), message.get("content"))
-        if len(message) > 2:
+        if len(message) > 2 or "content" not in message:
             for name in ("tool_calls", "tool_call_id", "name", "function_call"):
                 canonical.structure(name, message.get(name))
 

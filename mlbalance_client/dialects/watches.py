@@ -37,19 +37,21 @@ def watch_for(form: AnswerForm | None, content_type: str) -> AnswerWatch:
     """The watch for an answer of this content type; ``form``: None if nothing is to be read from answers."""
     if form is None:
         return BlindWatch()
-    if content_type.lstrip()[:17].lower() == "text/event-stream":
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == "text/event-stream":
         return EventWatch(form)
-    return BodyWatch(form)
+    return BodyWatch(form, has_mark=kind == "application/json")
 
 
 class BlindWatch:
     """An answer of unknown form: committed at its head, whole when HTTP says so."""
 
-    __slots__ = ("error",)
+    __slots__ = ("error", "has_mark")
     commits_at_head = True
 
     def __init__(self) -> None:
         self.error: InBandError | None = None
+        self.has_mark = False
 
     def feed(self, chunk: bytes) -> Sign:
         """Anything is content."""
@@ -66,11 +68,12 @@ class BlindWatch:
 class BodyWatch:
     """An answer in one piece: committed at its first bytes, kept by reference up to 256 KiB, parsed at its end."""
 
-    __slots__ = ("_chunks", "_form", "_last", "_size", "error")
+    __slots__ = ("_chunks", "_form", "_last", "_size", "error", "has_mark")
     commits_at_head = False
 
-    def __init__(self, form: AnswerForm) -> None:
+    def __init__(self, form: AnswerForm, *, has_mark: bool = True) -> None:
         self.error: InBandError | None = None
+        self.has_mark = has_mark
         self._form = form
         self._chunks: list[bytes] = []
         self._size = 0
@@ -103,11 +106,12 @@ class BodyWatch:
 class EventWatch:
     """A stream of server-sent events: read up to the commit point, then only its end is kept."""
 
-    __slots__ = ("_events", "_fed", "_figures", "_form", "_keep", "_room", "_tail", "error")
+    __slots__ = ("_events", "_fed", "_figures", "_form", "_keep", "_room", "_tail", "error", "has_mark")
     commits_at_head = False
 
     def __init__(self, form: AnswerForm) -> None:
         self.error: InBandError | None = None
+        self.has_mark = True
         self._form = form
         self._events = EventReader()
         self._fed = 0

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from .answer import WireAnswer
 from .errors import WireError
+from .hints import retry_after_s
 from .pool import Origin, WireOptions
 from .wire import Timeouts, Wire, WireRequest
 
-__all__ = ["Origin", "Timeouts", "Wire", "WireAnswer", "WireError", "WireOptions", "WireRequest"]
+__all__ = [
+    "Origin",
+    "Timeouts",
+    "Wire",
+    "WireAnswer",
+    "WireError",
+    "WireOptions",
+    "WireRequest",
+    "retry_after_s",
+]

@@ -39,6 +39,12 @@ class WireAnswer:
         return self._response.headers
 
     @property
+    def ends_with_connection(self) -> bool:
+        """Whether the body has no length of its own, so that its end and a broken connection look alike."""
+        names = {name.lower() for name, _ in self.headers}
+        return b"content-length" not in names and b"transfer-encoding" not in names
+
+    @property
     def extensions(self) -> dict[str, Any]:
         """``http_version``, ``reason_phrase`` and ``network_stream``, as httpx has them."""
         return dict(self._response.extensions)

@@ -28,7 +28,7 @@ class WireOptions:
     """
 
     ssl_context: ssl.SSLContext | Callable[[], ssl.SSLContext] = ssl.create_default_context
-    keepalive_expiry_s: float = 4.0
+    keepalive_expiry_s: float | None = 4.0
     max_idle_per_replica: int | None = None
     local_address: str | None = None
     socket_options: Iterable[Any] | None = None

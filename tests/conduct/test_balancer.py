@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 import mlbalance_client as mlb
-from mlbalance_client.events import ReplicasChanged
+from mlbalance_client.events import AttemptStarted, Event, Picked, Settled
 
 pytestmark = pytest.mark.anyio
 
@@ -93,10 +93,21 @@ async def test_a_closed_balancer_refuses() -> None:
 
 
 async def test_events_can_be_heard_until_one_has_enough() -> None:
-    heard: list[object] = []
+    heard: list[Event] = []
     async with balancer() as picking:
         stop = picking.subscribe(heard.append)
+        async with picking.acquire(
+            mlb.Call(prompt="x", options=mlb.CallOptions(tenant="t", priority=3))
+        ) as lease:
+            lease.first_content()
+            lease.succeed(output_tokens=7)
         stop()
         async with picking.acquire(CALL):
             pass
-    assert [event for event in heard if not isinstance(event, ReplicasChanged)] == []
+    assert [type(event) for event in heard] == [Picked, AttemptStarted, Settled]
+    picked, _, settled = heard
+    assert isinstance(picked, Picked)
+    assert isinstance(settled, Settled)
+    assert (picked.replica, picked.tenant, picked.priority) == (lease.replica.id, "t", 3)
+    assert (settled.call, settled.verdict, settled.output_tokens) == (picked.call, "ok", 7)
+    assert settled.ttft_s is not None

@@ -227,12 +227,20 @@ def test_another_zone_is_used_when_the_own_one_is_busy() -> None:
 
 
 @pytest.mark.parametrize("policy", ["round_robin", "least_requests", "least_tokens"])
-def test_policies_for_contrast_spread_evenly(policy: str) -> None:
+def test_policies_for_contrast_spread_by_weight(policy: str) -> None:
     fleet = fleet_of(4, policy=policy)
 
-    places = [pick_for(fleet, prompt(1)).replica.id for _ in range(8)]
+    places = [pick_for(fleet, prompt(1)).replica.id for _ in range(12)]
 
-    assert all(places.count(f"replica-{n}") == 2 for n in range(4))
+    assert [places.count(f"replica-{n}") for n in range(4)] == [2, 4, 2, 4]
+
+
+def test_random_goes_by_weight() -> None:
+    fleet = fleet_of(2, policy="random")
+
+    places = [pick_for(fleet, prompt(1)).replica.id for _ in range(3000)]
+
+    assert 850 < places.count("replica-0") < 1150
 
 
 def test_the_number_of_candidates_does_not_grow_with_the_fleet() -> None:

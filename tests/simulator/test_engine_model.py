@@ -136,8 +136,9 @@ def test_memory_pressure_preempts_and_all_still_finish() -> None:
     engine = Engine(EngineSpec(step_tokens=512, max_running=8, kv_tokens=1000))
     for number in range(6):
         engine.submit(0.0, Job(str(number), (), 16, 150, 400))
+    emissions = []
     while (end := engine.next_at()) is not None:
-        engine.advance(end)
+        emissions += engine.advance(end)
 
     assert engine.preemptions_total > 0
-    assert engine.finished == 6
+    assert [e.tokens for e in emissions if e.kind is EmissionKind.FINISHED] == [400] * 6

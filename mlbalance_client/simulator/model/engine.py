@@ -26,6 +26,7 @@ class _Sequence:
     pinned: list[int] = field(default_factory=list)
     private: int = 0
     decode_from: int = -1
+    ticket: int = 0
     produced: int = 0
 
 
@@ -218,8 +219,9 @@ class Engine:
         self.generation_tokens_total += producing
         decoding_before = list(self._decoding.values()) if self._emit_tokens else []
         while self._ends and self._ends[0][0] <= self._step:
-            _, _, sequence = heappop(self._ends)
-            if self._decoding.get(sequence.job.id) is sequence and sequence.decode_from >= 0:
+            _, ticket, sequence = heappop(self._ends)
+            # A preempted request has left an entry of its first run behind.
+            if self._decoding.get(sequence.job.id) is sequence and sequence.ticket == ticket:
                 emissions.append(self._emission(end, sequence, EmissionKind.FINISHED))
                 self._leave(sequence)
                 self.finished += 1
@@ -265,6 +267,7 @@ class Engine:
         self._decoding[job.id] = sequence
         self._context += job.prompt_tokens + self._produced(sequence)
         self._ticket += 1
+        sequence.ticket = self._ticket
         heappush(self._ends, (sequence.decode_from + job.output_tokens - 1, self._ticket, sequence))
         kind = EmissionKind.TOKENS if resumed else EmissionKind.FIRST
         if kind is EmissionKind.FIRST or self._emit_tokens:

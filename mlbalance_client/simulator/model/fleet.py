@@ -27,7 +27,8 @@ class FleetError(RuntimeError):
 class Fleet:
     """``count`` replicas on loopback, at ``urls``. A context manager; ends its processes on every way out.
 
-    ``faults``: one for all, or one each. Raises FleetError if the server's packages are missing.
+    ``faults``: one for all, or one each. ``port``: the first one's, the others follow; 0: any free ones.
+    Raises FleetError if the server's packages are missing.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Fleet:
         model: str = "sim",
         emit_interval_s: float = 0.0,
         seed: int = 0,
+        port: int = 0,
     ) -> None:
         if count < 1:
             raise FleetError(f"a fleet needs at least one replica, not {count}")
@@ -57,7 +59,7 @@ class Fleet:
                 "model": model,
                 "emit_interval_s": emit_interval_s,
                 "seed": seed + number,
-                "port": 0,
+                "port": port + number if port else 0,
             }
             for number, fault in enumerate(each)
         ]

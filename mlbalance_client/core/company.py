@@ -1,0 +1,53 @@
+"""Whether other clients use the same replicas, as far as own calls show.
+
+Two signs, each a share from 0 (alone) to 1. *Waiting*: the part of own calls' waiting that own work does not explain;
+what even the best calls wait (the network, a first decode step) is nobody's work. *Caches*: the part of the cached
+tokens in answers that this client never sent there.
+"""
+
+from __future__ import annotations
+
+from .cost import Recent
+
+_STEP = 0.05
+_KEEP = 0.95
+_BASE_QUANTILE = 0.1
+_PRIOR_TOKENS = 4096.0
+_PRIOR_KEEP = 0.8
+
+
+class Company:
+    """In company until caches show nothing but what this client itself sent."""
+
+    __slots__ = ("_base_s", "_cached", "_others_cached", "_others_s", "_prior", "_stood_s")
+
+    def __init__(self) -> None:
+        self._base_s = Recent(_BASE_QUANTILE)
+        self._stood_s = 0.0
+        self._others_s = 0.0
+        self._cached = 0.0
+        self._others_cached = 0.0
+        self._prior = _PRIOR_TOKENS
+
+    @property
+    def share(self) -> float:
+        """The stronger of the two signs."""
+        waiting = max(0.0, self._others_s / self._stood_s) if self._stood_s > 0 else 0.0
+        cached = (self._others_cached + self._prior) / (self._cached + self._prior)
+        return min(1.0, max(waiting, cached))
+
+    def stood(self, stood_s: float, own_s: float) -> None:
+        """A call stood ``stood_s`` seconds until its first content; its own client had caused ``own_s`` of them."""
+        rest_s = max(0.0, stood_s - own_s)
+        self._base_s.add(rest_s)
+        others_s = rest_s - (self._base_s.value() or 0.0)
+        self._stood_s += _STEP * (stood_s - self._stood_s)
+        self._others_s += _STEP * (others_s - self._others_s)
+
+    def found_cached(self, tokens: int, sent_before: int) -> None:
+        """An answer told of ``tokens`` from the cache; this client had sent ``sent_before`` of them there itself."""
+        others = max(0, tokens - sent_before)
+        self._cached = self._cached * _KEEP + tokens
+        self._others_cached = self._others_cached * _KEEP + others
+        if tokens and not others:
+            self._prior = max(1.0, self._prior * _PRIOR_KEEP)

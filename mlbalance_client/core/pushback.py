@@ -1,0 +1,56 @@
+"""Replicas that have just failed rest for a while: the longer, the more often in a row.
+
+What fails at once is always idle, so a picker that goes by load alone would send it everything. A failure makes its
+replica rest for ``base_s`` seconds, doubled with each one in a row up to ``max_s``; a replica that names a time itself
+(Retry-After) gets that, within ``max_s``. A success ends the row. Those who rest are not picked while others can be.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class _Rest:
+    until: float
+    row: int
+
+
+class Pushback:
+    """Who rests. ``base_s`` of 0: nobody ever does."""
+
+    def __init__(self, base_s: float, max_s: float) -> None:
+        self._base_s = base_s
+        self._max_s = max_s
+        self._rests: dict[int, _Rest] = {}
+
+    def failed(self, place: int, now: float, retry_after_s: float | None = None) -> None:
+        """The replica failed a call; failures of calls that were under way when it began to rest count once."""
+        rest = self._rests.get(place)
+        if not self._base_s or (rest is not None and now < rest.until and retry_after_s is None):
+            return
+        row = 0 if rest is None else rest.row
+        rest_s = self._base_s * 2 ** min(row, 30) if retry_after_s is None else retry_after_s
+        until = now + min(self._max_s, rest_s)
+        self._rests[place] = _Rest(until if rest is None else max(until, rest.until), row + 1)
+
+    def succeeded(self, place: int) -> None:
+        """The replica served a call."""
+        self._rests.pop(place, None)
+
+    def resting(self, now: float) -> int:
+        """The places that rest now, as a bit set."""
+        mask = 0
+        for place, rest in self._rests.items():
+            if now < rest.until:
+                mask |= 1 << place
+        return mask
+
+    def rests_s(self, place: int, now: float) -> float:
+        """How long the replica rests yet, in seconds."""
+        rest = self._rests.get(place)
+        return 0.0 if rest is None else max(0.0, rest.until - now)
+
+    def drop(self, place: int) -> None:
+        """The replica is gone."""
+        self._rests.pop(place, None)
