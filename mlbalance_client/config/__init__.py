@@ -7,7 +7,6 @@ from .balancer import (
     BalancerConfig,
     HealthChecksConfig,
     HedgingConfig,
-    LoadReportsConfig,
     OutlierDetectionConfig,
     RetriesConfig,
     SlowStartConfig,
@@ -16,6 +15,7 @@ from .base import InvalidConfig, Problem, Section
 from .discovery import DiscoveryConfig, ReplicaConfig, StaticConfig
 from .http import HttpConfig
 from .kinds import discovery_kinds
+from .load_reports import LoadReportsConfig
 from .picking import PickingConfig
 from .urls import ReplicaURL, TargetURL, replica_url
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from math import isfinite
 from types import MappingProxyType
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -45,15 +44,19 @@ class LoadReport:
     waiting_tokens:  the same of waiting requests alone (SGLang's ``num_waiting_uncached_tokens``)
     decode_tokens:   output tokens still to come of all requests, as the replica expects
     expected_wait_s: seconds until a new request's prefill would begin, as the replica estimates
+    prefill_tokens_per_s, decode_tokens_per_s: how fast the replica works such tokens off while it is at it
     batch_limit:     requests that can run at once
-    kv_used:         share (0 to 1) of the KV memory held by running requests
+    kv_used:         share (0 to 1) of the KV memory held by running requests; of several ranks, the fullest one's
+    gpu_utilization, gpu_memory_*: of several GPUs, the busiest one's and the fullest one's
     utilization:     share of the server's capacity in use (ORCA's application or CPU utilization; may pass 1)
     prefix_queries, prefix_hits: tokens asked of and found in the prefix cache, ever; they fall at a restart
-    models, adapters: name to state, where the replica tells them apart
+    models, adapters: name to the value of a State, where the replica tells them apart
     replica:         the identity that the replica itself reports
-    epoch, seq:      the replica's own count of its reports; ``acked``: the newest of this client's calls counted in it
+    epoch:           another one after a restart; ``seq``: the replica's own count of its reports within it
+    acked:           the newest of this client's calls counted in the report
     free_requests, free_tokens: the room that the replica grants to this client
     partial:         one of several server processes speaks, not the whole replica
+    doubts:          what of the replica's pages was not understood, in words; for one log line, not for the pick
     """
 
     source: str
@@ -86,6 +89,7 @@ class LoadReport:
     free_requests: int | None = None
     free_tokens: int | None = None
     partial: bool = False
+    doubts: tuple[str, ...] = ()
 
     @property
     def gpu_memory(self) -> float | None:
@@ -105,7 +109,7 @@ class LoadReport:
             value = getattr(self, name)
             if value is None:
                 continue
-            if not isfinite(value) or not 0 <= value <= _MOST:
+            if not 0 <= value <= _MOST:  # so NaN too, and integers that no float can hold
                 wrong[name] = None
             elif name in _SHARES and value > 1:
                 wrong[name] = 1.0
@@ -115,5 +119,5 @@ class LoadReport:
         return replace(self, **wrong) if wrong else self  # type: ignore[arg-type]
 
 
-_TEXTS = frozenset({"source", "at", "state", "models", "adapters", "replica", "epoch", "partial"})
+_TEXTS = frozenset({"source", "at", "state", "models", "adapters", "replica", "epoch", "partial", "doubts"})
 _FIGURES = tuple(f.name for f in fields(LoadReport) if f.name not in _TEXTS)
