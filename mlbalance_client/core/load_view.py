@@ -1,9 +1,9 @@
 """How much work stands before a new call at a replica, in seconds.
 
-The newest load report, drained as time passes, plus own charges that it cannot know yet. What a report leaves open, and
-all of others' work where there is none, is guessed: what own calls have found on average at replicas that looked alike by
-the pace of own streams (free, busy, busy for long, unseen) and by what they reported. A report loses its say as it
-ages, to nothing at its expiry. A call that is overdue says more than any of them.
+The newest load report, drained as time passes, plus own charges that it cannot know yet. What a report leaves open,
+and all of others' work where there is none, is guessed: what own calls have found on average at replicas that looked
+alike by the pace of own streams (free, busy, busy for long, unseen) and by what they reported. A report loses its say
+as it ages, to nothing at its expiry. A call that is overdue says more than any of them.
 """
 
 from __future__ import annotations

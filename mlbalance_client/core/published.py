@@ -1,11 +1,11 @@
 """Which prefixes replicas say that they hold: one compact table for all replicas, made for many.
 
-A chain's hash falls into one of 2**16 buckets by its top bits. A bucket is an immutable string of 8-byte entries, 6 bytes
-of hash and 2 of the holder's number, so that a look-up is one search in a few hundred bytes and 1,000 replicas with
-4,000 chains each take about 40 MB. Readers never see a bucket half changed, whatever thread changes it.
+A chain's hash falls into one of 2**16 buckets by its top bits. A bucket is an immutable string of 8-byte entries,
+6 bytes of hash and 2 of the holder's number, so that a look-up is one search in a few hundred bytes and 1,000 replicas
+with 4,000 chains each take about 35 MB. Readers never see a bucket half changed, whatever thread changes it.
 
-A *holder* is one life of a replica. When a replica starts anew its old holder is disowned: it is not found any more, and
-its entries go when their buckets are next written, or all at once when half of the table is theirs.
+A *holder* is one life of a replica. When a replica starts anew its old holder is disowned: it is not found any more,
+and its entries go all at once when half of the table is such.
 """
 
 from __future__ import annotations

@@ -94,8 +94,8 @@ class Clients:
 class Told:
     """What engines say of themselves in virtual time, as far as ``tell`` puts it into a report.
 
-    Each client hears of each engine every ``every_s`` seconds, in a phase of its own if ``jittered``. ``prefixes``: also
-    what is in their caches.
+    Each client hears of each engine every ``every_s`` seconds, in a phase of its own if ``jittered``. ``prefixes``:
+    also what is in their caches.
     """
 
     def __init__(

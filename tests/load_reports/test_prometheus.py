@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-import timeit
 from math import isnan
 
 import pytest
@@ -12,11 +10,9 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mlbalance_client.load_reports import ReportError, vllm
+from mlbalance_client.load_reports import ReportError
 from mlbalance_client.load_reports.base import MOST_BYTES
 from mlbalance_client.load_reports.prometheus import Reader
-
-from .pages import body
 
 NAME = "vllm:num_requests_waiting"
 READ = Reader(NAME)
@@ -125,22 +121,8 @@ def test_a_page_beyond_the_bound_is_refused_and_a_flood_of_lines_is_cut() -> Non
 
 
 @pytest.mark.parametrize("hostile", [" ", "1", "{", '"', '{a="', "\\", '{a="b",', "e", "#", ".", "1 ", '"\\'])
-def test_hostile_lines_cost_time_in_proportion(hostile: str) -> None:
+def test_hostile_lines_tell_nothing(hostile: str) -> None:
+    # Long enough that reading them more than once over would not end within the test's time limit.
     line = f"{NAME} {hostile * 200_000}!\n{NAME}{{{hostile * 200_000}\n".encode()
-    before = time.perf_counter()
 
     assert READ(line).series(NAME) == []
-
-    assert time.perf_counter() - before < 1.0
-
-
-def test_a_page_of_vllms_size_costs_well_under_a_millisecond() -> None:
-    wanted = body("vllm_metrics_busy.http")
-    other = b'vllm:request_latency_seconds_bucket{engine="0",le="0.5",model_name="tiny"} 4.0\n' * 570
-    page = other[: len(other) // 2] + wanted + other[len(other) // 2 :]
-    assert len(page) > 52_000
-
-    taken_s = min(timeit.repeat(lambda: vllm.from_metrics(page, 1.0), number=10, repeat=10)) / 10
-
-    assert vllm.from_metrics(page, 1.0).waiting == 5
-    assert taken_s < 0.8e-3
