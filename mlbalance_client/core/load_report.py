@@ -51,7 +51,8 @@ class LoadReport:
     prefix_queries, prefix_hits: tokens asked of and found in the prefix cache, ever; they fall at a restart
     models, adapters: name to state, where the replica tells them apart
     replica:         the identity that the replica itself reports
-    epoch, seq:      the replica's own count of its reports; ``acked``: the newest of this client's calls counted in it
+    epoch, seq:      the replica's own count of its reports; ``t_ms``: milliseconds since the epoch began, on its clock
+    acked:           the newest of this client's calls that is counted in
     free_requests, free_tokens: the room that the replica grants to this client
     partial:         one of several server processes speaks, not the whole replica
     """
@@ -81,6 +82,7 @@ class LoadReport:
     replica: str | None = None
     epoch: str | None = None
     seq: int | None = None
+    t_ms: int | None = None
     acked: int | None = None
     subscribers: int | None = None
     free_requests: int | None = None
