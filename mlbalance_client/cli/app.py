@@ -79,6 +79,10 @@ def fleet(
         float, typer.Option(min=0.01, max=1000, help="Times as fast as the modelled engine.")
     ] = 1.0,
     faults: Annotated[str, typer.Option(help='Faults of all replicas as JSON, such as {"slow": 10}.')] = "{}",
+    middleware: Annotated[
+        list[str] | None,
+        typer.Option(help="Dotted path of an ASGI middleware around each; may be given more than once."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run simulated replicas until interrupted."""
@@ -86,7 +90,9 @@ def fleet(
 
     try:
         wrong = _faults(faults)
-        with Fleet(replicas, spec=EngineSpec().scaled(speed), faults=wrong) as running:
+        with Fleet(
+            replicas, spec=EngineSpec().scaled(speed), faults=wrong, middleware=middleware or ()
+        ) as running:
             if as_json:
                 typer.echo(json.dumps({"target": running.target, "urls": running.urls}))
             else:

@@ -27,7 +27,8 @@ class FleetError(RuntimeError):
 class Fleet:
     """``count`` replicas on loopback, at ``urls``. A context manager; ends its processes on every way out.
 
-    ``faults``: one for all, or one each. Raises FleetError if the server's packages are missing.
+    ``faults``: one for all, or one each. ``middleware``: dotted paths of ASGI middlewares around each. Raises
+    FleetError if the server's packages are missing.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Fleet:
         model: str = "sim",
         emit_interval_s: float = 0.0,
         seed: int = 0,
+        middleware: Sequence[str] = (),
     ) -> None:
         if count < 1:
             raise FleetError(f"a fleet needs at least one replica, not {count}")
@@ -58,6 +60,7 @@ class Fleet:
                 "emit_interval_s": emit_interval_s,
                 "seed": seed + number,
                 "port": 0,
+                "middleware": list(middleware),
             }
             for number, fault in enumerate(each)
         ]
