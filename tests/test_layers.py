@@ -14,7 +14,7 @@ FLOORS = {
     "core": ("core",),
     "rim": ("discovery", "load_reports", "wire", "dialects"),
     "conduct": ("answer", "engine", "tending"),
-    "door": ("client", "httpx2", "face", "loop_thread", "balancer", "cli", "", "simulator"),
+    "door": ("client", "httpx2", "face", "loop_thread", "balancer", "cli", "", "simulator", "reporter"),
 }
 ORDER = list(FLOORS)
 IMPURE = {

@@ -1,0 +1,98 @@
+"""One subscriber's place in the stream, whatever carries its bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from .change import changed
+from .grants import Grant
+from .told import Source, Told
+
+
+class Feed(Protocol):
+    """Where the events come from."""
+
+    @property
+    def spacing_s(self) -> float: ...
+    @property
+    def shared_s(self) -> float: ...
+    @property
+    def most_s(self) -> float: ...
+    def told(self, now: float, *, newer_than_s: float | None = None) -> Told: ...
+    def load(self, told: Told, client: str | None, grant: Grant | None, now: float) -> bytes: ...
+    def prefixes(self, number: int | None) -> tuple[int, list[bytes]]: ...
+    def arm(self, subscriber: Subscriber, told: Told) -> None: ...
+    def disarm(self, subscriber: Subscriber) -> None: ...
+    def drop(self, subscriber: Subscriber) -> None: ...
+
+
+class Subscriber:
+    """``next()`` until it is None, then wait as ``pause()`` says, then again; ``close()`` at the end.
+
+    ``wake``: called when a wait should end early; with True from another thread or a signal handler.
+    """
+
+    __slots__ = ("_board", "_ended", "_feed", "_number", "_sent_at", "grant", "told", "wake")
+
+    def __init__(
+        self, feed: Feed, board: Source, grant: Grant, number: int | None, wake: Callable[[bool], None]
+    ) -> None:
+        self.grant = grant
+        self.told: Told | None = None
+        self.wake = wake
+        self._board = board
+        self._feed = feed
+        self._number = number
+        self._sent_at = 0.0
+        self._ended = False
+
+    @property
+    def over(self) -> bool:
+        """The server ends, and this has been said: there will be no more."""
+        return self._ended
+
+    def next(self) -> bytes | None:
+        """The events that are due, if any are."""
+        board = self._board
+        with board.lock:
+            now = board.clock()
+            self._feed.disarm(self)
+            closing = board.readiness.closing
+            told = self._feed.told(now, newer_than_s=-1.0 if closing else None)
+            if not (closing or self._due(told, now)):
+                return None
+            self._ended = closing
+            self._number, events = self._feed.prefixes(self._number)
+            self.told, self._sent_at = told, now
+            data = self._feed.load(told, self.grant.client, self.grant, now)
+            head = b"event: load\nid: %d\ndata: " % told.seq
+            return b"".join((*events, head, data, b"\n\n"))
+
+    def pause(self) -> tuple[float, bool]:
+        """How many seconds to wait, and whether ``wake`` may end it before; what is not due yet cannot be woken."""
+        board = self._board
+        with board.lock:
+            now = board.clock()
+            spacing_s = self._sent_at + self._feed.spacing_s - now
+            if spacing_s > 0:
+                return spacing_s, False
+            assert self.told is not None
+            fresh = board.report(now)
+            if changed(self.told.report, fresh):
+                return self._feed.shared_s, False  # the report that all share does not know yet
+            self._feed.arm(self, self.told)
+            return max(0.0, self._sent_at + self._feed.most_s - now), True
+
+    def close(self) -> None:
+        """It hears no more."""
+        with self._board.lock:
+            self._feed.drop(self)
+
+    def _due(self, told: Told, now: float) -> bool:
+        if self.told is None:
+            return True
+        since_s = now - self._sent_at
+        if since_s < self._feed.spacing_s:
+            return False
+        return since_s >= self._feed.most_s or changed(self.told.report, told.report)

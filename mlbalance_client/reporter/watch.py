@@ -1,0 +1,158 @@
+"""One request on its way through the app: its call is counted in when its body is whole, and out on every way."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from dataclasses import replace
+from typing import Any
+
+from ..core.load_format import HEADER
+from ..dialects import AnswerWatch, Dialect, Ending, Reading, Sign
+from .asgi import Message, Receive, Scope, Send
+from .board import LoadBoard
+from .call import BoardCall
+
+_HEADER = HEADER.encode("ascii")
+_BUSY = frozenset({429, 503})
+# Their work is by size of input: all of it counts as prefill, which is over with the answer.
+_NO_OUTPUT = frozenset({"kserve.infer", "bytes"})
+
+
+def with_load(message: Message, value: str) -> Message:
+    """The head of an answer with the load in it; the app's own message stays as it is."""
+    headers = [pair for pair in message.get("headers", ()) if pair[0] != _HEADER]
+    headers.append((_HEADER, value.encode("ascii")))
+    return {**message, "headers": headers}
+
+
+class WatchedCall:
+    """``receive`` and ``send`` for the app, around those of the server. Bytes pass as they are, at once."""
+
+    __slots__ = (
+        "_app_send", "_board", "_call", "_call_id", "_chunks", "_client", "_dialect", "_receive", "_scope", "_seen",
+        "_send", "_size", "_status", "_watch",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        board: LoadBoard,
+        dialect: Dialect,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        call_id: str | None,
+    ) -> None:
+        self._board = board
+        self._dialect = dialect
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._call_id = call_id
+        self._client = call_id.partition(".")[0] if call_id else None
+        self._chunks: list[bytes] | None = []
+        self._size = 0
+        self._call: BoardCall | None = None
+        self._watch: AnswerWatch | None = None
+        self._seen = False
+        self._status = 0
+
+    async def receive(self) -> Message:
+        """What the server has for the app; the end of the body begins the call."""
+        message = await self._receive()
+        if self._chunks is not None and message["type"] == "http.request":
+            self._keep(message)
+        return message
+
+    def send(self, message: Message) -> Awaitable[None]:
+        """What the app has for the server. No coroutine of our own: most messages are single tokens."""
+        if message["type"] == "http.response.body":
+            return self._body(message)
+        if message["type"] == "http.response.start":
+            message = self._head(message)
+        return self._send(message)
+
+    def close(self) -> None:
+        """The app is done with the request, in whatever way."""
+        self._chunks = None
+        if self._call is not None:
+            self._call.fail()
+
+    def _keep(self, message: Message) -> None:
+        assert self._chunks is not None
+        body = message.get("body", b"")
+        self._size += len(body)
+        if self._size <= self._board.settings.max_body_bytes:
+            self._chunks.append(body)
+        else:
+            self._chunks.clear()
+        if not message.get("more_body"):
+            chunks, self._chunks = self._chunks, None
+            self._begin(b"".join(chunks))
+
+    def _begin(self, body: bytes) -> None:
+        if len(body) < self._size:
+            reading = Reading("bytes", prompt_bytes=self._size)
+        else:
+            reading = self._dialect.read(self._scope["path"], body)
+        if reading.dialect in _NO_OUTPUT:
+            reading = replace(reading, output_limit=0)
+        self._call = self._board.begin_reading(reading, self._call_id)
+
+    def _head(self, message: Message) -> Message:
+        self._status = status = message["status"]
+        if status in _BUSY:
+            self._board.refused()
+        if 200 <= status < 300 and self._call is not None:
+            content_type = next(
+                (value for name, value in message.get("headers", ()) if name.lower() == b"content-type"), b""
+            )
+            self._watch = self._dialect.watch(status, content_type.decode("latin-1"))
+        board = self._board
+        with board.lock:
+            value = board.publisher.header(self._client, board.clock())
+        return with_load(message, value)
+
+    def _body(self, message: Message) -> Awaitable[None]:
+        watch, call = self._watch, self._call
+        more = message.get("more_body", False)
+        if watch is not None and call is not None and (body := message.get("body", b"")):
+            if self._seen:
+                watch.passed(body)
+                call.work.produced += 1
+            else:
+                self._before_content(watch, call, body)
+        return self._send(message) if more else self._last(message)
+
+    def _before_content(self, watch: AnswerWatch, call: BoardCall, body: bytes) -> None:
+        sign = watch.feed(body)
+        if sign is Sign.PREAMBLE:
+            return
+        self._seen = True
+        if sign is Sign.CONTENT and call.work.visible:
+            call.first_content()
+            call.work.produced += 1
+
+    async def _last(self, message: Message) -> None:
+        await self._send(message)
+        call, watch = self._call, self._watch
+        if call is None or call.over:
+            return
+        if watch is None:
+            call.fail()
+            return
+        self._settle(call, watch.end())
+
+    def _settle(self, call: BoardCall, ending: Ending) -> None:
+        if ending.error is not None:
+            if ending.error.status in _BUSY:
+                self._board.refused()
+            call.fail()
+            return
+        usage: dict[str, Any] = {}
+        if ending.usage is not None:
+            usage = {
+                "prompt_tokens": ending.usage.prompt_tokens,
+                "cached_tokens": ending.usage.cached_tokens,
+                "output_tokens": ending.usage.output_tokens,
+            }
+        call.succeed(**usage)
