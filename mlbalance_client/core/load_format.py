@@ -85,13 +85,15 @@ def personal(
     common: bytes, free_requests: int | None, free_tokens: int | None, acked: Mapping[str, int] | None
 ) -> bytes:
     """A report's JSON with what is for one subscriber only, so that the rest is encoded once for all."""
-    own: dict[str, Any] = {}
-    free = {"requests": free_requests, "tokens": free_tokens}
-    if free := {name: room for name, room in free.items() if room is not None}:
-        own["free"] = free
+    free = [
+        f'"{name}":{room}'
+        for name, room in (("requests", free_requests), ("tokens", free_tokens))
+        if room is not None
+    ]
+    own = f',"free":{{{",".join(free)}}}' if free else ""
     if acked:
-        own["acked"] = dict(acked)
-    return b"%b,%b" % (common[:-1], _dumped(own)[1:]) if own else common
+        own += f',"acked":{json.dumps(dict(acked), separators=(",", ":"))}'
+    return b"%b%b}" % (common[:-1], own.encode("ascii")) if own else common
 
 
 def decode_load(data: bytes | str, *, at: float, client: str | None = None) -> LoadReport:

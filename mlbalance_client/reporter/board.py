@@ -150,17 +150,17 @@ class LoadBoard:
             ratio.learn(call.prompt_bytes, usage.prompt_tokens - call.extra_tokens)
             self._bytes_per_token = ratio.value
             self._resize()
-        if usage.cached_tokens is None or not call.before:
+        if usage.cached_tokens is None:
             return
         # Engines cache whole blocks of their own: the last block of ours may be there in part.
         seen = int(usage.cached_tokens * ratio.value / BLOCK_BYTES) + 1
-        if seen >= len(call.before):
+        if usage.cached_tokens:
             self._misses = 0
-            return
-        # What was last used before a block that is gone is gone too. Its own blocks have been computed again, and
-        # are there, unless an engine keeps nothing at all.
-        self._misses = self._misses + 1 if usage.cached_tokens == 0 else 0
-        self.chains.forget_older(call.before[seen])
+        if seen < len(call.before):
+            # What was last used before a block that is gone is gone too. Its own blocks have been computed again,
+            # and are there, unless an engine keeps nothing at all.
+            self._misses += not usage.cached_tokens
+            self.chains.forget_older(call.before[seen])
         if self._misses >= _MISSES:
             self.chains.forget(call.chain)
 
@@ -204,8 +204,8 @@ class LoadBoard:
 
     # -- reports ------------------------------------------------------------------------------------------------
 
-    def report(self, now: float) -> LoadReport:
-        """The load at ``now``, without seq; take the lock first."""
+    def report(self, now: float, seq: int = 0, subscribers: int = 0) -> LoadReport:
+        """The load at ``now``; take the lock first."""
         tally = self._work.tally(now)
         prefill_rate, decode_rate = self._work.prefill.value, self._work.decode.value
         gpu = self._gauge.figures(now)
@@ -214,6 +214,8 @@ class LoadBoard:
             at=now,
             replica=self.settings.replica,
             epoch=self.epoch,
+            seq=seq,
+            subscribers=subscribers,
             t_ms=int((now - self._began) * 1000),
             state=self.readiness.state(now),
             running=tally.running,

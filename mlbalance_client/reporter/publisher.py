@@ -7,16 +7,16 @@ but its place, so that a slow one holds no memory.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from ..core.load_format import PrefixDelta, encode_prefixes, personal
 from .chains import Page
-from .change import changed
+from .change import Change, change
 from .grants import Grant, Grants
 from .subscriber import Subscriber
 from .told import Source, Told
 
 LEAST_S, EACH_S = 0.05, 0.001
+SMALL_S, SMALL_TIMES = 0.5, 4  # for small changes, see change
 MOST_S = 1.9  # the format asks for 2.0, and the way takes time
 _SHARED_PART = 5.0  # a report serves all who ask within this part of the least spacing
 _PAGE_S = 0.1
@@ -46,6 +46,11 @@ class Publisher:
         return MOST_S
 
     @property
+    def small_s(self) -> float:
+        """How close they may come if there is only a small change to tell."""
+        return min(MOST_S, max(SMALL_S, SMALL_TIMES * self.spacing_s))
+
+    @property
     def shared_s(self) -> float:
         """For how long one report serves all who ask."""
         return self.spacing_s / _SHARED_PART
@@ -61,7 +66,7 @@ class Publisher:
         if self._told is None or not 0 <= now - self._told.made_at <= limit:
             self._seal(now)
             self.seq += 1
-            report = replace(self._board.report(now), seq=self.seq, subscribers=len(self._subscribers))
+            report = self._board.report(now, self.seq, len(self._subscribers))
             self._told = Told(report, self._board.room(report))
         return self._told
 
@@ -117,8 +122,12 @@ class Publisher:
         if not self._armed:
             return
         fresh = self._board.report(now)
-        for told in [told for told in self._armed if changed(told.report, fresh)]:
-            for subscriber in self._armed.pop(told).values():
+        for told, group in list(self._armed.items()):
+            found = change(told.report, fresh)
+            if found is Change.NONE:
+                continue
+            for subscriber in [each for each in group.values() if each.hears(found, now)]:
+                self.disarm(subscriber)
                 subscriber.wake(False)
 
     def wake_all(self) -> None:

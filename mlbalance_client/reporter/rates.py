@@ -14,11 +14,12 @@ class Throughput:
     infinitely fast.
     """
 
-    __slots__ = ("_active", "_busy_s", "_mark", "_tokens")
+    __slots__ = ("_active", "_busy_s", "_mark", "_since_s", "_tokens")
 
     def __init__(self) -> None:
         self._tokens = 0.0
         self._busy_s = 0.0
+        self._since_s = 0.0
         self._active = 0
         self._mark = 0.0
 
@@ -39,11 +40,12 @@ class Throughput:
         self._pass(now)
         self._active -= 1
         self._tokens = self._tokens * _MEMORY + tokens
-        self._busy_s *= _MEMORY
+        self._busy_s = self._busy_s * _MEMORY + self._since_s
+        self._since_s = 0.0
 
     def _pass(self, now: float) -> None:
         if now <= self._mark:
             return
         if self._active:
-            self._busy_s += now - self._mark
+            self._since_s += now - self._mark
         self._mark = now

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from .change import changed
+from .change import Change, change
 from .grants import Grant
 from .told import Source, Told
 
@@ -17,6 +17,8 @@ class Feed(Protocol):
     def spacing_s(self) -> float: ...
     @property
     def shared_s(self) -> float: ...
+    @property
+    def small_s(self) -> float: ...
     @property
     def most_s(self) -> float: ...
     def told(self, now: float, *, newer_than_s: float | None = None) -> Told: ...
@@ -71,18 +73,23 @@ class Subscriber:
 
     def pause(self) -> tuple[float, bool]:
         """How many seconds to wait, and whether ``wake`` may end it before; what is not due yet cannot be woken."""
-        board = self._board
-        with board.lock:
-            now = board.clock()
-            spacing_s = self._sent_at + self._feed.spacing_s - now
-            if spacing_s > 0:
-                return spacing_s, False
+        with self._board.lock:
+            now = self._board.clock()
+            since_s = now - self._sent_at
+            feed = self._feed
+            if since_s < feed.spacing_s:
+                return feed.spacing_s - since_s, False
             assert self.told is not None
-            fresh = board.report(now)
-            if changed(self.told.report, fresh):
-                return self._feed.shared_s, False  # the report that all share does not know yet
-            self._feed.arm(self, self.told)
-            return max(0.0, self._sent_at + self._feed.most_s - now), True
+            found = change(self.told.report, self._board.report(now))
+            if found is Change.LARGE or (found is Change.SMALL and since_s >= feed.small_s):
+                return feed.shared_s, False  # the report that all share does not know yet
+            feed.arm(self, self.told)
+            until_s = feed.small_s if since_s < feed.small_s else feed.most_s
+            return max(0.0, until_s - since_s), True
+
+    def hears(self, found: Change, now: float) -> bool:
+        """Whether a change is enough to wake it now."""
+        return found is Change.LARGE or (found is Change.SMALL and now - self._sent_at >= self._feed.small_s)
 
     def close(self) -> None:
         """It hears no more."""
@@ -95,4 +102,6 @@ class Subscriber:
         since_s = now - self._sent_at
         if since_s < self._feed.spacing_s:
             return False
-        return since_s >= self._feed.most_s or changed(self.told.report, told.report)
+        if since_s >= self._feed.most_s:
+            return True
+        return self.hears(change(self.told.report, told.report), now)

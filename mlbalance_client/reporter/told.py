@@ -26,8 +26,8 @@ class Source(Protocol):
     chains: Chains
     readiness: Readiness
 
-    def report(self, now: float) -> LoadReport:
-        """The load at ``now``, without seq."""
+    def report(self, now: float, seq: int = 0, subscribers: int = 0) -> LoadReport:
+        """The load at ``now``."""
         ...
 
     def room(self, report: LoadReport) -> tuple[int | None, int | None]:

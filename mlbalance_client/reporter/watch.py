@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -29,8 +29,8 @@ class WatchedCall:
     """``receive`` and ``send`` for the app, around those of the server. Bytes pass as they are, at once."""
 
     __slots__ = (
-        "_app_send", "_board", "_call", "_call_id", "_chunks", "_client", "_dialect", "_receive", "_scope", "_seen",
-        "_send", "_size", "_status", "_watch",
+        "_app_send", "_board", "_call", "_call_id", "_chunks", "_client", "_dialect", "_passing", "_receive", "_scope",
+        "_send", "_size", "_status", "_watch", "_work",
     )  # fmt: skip
 
     def __init__(
@@ -53,7 +53,7 @@ class WatchedCall:
         self._size = 0
         self._call: BoardCall | None = None
         self._watch: AnswerWatch | None = None
-        self._seen = False
+        self._passing: Callable[[bytes], None] | None = None
         self._status = 0
 
     async def receive(self) -> Message:
@@ -66,6 +66,10 @@ class WatchedCall:
     def send(self, message: Message) -> Awaitable[None]:
         """What the app has for the server. No coroutine of our own: most messages are single tokens."""
         if message["type"] == "http.response.body":
+            if self._passing is not None and message.get("more_body"):
+                self._passing(message.get("body", b""))
+                self._work.produced += 1
+                return self._send(message)
             return self._body(message)
         if message["type"] == "http.response.start":
             message = self._head(message)
@@ -116,7 +120,7 @@ class WatchedCall:
         watch, call = self._watch, self._call
         more = message.get("more_body", False)
         if watch is not None and call is not None and (body := message.get("body", b"")):
-            if self._seen:
+            if self._passing is not None:
                 watch.passed(body)
                 call.work.produced += 1
             else:
@@ -127,7 +131,7 @@ class WatchedCall:
         sign = watch.feed(body)
         if sign is Sign.PREAMBLE:
             return
-        self._seen = True
+        self._passing, self._work = watch.passed, call.work
         if sign is Sign.CONTENT and call.work.visible:
             call.first_content()
             call.work.produced += 1

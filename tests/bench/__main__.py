@@ -1,12 +1,17 @@
-"""``python -m tests.bench [decision] [cost] [placement]``: all of them, unless some are named."""
+"""``python -m tests.bench [decision] [cost] [placement] [reporter]``: all of them, unless some are named."""
 
 from __future__ import annotations
 
 import sys
 
-from . import cost, decision, placement
+from . import cost, decision, placement, reporter
 
-BENCHES = {"decision": decision.main, "cost": cost.main, "placement": placement.main}
+BENCHES = {
+    "decision": decision.main,
+    "cost": cost.main,
+    "placement": placement.main,
+    "reporter": reporter.main,
+}
 
 names = sys.argv[1:] or list(BENCHES)
 if unknown := set(names) - set(BENCHES):
