@@ -26,27 +26,60 @@ class Change(IntEnum):
     LARGE = 2
 
 
-def change(told: LoadReport, fresh: LoadReport) -> Change:
-    """How far ``fresh`` is off what ``told`` lets one expect."""
-    if fresh.state is not told.state or fresh.models != told.models:
-        return Change.LARGE
-    passed_s = fresh.at - told.at
-    found = _level(told.waiting or 0, fresh.waiting or 0, _LARGE_REQUESTS)
-    if found is not Change.LARGE:
-        found = max(found, _level(told.running or 0, fresh.running or 0, _LARGE_REQUESTS))
-    for before, rate, now in (
-        (told.prefill_tokens or 0, told.prefill_tokens_per_s, fresh.prefill_tokens or 0),
-        (told.decode_tokens or 0, told.decode_tokens_per_s, fresh.decode_tokens or 0),
-    ):
-        if found is Change.LARGE:
-            break
-        expected = max(0.0, before - rate * passed_s) if rate else before
-        found = max(found, _level(expected, now, (rate or _UNKNOWN_RATE) * _LARGE_S))
-    return found
+class Expectation:
+    """What a report lets one expect; made once a report, and asked many times."""
 
+    __slots__ = (
+        "_at",
+        "_decode",
+        "_decode_rate",
+        "_models",
+        "_prefill",
+        "_prefill_rate",
+        "_running",
+        "_state",
+        "_waiting",
+    )
 
-def _level(expected: float, now: float, large: float) -> Change:
-    off = abs(now - expected)
-    if off <= _SHARE * expected:
+    def __init__(self, told: LoadReport) -> None:
+        self._at = told.at
+        self._state = told.state
+        self._models = told.models
+        self._running = told.running or 0
+        self._waiting = told.waiting or 0
+        self._prefill = told.prefill_tokens or 0
+        self._decode = told.decode_tokens or 0
+        self._prefill_rate = told.prefill_tokens_per_s or 0.0
+        self._decode_rate = told.decode_tokens_per_s or 0.0
+
+    def change(self, fresh: LoadReport) -> Change:
+        """How far ``fresh`` is off."""
+        if fresh.state is not self._state or fresh.models is not self._models:
+            return Change.LARGE
+        passed_s = fresh.at - self._at
+        waiting, running = self._waiting, self._running
+        prefill = max(0.0, self._prefill - self._prefill_rate * passed_s)
+        decode = max(0.0, self._decode - self._decode_rate * passed_s)
+        off_waiting, off_running = abs((fresh.waiting or 0) - waiting), abs((fresh.running or 0) - running)
+        off_prefill, off_decode = (
+            abs((fresh.prefill_tokens or 0) - prefill),
+            abs((fresh.decode_tokens or 0) - decode),
+        )
+        if (
+            (
+                off_prefill > _SHARE * prefill
+                and off_prefill > _LARGE_S * (self._prefill_rate or _UNKNOWN_RATE)
+            )
+            or (off_decode > _SHARE * decode and off_decode > _LARGE_S * (self._decode_rate or _UNKNOWN_RATE))
+            or (off_waiting > _LARGE_REQUESTS and off_waiting > _SHARE * waiting)
+            or (off_running > _LARGE_REQUESTS and off_running > _SHARE * running)
+        ):
+            return Change.LARGE
+        if (
+            off_prefill > _SHARE * prefill
+            or off_decode > _SHARE * decode
+            or off_waiting > _SHARE * waiting
+            or off_running > _SHARE * running
+        ):
+            return Change.SMALL
         return Change.NONE
-    return Change.LARGE if off > large else Change.SMALL

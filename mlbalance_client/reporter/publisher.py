@@ -6,18 +6,19 @@ but its place, so that a slow one holds no memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from ..core.load_format import PrefixDelta, encode_prefixes, personal
+from ..core.load_report import LoadReport
 from .chains import Page
-from .change import Change, change
+from .change import Change
 from .grants import Grant, Grants
-from .subscriber import Subscriber
+from .subscriber import Subscriber, Waiter
 from .told import Source, Told
 
 LEAST_S, EACH_S = 0.05, 0.001
 SMALL_S, SMALL_TIMES = 0.5, 4  # for small changes, see change
 MOST_S = 1.9  # the format asks for 2.0, and the way takes time
+STUCK_S = 20.0
+_LOOK_S = 5.0
 _SHARED_PART = 5.0  # a report serves all who ask within this part of the least spacing
 _PAGE_S = 0.1
 
@@ -27,7 +28,14 @@ class BoardFull(Exception):
 
 
 class Publisher:
-    """The board's reports and its subscribers; take the board's lock first."""
+    """The board's reports and its subscribers; take the board's lock first.
+
+    spacing_s: how close two events of a stream may come; ``small_s``: if there is only a small change to tell;
+    most_s:    how far apart they may be
+    shared_s:  for how long one report serves all who ask
+    """
+
+    most_s = MOST_S
 
     def __init__(self, board: Source, first_seq: int) -> None:
         self.seq = self.first_seq = first_seq
@@ -39,26 +47,10 @@ class Publisher:
         self._everything: tuple[int, bytes] | None = None
         self._subscribers: dict[int, Subscriber] = {}
         self._armed: dict[Told, dict[int, Subscriber]] = {}
-
-    @property
-    def most_s(self) -> float:
-        """How far apart they may be."""
-        return MOST_S
-
-    @property
-    def small_s(self) -> float:
-        """How close they may come if there is only a small change to tell."""
-        return min(MOST_S, max(SMALL_S, SMALL_TIMES * self.spacing_s))
-
-    @property
-    def shared_s(self) -> float:
-        """For how long one report serves all who ask."""
-        return self.spacing_s / _SHARED_PART
-
-    @property
-    def spacing_s(self) -> float:
-        """How close two events of a stream may come."""
-        return min(MOST_S, max(LEAST_S, EACH_S * len(self._subscribers)))
+        self._fresh: LoadReport | None = None
+        self._mutations = 0
+        self._looked_at = self._page_at
+        self._space()
 
     def told(self, now: float, *, newer_than_s: float | None = None) -> Told:
         """A report that is new enough: by default as new as the spacing asks for."""
@@ -67,8 +59,21 @@ class Publisher:
             self._seal(now)
             self.seq += 1
             report = self._board.report(now, self.seq, len(self._subscribers))
-            self._told = Told(report, self._board.room(report))
+            self._told = Told(report, self._board.room(report), self._mutations)
+            if now - self._looked_at >= _LOOK_S:
+                self._give_up(now)
         return self._told
+
+    def newest(self, now: float) -> Told:
+        """A report that knows all that has happened."""
+        known = self._told is not None and self._told.mutations == self._mutations
+        return self.told(now, newer_than_s=None if known else -1.0)
+
+    def fresh(self, now: float) -> LoadReport:
+        """The load, with all that has happened; what only time has changed may be left out for a moment."""
+        if self._fresh is None or not 0 <= now - self._fresh.at <= self.shared_s:
+            self._fresh = self._board.report(now)
+        return self._fresh
 
     def load(self, told: Told, client: str | None, grant: Grant | None, now: float) -> bytes:
         """A report's JSON for one client."""
@@ -88,20 +93,20 @@ class Publisher:
 
     # -- subscribers --------------------------------------------------------------------------------------------
 
-    def subscribe(
-        self, client: str | None, last_event_id: str | None, wake: Callable[[bool], None]
-    ) -> Subscriber:
+    def subscribe(self, client: str | None, last_event_id: str | None, waiter: Waiter) -> Subscriber:
         """A place in the stream: from where the client was, if that is still known. Raises BoardFull."""
         if len(self._subscribers) >= self._board.settings.max_subscribers:
             raise BoardFull
         grant = self.grants.admit(client)
-        subscriber = Subscriber(self, self._board, grant, self._place(last_event_id), wake)
+        subscriber = Subscriber(self, self._board, grant, self._place(last_event_id), waiter)
         self._subscribers[id(subscriber)] = subscriber
+        self._space()
         return subscriber
 
     def drop(self, subscriber: Subscriber) -> None:
         """It is gone."""
         self._subscribers.pop(id(subscriber), None)
+        self._space()
         self.grants.drop(subscriber.grant)
         self.disarm(subscriber)
 
@@ -119,21 +124,34 @@ class Publisher:
 
     def mutated(self, now: float) -> None:
         """Something has changed on the board; wake those for whom it is news."""
+        self._fresh = None
+        self._mutations += 1
         if not self._armed:
             return
-        fresh = self._board.report(now)
+        fresh = self.fresh(now)
         for told, group in list(self._armed.items()):
-            found = change(told.report, fresh)
+            found = told.expects.change(fresh)
             if found is Change.NONE:
                 continue
             for subscriber in [each for each in group.values() if each.hears(found, now)]:
                 self.disarm(subscriber)
-                subscriber.wake(False)
+                subscriber.waiter.wake(False)
 
     def wake_all(self) -> None:
         """Wake everybody, from wherever: a signal handler perhaps."""
         for subscriber in list(self._subscribers.values()):
-            subscriber.wake(True)
+            subscriber.waiter.wake(True)
+
+    def _space(self) -> None:
+        self.spacing_s = min(MOST_S, max(LEAST_S, EACH_S * len(self._subscribers)))
+        self.small_s = min(MOST_S, max(SMALL_S, SMALL_TIMES * self.spacing_s))
+        self.shared_s = self.spacing_s / _SHARED_PART
+
+    def _give_up(self, now: float) -> None:
+        self._looked_at = now
+        for subscriber in list(self._subscribers.values()):
+            if subscriber.sending and now - subscriber.sent_at > STUCK_S:
+                subscriber.waiter.give_up()
 
     # -- prefixes -----------------------------------------------------------------------------------------------
 

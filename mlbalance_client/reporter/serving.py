@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from secrets import compare_digest
 
 import anyio
 
-from ..tending import EventLoop
+from . import waiting
 from .acks import client_name
 from .asgi import Receive, Scope, Send, answer, header
 from .board import LoadBoard
 from .publisher import BoardFull
-from .subscriber import Subscriber
+from .subscriber import Subscriber, Waiter
 
 PATH = "/mlbalance/v1/load"
 CLIENT_HEADER = b"x-mlbalance-client"
-_SEND_WITHIN_S = 20.0
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-store"),
@@ -39,7 +37,7 @@ def snapshot(board: LoadBoard, client: str | None = None) -> bytes:
     """The load now, as JSON. ``client``: the request's ``x-mlbalance-client``."""
     with board.lock:
         now = board.clock()
-        told = board.publisher.told(now)
+        told = board.publisher.newest(now)
         return board.publisher.load(told, client_name(client or ""), None, now)
 
 
@@ -48,17 +46,14 @@ def events(board: LoadBoard, last_event_id: str | None = None, client: str | Non
 
     Raises BoardFull at the first ``next``.
     """
-    awake = threading.Event()
-    subscriber = _subscribe(board, last_event_id, client, lambda foreign: awake.set())
+    waiter = waiting.InThread()
+    subscriber = _subscribe(board, last_event_id, client, waiter)
     try:
         while not subscriber.over:
             if data := subscriber.next():
                 yield data
             wait_s, wakeable = subscriber.pause()
-            if not wakeable:
-                threading.Event().wait(wait_s)
-            elif awake.wait(wait_s):
-                awake.clear()
+            waiter.wait(wait_s, wakeable)
     finally:
         subscriber.close()
 
@@ -83,36 +78,31 @@ class LoadApp:
             await answer(send, 200, snapshot(self.board, header(scope, CLIENT_HEADER)))
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
-        awake = _Awake()
         client, last = header(scope, CLIENT_HEADER), header(scope, b"last-event-id")
+        leaving = anyio.CancelScope()
+        waiter = waiting.waiting(leaving.cancel)
         try:
-            subscriber = _subscribe(self.board, last, client, awake.set)
+            subscriber = _subscribe(self.board, last, client, waiter)
         except BoardFull:
             await answer(send, 503, b'{"error":"too many subscribers"}', (b"retry-after", b"5"))
             return
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_until_gone, receive, tasks.cancel_scope)
-                await _follow(subscriber, awake, send)
-                tasks.cancel_scope.cancel()
+            with leaving:
+                await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(_until_gone, receive, leaving)
+                    await _follow(subscriber, waiter, send)
+                    leaving.cancel()
         finally:
             subscriber.close()
 
 
-async def _follow(subscriber: Subscriber, awake: _Awake, send: Send) -> None:
+async def _follow(subscriber: Subscriber, waiter: waiting.Waiting, send: Send) -> None:
     while not subscriber.over:
         if data := subscriber.next():
-            # Who does not read holds up nobody but itself, and not for ever.
-            with anyio.move_on_after(_SEND_WITHIN_S) as sending:
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-            if sending.cancelled_caught:
-                return
+            await send({"type": "http.response.body", "body": data, "more_body": True})
         wait_s, wakeable = subscriber.pause()
-        if wakeable:
-            await awake.wait(wait_s)
-        else:
-            await anyio.sleep(wait_s)
+        await waiter.wait(wait_s, wakeable)
     await send({"type": "http.response.body", "body": b""})
 
 
@@ -122,32 +112,6 @@ async def _until_gone(receive: Receive, scope: anyio.CancelScope) -> None:
     scope.cancel()
 
 
-class _Awake:
-    """Wakes one task, from its own thread at once, from another or a signal handler through the loop."""
-
-    def __init__(self) -> None:
-        self._event = anyio.Event()
-        self._loop = EventLoop()
-        self._thread = threading.get_ident()
-
-    def set(self, foreign: bool) -> None:
-        if foreign or threading.get_ident() != self._thread:
-            self._loop.call_soon(self._set)
-        else:
-            self._set()
-
-    def _set(self) -> None:
-        self._event.set()
-
-    async def wait(self, seconds: float) -> None:
-        with anyio.move_on_after(seconds):
-            await self._event.wait()
-        if self._event.is_set():
-            self._event = anyio.Event()
-
-
-def _subscribe(
-    board: LoadBoard, last_event_id: str | None, client: str | None, wake: Callable[[bool], None]
-) -> Subscriber:
+def _subscribe(board: LoadBoard, last_event_id: str | None, client: str | None, waiter: Waiter) -> Subscriber:
     with board.lock:
-        return board.publisher.subscribe(client_name(client or ""), last_event_id, wake)
+        return board.publisher.subscribe(client_name(client or ""), last_event_id, waiter)

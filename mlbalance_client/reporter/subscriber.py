@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
-from .change import Change, change
+from ..core.load_report import LoadReport
+from .change import Change
 from .grants import Grant
 from .told import Source, Told
 
@@ -13,14 +13,12 @@ from .told import Source, Told
 class Feed(Protocol):
     """Where the events come from."""
 
-    @property
-    def spacing_s(self) -> float: ...
-    @property
-    def shared_s(self) -> float: ...
-    @property
-    def small_s(self) -> float: ...
-    @property
-    def most_s(self) -> float: ...
+    spacing_s: float
+    small_s: float
+    most_s: float
+    shared_s: float
+
+    def fresh(self, now: float) -> LoadReport: ...
     def told(self, now: float, *, newer_than_s: float | None = None) -> Told: ...
     def load(self, told: Told, client: str | None, grant: Grant | None, now: float) -> bytes: ...
     def prefixes(self, number: int | None) -> tuple[int, list[bytes]]: ...
@@ -29,24 +27,30 @@ class Feed(Protocol):
     def drop(self, subscriber: Subscriber) -> None: ...
 
 
+class Waiter(Protocol):
+    """What carries a subscriber's bytes, and waits in between."""
+
+    def wake(self, foreign: bool) -> None:
+        """End a wait early; ``foreign``: perhaps from another thread or a signal handler."""
+
+    def give_up(self) -> None:
+        """Sending has taken too long: nobody reads."""
+
+
 class Subscriber:
-    """``next()`` until it is None, then wait as ``pause()`` says, then again; ``close()`` at the end.
+    """``next()`` and, if it is not None, send; then wait as ``pause()`` says, and again; ``close()`` at the end."""
 
-    ``wake``: called when a wait should end early; with True from another thread or a signal handler.
-    """
+    __slots__ = ("_board", "_ended", "_feed", "_number", "grant", "sending", "sent_at", "told", "waiter")
 
-    __slots__ = ("_board", "_ended", "_feed", "_number", "_sent_at", "grant", "told", "wake")
-
-    def __init__(
-        self, feed: Feed, board: Source, grant: Grant, number: int | None, wake: Callable[[bool], None]
-    ) -> None:
+    def __init__(self, feed: Feed, board: Source, grant: Grant, number: int | None, waiter: Waiter) -> None:
         self.grant = grant
         self.told: Told | None = None
-        self.wake = wake
+        self.waiter = waiter
+        self.sending = False
         self._board = board
         self._feed = feed
         self._number = number
-        self._sent_at = 0.0
+        self.sent_at = 0.0
         self._ended = False
 
     @property
@@ -66,7 +70,7 @@ class Subscriber:
                 return None
             self._ended = closing
             self._number, events = self._feed.prefixes(self._number)
-            self.told, self._sent_at = told, now
+            self.told, self.sent_at, self.sending = told, now, True
             data = self._feed.load(told, self.grant.client, self.grant, now)
             head = b"event: load\nid: %d\ndata: " % told.seq
             return b"".join((*events, head, data, b"\n\n"))
@@ -74,13 +78,14 @@ class Subscriber:
     def pause(self) -> tuple[float, bool]:
         """How many seconds to wait, and whether ``wake`` may end it before; what is not due yet cannot be woken."""
         with self._board.lock:
+            self.sending = False
             now = self._board.clock()
-            since_s = now - self._sent_at
+            since_s = now - self.sent_at
             feed = self._feed
             if since_s < feed.spacing_s:
                 return feed.spacing_s - since_s, False
             assert self.told is not None
-            found = change(self.told.report, self._board.report(now))
+            found = self.told.expects.change(feed.fresh(now))
             if found is Change.LARGE or (found is Change.SMALL and since_s >= feed.small_s):
                 return feed.shared_s, False  # the report that all share does not know yet
             feed.arm(self, self.told)
@@ -89,7 +94,7 @@ class Subscriber:
 
     def hears(self, found: Change, now: float) -> bool:
         """Whether a change is enough to wake it now."""
-        return found is Change.LARGE or (found is Change.SMALL and now - self._sent_at >= self._feed.small_s)
+        return found is Change.LARGE or (found is Change.SMALL and now - self.sent_at >= self._feed.small_s)
 
     def close(self) -> None:
         """It hears no more."""
@@ -99,9 +104,9 @@ class Subscriber:
     def _due(self, told: Told, now: float) -> bool:
         if self.told is None:
             return True
-        since_s = now - self._sent_at
+        since_s = now - self.sent_at
         if since_s < self._feed.spacing_s:
             return False
         if since_s >= self._feed.most_s:
             return True
-        return self.hears(change(self.told.report, told.report), now)
+        return self.hears(self.told.expects.change(told.report), now)

@@ -10,6 +10,7 @@ from ..core.load_format import encode_header, encode_load
 from ..core.load_report import LoadReport
 from .acks import Acks
 from .chains import Chains
+from .change import Expectation
 from .readiness import Readiness
 from .settings import ReporterSettings
 
@@ -38,11 +39,13 @@ class Source(Protocol):
 class Told:
     """A report as it goes to all, with the room to be shared."""
 
-    __slots__ = ("_json", "_short", "made_at", "report", "room")
+    __slots__ = ("_json", "_short", "expects", "made_at", "mutations", "report", "room")
 
-    def __init__(self, report: LoadReport, room: tuple[int | None, int | None]) -> None:
+    def __init__(self, report: LoadReport, room: tuple[int | None, int | None], mutations: int) -> None:
         self.report = report
         self.room = room
+        self.mutations = mutations
+        self.expects = Expectation(report)
         self.made_at = report.at
         self._json: bytes | None = None
         self._short: str | None = None

@@ -70,12 +70,17 @@ class Exchange:
 
 
 def answering(
-    *pieces: bytes, status: int = 200, content: bytes = b"text/event-stream"
+    *pieces: bytes,
+    status: int = 200,
+    content: bytes = b"text/event-stream",
+    release: anyio.Event | None = None,
 ) -> Callable[[Any, Any, Any], Awaitable[None]]:
-    """An app that reads its request and sends these pieces."""
+    """An app that reads its request and, once it is released, sends these pieces."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await receive()
+        if release is not None:
+            await release.wait()
         await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", content)]})
         for piece in pieces:
             await send({"type": "http.response.body", "body": piece, "more_body": True})

@@ -359,7 +359,7 @@ messages = st.one_of(
             "type": "http.response.start",
             "status": status,
             "headers": [(b"content-type", content)],
-        },  # fmt: skip
+        },
         st.sampled_from([200, 201, 400, 429, 500, 503]),
         st.sampled_from([b"text/event-stream", b"application/json", b"\xff", b""]),
     ),
