@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from threading import RLock
 
@@ -30,6 +30,7 @@ from .work import Work, Workload
 _ASSUMED_KV_TOKENS = 500_000
 _BYTES_PER_TOKEN, _OUTPUT_TOKENS, _KNEE = 4.0, 256, 1e9
 _MISSES = 16
+_STORED_WITHIN_S, _MOST_STORING = 0.2, 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ class LoadBoard:
         self._work = Workload(self.settings.step_tokens, self.settings.batch_limit)
         self._gauge = Gauge(self.settings.gpu)
         self._misses = 0
+        self._storing: list[BoardCall] = []
         self._began = clock()
         self.publisher = Publisher(self, secrets.randbelow(2**48) if first_seq is None else first_seq)
 
@@ -115,6 +117,10 @@ class LoadBoard:
                 extra_tokens=reading.extra_tokens, model=reading.model, route=reading.dialect, client=client,
             )  # fmt: skip
             self._work.begin(work)
+            if chain and self.settings.kv_events:
+                if len(self._storing) >= _MOST_STORING:
+                    self._storing = self.prefilling()[-_MOST_STORING // 2 :]
+                self._storing.append(call)
             self.publisher.mutated(now)
         return call
 
@@ -132,6 +138,8 @@ class LoadBoard:
                 return
             call.over = True
             now = self.clock()
+            if not call.work.decoding and call in self._storing:
+                self._storing.remove(call)
             output = call.work.produced
             if usage is not None and usage.output_tokens is not None:
                 output = usage.output_tokens
@@ -201,6 +209,34 @@ class LoadBoard:
             with self.lock:
                 self.kv_tokens = tokens
                 self._resize()
+
+    # -- what the engine says of its cache ----------------------------------------------------------------------
+
+    @property
+    def bytes_per_token(self) -> float:
+        """As learned last."""
+        return self._bytes_per_token
+
+    def prefilling(self) -> list[BoardCall]:
+        """The calls whose blocks an engine may be storing: in prefill, or out of it for a moment only."""
+        with self.lock:
+            now = self.clock()
+            self._storing = [
+                call
+                for call in self._storing
+                if not call.work.decoding or now - call.work.decoding_since < _STORED_WITHIN_S
+            ]
+            return self._storing
+
+    def lost(self, blocks: Iterable[int]) -> None:
+        """These are no longer cached."""
+        with self.lock:
+            self.chains.forget(blocks)
+
+    def lost_all(self) -> None:
+        """Nothing is cached any more."""
+        with self.lock:
+            self.chains.clear()
 
     # -- reports ------------------------------------------------------------------------------------------------
 

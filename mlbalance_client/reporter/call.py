@@ -68,6 +68,11 @@ class BoardCall:
         else:
             self.fail()
 
+    @property
+    def prompt_tokens(self) -> int:
+        """As estimated."""
+        return self.work.prompt_tokens
+
     def first_content(self) -> None:
         """The prompt is computed; output begins."""
         if not self.work.decoding:

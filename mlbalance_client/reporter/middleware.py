@@ -9,6 +9,7 @@ from .asgi import App, Message, Receive, Scope, Send, header
 from .board import LoadBoard
 from .endings import hear_signals
 from .engine_facts import kv_tokens
+from .kv_feed import KvFeed
 from .serving import PATH, LoadApp
 from .settings import ReporterSettings
 from .siblings import Siblings
@@ -32,6 +33,7 @@ class LoadReporter:
         self._paths = self.board.settings.paths
         self._siblings = Siblings() if self.board.settings.partial is None else None
         self._asked_engine = self._hears_signals = False
+        self._kv_feed = _kv_feed(self.board)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, web socket or life of the server."""
@@ -98,6 +100,8 @@ class LoadReporter:
                 board.starting()
             elif message["type"] == "lifespan.shutdown":
                 board.close()
+                if self._kv_feed is not None:
+                    self._kv_feed.close()
             return message
 
         async def says(message: Message) -> None:
@@ -109,3 +113,11 @@ class LoadReporter:
             await self.app(scope, hears, says)
         finally:
             board.starting(False)
+
+
+def _kv_feed(board: LoadBoard) -> KvFeed | None:
+    """The follower of the engine's KV events, if they are asked for. Raises ConfigError."""
+    given = board.settings
+    if given.kv_events is None:
+        return None
+    return KvFeed(board, given.kv_events, given.kv_events_replay, given.kv_events_topic)

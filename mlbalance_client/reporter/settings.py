@@ -71,6 +71,15 @@ class ReporterSettings(Section):
         description="Ends of further paths whose POSTs are calls (/predict, say), besides those that dialects know. "
         "As a variable: separated by commas.",
     )
+    kv_events: str | None = Field(
+        default=None,
+        description="Where the engine publishes its KV cache events (vLLM, SGLang; extra kv-events), as seen from "
+        "here: tcp://127.0.0.1:5557 is connected to, tcp://*:5557 is bound.",
+    )
+    kv_events_replay: str | None = Field(
+        default=None, description="The engine's replay endpoint, for what was missed."
+    )
+    kv_events_topic: str = Field(default="", description="Only events of topics that begin so.")
     max_subscribers: int = Field(
         default=4096, gt=0, le=10**6, description="Streams at once; more are refused with 503."
     )

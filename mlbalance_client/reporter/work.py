@@ -30,6 +30,7 @@ class Work:
     visible: bool
     produced: int = 0
     decoding: bool = False
+    decoding_since: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ class Workload:
         return [work for work in self._calls.values() if not work.decoding]
 
     def _prefilled(self, work: Work, at: float, tokens: int) -> None:
-        work.decoding = True
+        work.decoding, work.decoding_since = True, at
         self._head_free_at = at
         if work.visible:
             self.prefill.leave(at, tokens)
