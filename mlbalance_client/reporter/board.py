@@ -7,30 +7,24 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from threading import RLock
 
-from ..core.cost import Costs
-from ..core.fingerprint import BLOCK_BYTES, SCHEME, fingerprint
+from ..core.fingerprint import SCHEME, fingerprint
 from ..core.load_report import LoadReport, State
 from ..core.model import Usage
 from ..core.prefix_delta import KEYED_SCHEME
 from ..dialects import Reading
 from ..dialects.plain import reading_of
 from .acks import Acks
+from .beliefs import Beliefs
 from .call import BoardCall
-from .chains import Chains
 from .gpu import Gauge
 from .publisher import Publisher
 from .readiness import Readiness
 from .settings import ReporterSettings
-from .work import Work, Workload
-
-_ASSUMED_KV_TOKENS = 500_000
-_BYTES_PER_TOKEN, _OUTPUT_TOKENS, _KNEE = 4.0, 256, 1e9
-_MISSES = 16
-_STORED_WITHIN_S, _MOST_STORING = 0.2, 256
+from .work import Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +58,13 @@ class LoadBoard:
         self.partial = bool(self.settings.partial)
         self.acks = Acks()
         self.kv_tokens = self.settings.kv_tokens
-        self.costs = Costs(_BYTES_PER_TOKEN, _OUTPUT_TOKENS, _KNEE)
-        self._bytes_per_token = _BYTES_PER_TOKEN
-        self.chains = Chains(self._blocks(self.kv_tokens or _ASSUMED_KV_TOKENS))
         self.lock = RLock()
+        self.beliefs = Beliefs(
+            self.lock, clock, self.kv_tokens, follows_events=self.settings.kv_events is not None
+        )
+        self.chains = self.beliefs.chains
         self._work = Workload(self.settings.step_tokens, self.settings.batch_limit)
         self._gauge = Gauge(self.settings.gpu)
-        self._misses = 0
-        self._storing: list[BoardCall] = []
         self._began = clock()
         self.publisher = Publisher(self, secrets.randbelow(2**48) if first_seq is None else first_seq)
 
@@ -102,25 +95,10 @@ class LoadBoard:
         chain = fingerprint(reading.prompt, self.settings.key).chain if reading.prompt else ()
         with self.lock:
             now = self.clock()
-            ratio = self.costs.ratio(reading.model).value
-            known = prompt_tokens is not None
-            size_bytes = 0 if known else reading.prompt_bytes
-            tokens = prompt_tokens or int(size_bytes / ratio) + reading.extra_tokens
-            output = self.costs.expected_output(reading.model, reading.dialect, reading.output_limit)
-            stamp, before = self.chains.touch(chain) if chain else (0, [])
-            cached = min(int(len(before) * BLOCK_BYTES / ratio), max(0, tokens - 1))
-            visible = reading.streaming or reading.output_limit == 0
-            client = self.acks.count(call_id, self.publisher.seq) if call_id else None
-            work = Work(now, tokens, max(1, tokens - cached), output, visible)
-            call = BoardCall(
-                self, work, chain=chain, stamp=stamp, before=before, prompt_bytes=size_bytes,
-                extra_tokens=reading.extra_tokens, model=reading.model, route=reading.dialect, client=client,
-            )  # fmt: skip
-            self._work.begin(work)
-            if chain and self.settings.kv_events:
-                if len(self._storing) >= _MOST_STORING:
-                    self._storing = self.prefilling()[-_MOST_STORING // 2 :]
-                self._storing.append(call)
+            if call_id:
+                self.acks.count(call_id, self.publisher.seq)
+            call = self.beliefs.begin(self, reading, chain, prompt_tokens, now)
+            self._work.begin(call.work)
             self.publisher.mutated(now)
         return call
 
@@ -138,39 +116,14 @@ class LoadBoard:
                 return
             call.over = True
             now = self.clock()
-            if not call.work.decoding and call in self._storing:
-                self._storing.remove(call)
             output = call.work.produced
             if usage is not None and usage.output_tokens is not None:
                 output = usage.output_tokens
-            if not call.work.decoding and not served:
-                self.chains.forget(call.chain, call.stamp)
+            self.beliefs.end(call, usage, output, served=served)
             self._work.end(call.work, now, output_tokens=output, whole=served)
             if served:
                 self.readiness.succeeded(call.model, call.work.began)
-                self.costs.learn_output(call.model, call.route, output)
-                self._learn(call, usage or Usage())
             self.publisher.mutated(now)
-
-    def _learn(self, call: BoardCall, usage: Usage) -> None:
-        ratio = self.costs.ratio(call.model)
-        if usage.prompt_tokens is not None and call.prompt_bytes:
-            ratio.learn(call.prompt_bytes, usage.prompt_tokens - call.extra_tokens)
-            self._bytes_per_token = ratio.value
-            self._resize()
-        if usage.cached_tokens is None:
-            return
-        # Engines cache whole blocks of their own: the last block of ours may be there in part.
-        seen = int(usage.cached_tokens * ratio.value / BLOCK_BYTES) + 1
-        if usage.cached_tokens:
-            self._misses = 0
-        if seen < len(call.before):
-            # What was last used before a block that is gone is gone too. Its own blocks have been computed again,
-            # and are there, unless an engine keeps nothing at all.
-            self._misses += not usage.cached_tokens
-            self.chains.forget_older(call.before[seen])
-        if self._misses >= _MISSES:
-            self.chains.forget(call.chain)
 
     # -- the server's life --------------------------------------------------------------------------------------
 
@@ -208,35 +161,7 @@ class LoadBoard:
         if self.settings.kv_tokens is None and tokens > 0:
             with self.lock:
                 self.kv_tokens = tokens
-                self._resize()
-
-    # -- what the engine says of its cache ----------------------------------------------------------------------
-
-    @property
-    def bytes_per_token(self) -> float:
-        """As learned last."""
-        return self._bytes_per_token
-
-    def prefilling(self) -> list[BoardCall]:
-        """The calls whose blocks an engine may be storing: in prefill, or out of it for a moment only."""
-        with self.lock:
-            now = self.clock()
-            self._storing = [
-                call
-                for call in self._storing
-                if not call.work.decoding or now - call.work.decoding_since < _STORED_WITHIN_S
-            ]
-            return self._storing
-
-    def lost(self, blocks: Iterable[int]) -> None:
-        """These are no longer cached."""
-        with self.lock:
-            self.chains.forget(blocks)
-
-    def lost_all(self) -> None:
-        """Nothing is cached any more."""
-        with self.lock:
-            self.chains.clear()
+                self.beliefs.resize(tokens)
 
     # -- reports ------------------------------------------------------------------------------------------------
 
@@ -291,9 +216,3 @@ class LoadBoard:
         if not prefill_tokens:
             return 0.0
         return round(prefill_tokens / rate, 4) if rate else None
-
-    def _blocks(self, tokens: int) -> int:
-        return int(tokens * self._bytes_per_token / BLOCK_BYTES)
-
-    def _resize(self) -> None:
-        self.chains.resize(self._blocks(self.kv_tokens or _ASSUMED_KV_TOKENS))

@@ -27,7 +27,7 @@ class BoardCall:
     """
 
     __slots__ = (
-        "_board", "before", "chain", "client", "extra_tokens", "model", "over", "prompt_bytes", "route", "stamp",
+        "_board", "before", "chain", "extra_tokens", "model", "over", "prompt_bytes", "route", "stamp",
         "work",
     )  # fmt: skip
 
@@ -43,7 +43,6 @@ class BoardCall:
         extra_tokens: int = 0,
         model: str | None = None,
         route: str = "",
-        client: str | None = None,
     ) -> None:
         self._board = board
         self.work = work
@@ -54,7 +53,6 @@ class BoardCall:
         self.extra_tokens = extra_tokens
         self.model = model
         self.route = route
-        self.client = client
         self.over = False
 
     def __enter__(self) -> Self:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from ..dialects import Dialect, find
+from ..errors import ConfigError
 from .asgi import App, Message, Receive, Scope, Send, header
 from .board import LoadBoard
-from .endings import hear_signals
 from .engine_facts import kv_tokens
 from .kv_feed import KvFeed
 from .serving import PATH, LoadApp
@@ -15,6 +16,7 @@ from .settings import ReporterSettings
 from .siblings import Siblings
 from .watch import WatchedCall, with_load
 
+LOGGER = logging.getLogger("mlbalance_client")
 _CALL_HEADER = b"x-mlbalance-call"
 
 
@@ -27,12 +29,14 @@ class LoadReporter:
     """
 
     def __init__(self, app: App, *, board: LoadBoard | None = None, **settings: Any) -> None:
+        if board is not None and settings:
+            raise ConfigError(f"{', '.join(settings)}: a board that is given has its settings already")
         self.app = app
         self.board = board or LoadBoard(ReporterSettings.from_env(**settings))
         self._load = LoadApp(self.board)
         self._paths = self.board.settings.paths
         self._siblings = Siblings() if self.board.settings.partial is None else None
-        self._asked_engine = self._hears_signals = False
+        self._asked_engine = self._complained = False
         self._kv_feed = _kv_feed(self.board)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,9 +59,6 @@ class LoadReporter:
             self._asked_engine = True
             if (tokens := await kv_tokens(self.app)) is not None:
                 self.board.set_kv_tokens(tokens)
-        if not self._hears_signals and self.board.settings.signals:
-            self._hears_signals = True
-            hear_signals(self.board)
         await self._load(scope, receive, send)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,7 +77,13 @@ class LoadReporter:
         if scope["method"] != "POST":
             return None
         path = scope["path"]
-        dialect = find("POST", path)
+        try:
+            dialect = find("POST", path)
+        except ConfigError as error:  # a plugin that cannot be loaded must not stop the server's own answers
+            if not self._complained:
+                self._complained = True
+                LOGGER.warning("calls of unknown dialects are not counted: %s", error)
+            return None
         return dialect if dialect.name != "bytes" or path.endswith(self._paths) else None
 
     def _heading(self, send: Send) -> Send:
@@ -102,6 +109,8 @@ class LoadReporter:
                 board.close()
                 if self._kv_feed is not None:
                     self._kv_feed.close()
+                if self._siblings is not None:
+                    self._siblings.close()
             return message
 
         async def says(message: Message) -> None:
@@ -120,4 +129,4 @@ def _kv_feed(board: LoadBoard) -> KvFeed | None:
     given = board.settings
     if given.kv_events is None:
         return None
-    return KvFeed(board, given.kv_events, given.kv_events_replay, given.kv_events_topic)
+    return KvFeed(board.beliefs, given.kv_events, given.kv_events_replay, given.kv_events_topic)

@@ -12,7 +12,7 @@ from .chains import Page
 from .change import Change
 from .grants import Grant, Grants
 from .subscriber import Subscriber, Waiter
-from .told import Source, Told
+from .told import Source, Told, event
 
 LEAST_S, EACH_S = 0.05, 0.001
 SMALL_S, SMALL_TIMES = 0.5, 4  # for small changes, see change
@@ -191,9 +191,3 @@ class Publisher:
         return PrefixDelta(
             self._board.epoch, page.number, add=page.add, drop=page.drop, scheme=self._board.scheme
         )
-
-
-def event(kind: str, data: bytes, number: int | None = None) -> bytes:
-    """A server-sent event."""
-    mark = b"" if number is None else b"id: %d\n" % number
-    return b"event: %b\n%bdata: %b\n\n" % (kind.encode("ascii"), mark, data)

@@ -11,6 +11,7 @@ from . import waiting
 from .acks import client_name
 from .asgi import Receive, Scope, Send, answer, header
 from .board import LoadBoard
+from .endings import hear_signals
 from .publisher import BoardFull
 from .subscriber import Subscriber, Waiter
 
@@ -63,6 +64,7 @@ class LoadApp:
 
     def __init__(self, board: LoadBoard) -> None:
         self.board = board
+        self._hears_signals = not board.settings.signals
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Snapshot or stream, as ``Accept`` asks."""
@@ -79,6 +81,9 @@ class LoadApp:
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         client, last = header(scope, CLIENT_HEADER), header(scope, b"last-event-id")
+        if not self._hears_signals:
+            self._hears_signals = True
+            hear_signals(self.board)
         leaving = anyio.CancelScope()
         waiter = waiting.waiting(leaving.cancel)
         try:

@@ -11,6 +11,7 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+from stat import S_ISDIR
 from typing import IO
 
 from .asgi import Scope
@@ -51,14 +52,18 @@ class Siblings:
         if self._own is not None and self._place is not None:
             with suppress(OSError):
                 (self._place / str(self._pid)).unlink()
+                self._place.rmdir()
             self._own.close()
             self._own = None
 
     def _look(self, port: int) -> bool:
         if self._own is None or self._pid != os.getpid():
             self._pid = os.getpid()
-            self._place = self._root / f"mlbalance-{os.getuid()}" / f"{os.getppid()}-{port}"
-            self._place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            home = self._root / f"mlbalance-{os.getuid()}"
+            home.mkdir(mode=0o700, exist_ok=True)
+            _check_ours(home)
+            self._place = home / f"{os.getppid()}-{port}"
+            self._place.mkdir(mode=0o700, exist_ok=True)
             self._own = _locked(self._place / str(self._pid))
         assert self._place is not None
         others = False
@@ -66,6 +71,13 @@ class Siblings:
             if path.name != str(self._pid):
                 others |= _held(path)
         return others
+
+
+def _check_ours(home: Path) -> None:
+    """The directory's parent may be anybody's: what others own, or could write to, is not used. Raises OSError."""
+    found = home.lstat()
+    if not S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise PermissionError(f"{home} is not ours alone")
 
 
 def _locked(path: Path) -> IO[bytes]:

@@ -7,7 +7,7 @@ from typing import Protocol
 from ..core.load_report import LoadReport
 from .change import Change
 from .grants import Grant
-from .told import Source, Told
+from .told import Source, Told, event
 
 
 class Feed(Protocol):
@@ -72,8 +72,7 @@ class Subscriber:
             self._number, events = self._feed.prefixes(self._number)
             self.told, self.sent_at, self.sending = told, now, True
             data = self._feed.load(told, self.grant.client, self.grant, now)
-            head = b"event: load\nid: %d\ndata: " % told.seq
-            return b"".join((*events, head, data, b"\n\n"))
+            return b"".join((*events, event("load", data, told.seq)))
 
     def pause(self) -> tuple[float, bool]:
         """How many seconds to wait, and whether ``wake`` may end it before; what is not due yet cannot be woken."""

@@ -68,3 +68,9 @@ class Told:
         if self._short is None:
             self._short = encode_header(self.report)
         return self._short
+
+
+def event(kind: str, data: bytes, number: int | None = None) -> bytes:
+    """A server-sent event."""
+    mark = b"" if number is None else b"id: %d\n" % number
+    return b"event: %b\n%bdata: %b\n\n" % (kind.encode("ascii"), mark, data)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
 from ..core.load_format import HEADER
 from ..dialects import AnswerWatch, Dialect, Ending, Reading, Sign
+from ..dialects.watches import BlindWatch
 from .asgi import Message, Receive, Scope, Send
 from .board import LoadBoard
 from .call import BoardCall
 
+LOGGER = logging.getLogger("mlbalance_client")
 _HEADER = HEADER.encode("ascii")
 _BUSY = frozenset({429, 503})
 # Their work is by size of input: all of it counts as prefill, which is over with the answer.
@@ -30,7 +33,7 @@ class WatchedCall:
 
     __slots__ = (
         "_app_send", "_board", "_call", "_call_id", "_chunks", "_client", "_dialect", "_passing", "_receive", "_scope",
-        "_send", "_size", "_status", "_watch", "_work",
+        "_send", "_size", "_watch", "_work",
     )  # fmt: skip
 
     def __init__(
@@ -54,7 +57,6 @@ class WatchedCall:
         self._call: BoardCall | None = None
         self._watch: AnswerWatch | None = None
         self._passing: Callable[[bytes], None] | None = None
-        self._status = 0
 
     async def receive(self) -> Message:
         """What the server has for the app; the end of the body begins the call."""
@@ -67,8 +69,11 @@ class WatchedCall:
         """What the app has for the server. No coroutine of our own: most messages are single tokens."""
         if message["type"] == "http.response.body":
             if self._passing is not None and message.get("more_body"):
-                self._passing(message.get("body", b""))
                 self._work.produced += 1
+                try:
+                    self._passing(message.get("body", b""))
+                except Exception as error:
+                    self._blind(error)
                 return self._send(message)
             return self._body(message)
         if message["type"] == "http.response.start":
@@ -94,23 +99,28 @@ class WatchedCall:
             self._begin(b"".join(chunks))
 
     def _begin(self, body: bytes) -> None:
-        if len(body) < self._size:
-            reading = Reading("bytes", prompt_bytes=self._size)
-        else:
-            reading = self._dialect.read(self._scope["path"], body)
+        reading = Reading("bytes", prompt_bytes=self._size)
+        if len(body) == self._size:
+            try:
+                reading = self._dialect.read(self._scope["path"], body)
+            except Exception as error:
+                self._blind(error)
         if reading.dialect in _NO_OUTPUT:
             reading = replace(reading, output_limit=0)
         self._call = self._board.begin_reading(reading, self._call_id)
 
     def _head(self, message: Message) -> Message:
-        self._status = status = message["status"]
+        status = message["status"]
         if status in _BUSY:
             self._board.refused()
         if 200 <= status < 300 and self._call is not None:
             content_type = next(
                 (value for name, value in message.get("headers", ()) if name.lower() == b"content-type"), b""
             )
-            self._watch = self._dialect.watch(status, content_type.decode("latin-1"))
+            try:
+                self._watch = self._dialect.watch(status, content_type.decode("latin-1"))
+            except Exception as error:
+                self._blind(error)
         board = self._board
         with board.lock:
             value = board.publisher.header(self._client, board.clock())
@@ -121,14 +131,21 @@ class WatchedCall:
         more = message.get("more_body", False)
         if watch is not None and call is not None and (body := message.get("body", b"")):
             if self._passing is not None:
-                watch.passed(body)
                 call.work.produced += 1
+                try:
+                    self._passing(body)
+                except Exception as error:
+                    self._blind(error)
             else:
                 self._before_content(watch, call, body)
         return self._send(message) if more else self._last(message)
 
     def _before_content(self, watch: AnswerWatch, call: BoardCall, body: bytes) -> None:
-        sign = watch.feed(body)
+        try:
+            sign = watch.feed(body)
+        except Exception as error:
+            self._blind(error)
+            return
         if sign is Sign.PREAMBLE:
             return
         self._passing, self._work = watch.passed, call.work
@@ -144,7 +161,17 @@ class WatchedCall:
         if watch is None:
             call.fail()
             return
-        self._settle(call, watch.end())
+        try:
+            ending = watch.end()
+        except Exception as error:
+            self._blind(error)
+            ending = Ending(None, None, complete=True)
+        self._settle(call, ending)
+
+    def _blind(self, error: Exception) -> None:
+        """A plugin's dialect has failed: what it would have told is not known, and the answer passes all the same."""
+        LOGGER.debug("the dialect %r failed: %r", self._dialect.name, error)
+        self._watch, self._passing = BlindWatch(), None
 
     def _settle(self, call: BoardCall, ending: Ending) -> None:
         if ending.error is not None:

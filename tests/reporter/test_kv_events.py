@@ -96,7 +96,7 @@ def test_whatever_is_sent_only_our_error_is_raised(value: Any) -> None:
 
 def test_blocks_of_the_only_call_in_prefill_are_linked_and_what_is_dropped_is_lost() -> None:
     board = board_of()
-    index = KvIndex(board)
+    index = KvIndex(board.beliefs)
     call = board.begin(prompt="a" * 8192)  # 2048 tokens, 8 blocks of text, 16 of the engine
     index.apply([Stored(tuple(range(16)), None, 128)])
     call.succeed()
@@ -114,7 +114,7 @@ def test_blocks_of_the_only_call_in_prefill_are_linked_and_what_is_dropped_is_lo
 
 def test_which_call_is_told_by_kinship_and_if_several_fit_none_is_taken() -> None:
     board = board_of()
-    index = KvIndex(board)
+    index = KvIndex(board.beliefs)
     first = board.begin(prompt="a" * 4096)
     index.apply([Stored(tuple(range(8)), None, 128)])
     first.succeed()
@@ -132,7 +132,7 @@ def test_which_call_is_told_by_kinship_and_if_several_fit_none_is_taken() -> Non
 
 def test_blocks_behind_unknown_ones_and_longer_than_any_prompt_are_not_linked() -> None:
     board = board_of()
-    index = KvIndex(board)
+    index = KvIndex(board.beliefs)
     board.begin(prompt="a" * 4096)
     index.apply([Stored((1,), 99, 128), Stored(tuple(range(100)), None, 128)])
 
@@ -150,7 +150,7 @@ class Replays:
 
 
 def follower(replays: Replays) -> KvFollower:
-    return KvFollower(KvIndex(board_of()), replays, msgpack.unpackb)
+    return KvFollower(KvIndex(board_of().beliefs), replays, msgpack.unpackb)
 
 
 def test_what_came_before_we_listened_is_replayed() -> None:
@@ -241,7 +241,7 @@ class Engine:
 @contextmanager
 def followed(topic_first: bool) -> Iterator[tuple[Engine, KvFeed]]:
     engine = Engine(topic_first)
-    feed = KvFeed(board_of(), engine.endpoint, engine.replay, "kv")
+    feed = KvFeed(board_of().beliefs, engine.endpoint, engine.replay, "kv")
     try:
         yield engine, feed
     finally:
