@@ -16,6 +16,7 @@ from .work import Work
 _ASSUMED_KV_TOKENS = 500_000
 _BYTES_PER_TOKEN, _OUTPUT_TOKENS, _KNEE = 4.0, 256, 1e9
 _MISSES = 16
+_MOST_NAME = 256
 _STORED_WITHIN_S, _MOST_STORING = 0.2, 256
 
 
@@ -42,7 +43,8 @@ class Beliefs:
         self, board: Counting, reading: Reading, chain: Sequence[int], prompt_tokens: int | None, now: float
     ) -> BoardCall:
         """A call with what it should cost; its prompt will be cached."""
-        ratio = self._costs.ratio(reading.model).value
+        model = reading.model and reading.model[:_MOST_NAME]  # a name is a key of tables: a client chooses it
+        ratio = self._costs.ratio(model).value
         size_bytes = reading.prompt_bytes if prompt_tokens is None else 0
         tokens = prompt_tokens or int(size_bytes / ratio) + reading.extra_tokens
         stamp, before = self.chains.touch(chain) if chain else (0, [])
@@ -51,12 +53,12 @@ class Beliefs:
             began=now,
             prompt_tokens=tokens,
             uncached=max(1, tokens - cached),
-            output_tokens=self._costs.expected_output(reading.model, reading.dialect, reading.output_limit),
+            output_tokens=self._costs.expected_output(model, reading.dialect, reading.output_limit),
             visible=reading.streaming or reading.output_limit == 0,
         )
         call = BoardCall(
             board, work, chain=chain, stamp=stamp, before=before, prompt_bytes=size_bytes,
-            extra_tokens=reading.extra_tokens, model=reading.model, route=reading.dialect,
+            extra_tokens=reading.extra_tokens, model=model, route=reading.dialect,
         )  # fmt: skip
         if chain and self._follows_events:
             if len(self._storing) >= _MOST_STORING:

@@ -12,11 +12,14 @@ _LABEL = re.compile(r'(\w+)="([^"]*)"')
 _MOST_BYTES = 4 * 1024 * 1024
 
 
-async def kv_tokens(app: App) -> int | None:
-    """Tokens that the KV caches of the engines behind ``app`` hold, if it is vLLM and says so."""
+async def kv_tokens(app: App, scope: Scope) -> int | None:
+    """Tokens that the KV caches of the engines behind ``app`` hold, if it is vLLM and says so.
+
+    ``scope``: of any request that has come.
+    """
     if "vllm" not in sys.modules:
         return None
-    return read(await _page(app, "/metrics"))
+    return read(await _page(app, scope, "/metrics"))
 
 
 def read(page: str) -> int | None:
@@ -31,7 +34,7 @@ def read(page: str) -> int | None:
     return total or None
 
 
-async def _page(app: App, path: str) -> str:
+async def _page(app: App, scope: Scope, path: str) -> str:
     pieces: list[bytes] = []
 
     async def receive() -> Message:
@@ -41,13 +44,17 @@ async def _page(app: App, path: str) -> str:
         if message["type"] == "http.response.body" and sum(map(len, pieces)) < _MOST_BYTES:
             pieces.append(message.get("body", b""))
 
-    scope: Scope = {
-        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http",
-        "path": path, "raw_path": path.encode(), "root_path": "", "query_string": b"", "headers": [],
-        "client": None, "server": None,
-    }  # fmt: skip
+    path = scope.get("root_path", "") + path
+    asked = {
+        **scope,
+        "method": "GET",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [],
+    }
     try:
-        await app(scope, receive, send)
+        await app(asked, receive, send)
     except Exception:
         return ""  # a page that fails tells nothing
     return b"".join(pieces).decode("utf-8", "replace")

@@ -42,6 +42,8 @@ class LoadReporter:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, web socket or life of the server."""
         if scope["type"] == "http":
+            if self._siblings is not None:
+                self.board.partial = self._siblings.found(scope)
             path = scope["path"]
             if path == PATH or (path.endswith(PATH) and path == scope.get("root_path", "") + PATH):
                 await self._report(scope, receive, send)
@@ -53,11 +55,9 @@ class LoadReporter:
             await self.app(scope, receive, send)
 
     async def _report(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._siblings is not None:
-            self.board.partial = self._siblings.found(scope)
         if not self._asked_engine and self.board.settings.kv_tokens is None:
             self._asked_engine = True
-            if (tokens := await kv_tokens(self.app)) is not None:
+            if (tokens := await kv_tokens(self.app, scope)) is not None:
                 self.board.set_kv_tokens(tokens)
         await self._load(scope, receive, send)
 

@@ -23,7 +23,7 @@ from mlbalance_client.simulator.model.spec import EngineSpec
 
 from .text import conversations
 
-CALLS_PER_S, SECONDS, ALTERNATIONS = 50, 12, 3
+CALLS_PER_S, SECONDS, ALTERNATIONS = 50, 10, 3
 TARGETS = {0: 3, 64: 5, 256: 10}
 MIDDLEWARE = "mlbalance_client.reporter.LoadReporter"
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -41,7 +41,8 @@ def _cpu_s(fleet: Fleet) -> float:
 
 
 async def _calls(urls: list[str], bodies: list[bytes], seconds: float) -> None:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    # Shorter than the 5 s after which uvicorn closes an idle connection, so that no call races with the closing.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2.0)
     headers = {"content-type": "application/json"}
 
     async def call(client: httpx.AsyncClient, url: str, number: int) -> None:
@@ -97,8 +98,10 @@ def _subscribers(url: str, count: int) -> Iterator[list[int]]:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        yield read
-        said, _ = process.communicate()
+        try:
+            yield read
+        finally:
+            said, _ = process.communicate()
         read.append(int(said))
 
 

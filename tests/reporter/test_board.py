@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -259,6 +260,13 @@ def test_models_are_bounded_and_only_those_that_served() -> None:
     assert "never" not in load(board).models
 
 
+def test_names_that_clients_choose_are_cut() -> None:
+    board = board_of()
+    board.begin(model="m" * 10_000).succeed()
+
+    assert load(board).models == {"m" * 256: "ready"}
+
+
 def test_a_client_is_told_which_of_its_calls_are_counted() -> None:
     board = board_of()
     assert load(board, "c").acked is None
@@ -374,6 +382,12 @@ def test_wrong_settings_are_named_without_secrets(env: dict[str, str], said: str
         ReporterSettings.from_env(env)
 
     assert "s" * 65 not in str(caught.value)
+
+
+def test_every_setting_is_on_its_page() -> None:
+    page = (Path(__file__).parents[2] / "docs/reporter.md").read_text()
+
+    assert [name for name in ReporterSettings.model_fields if f"`{name}`" not in page] == []
 
 
 class Board(RuleBasedStateMachine):

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from mlbalance_client.core.fingerprint import fingerprint
 from mlbalance_client.core.load_format import decode_header
 from mlbalance_client.core.load_report import State
-from mlbalance_client.dialects import find
-from mlbalance_client.reporter import LoadReporter
+from mlbalance_client.dialects import Ending, Sign, find
+from mlbalance_client.errors import ConfigError
+from mlbalance_client.reporter import LoadBoard, LoadReporter, middleware
 
 from .asgi import CHAT, EVENTS, STREAM, Exchange, answering, load_of
 
@@ -411,3 +412,73 @@ async def test_whatever_an_app_and_a_client_do_the_same_passes_and_nothing_is_le
         for m in exchange.sent
     ] == said
     assert idle(reporter)
+
+
+class Failing:
+    """A plugin's dialect that fails wherever it is asked, from ``step`` on."""
+
+    name = "failing"
+    commits_at_head = False
+    error = None
+
+    def __init__(self, step: str) -> None:
+        self.step = step
+
+    def _maybe(self, step: str) -> None:
+        if step == self.step:
+            raise RuntimeError("a plugin's bug")
+
+    def matches(self, method: str, path: str) -> bool:
+        return True
+
+    def read(self, path: str, body: bytes) -> Any:
+        self._maybe("read")
+        return find("POST", "/v1/chat/completions").read(path, body)
+
+    def watch(self, status: int, content_type: str) -> Any:
+        self._maybe("watch")
+        return self
+
+    def feed(self, chunk: bytes) -> Any:
+        self._maybe("feed")
+        return Sign.CONTENT
+
+    def passed(self, chunk: bytes) -> None:
+        self._maybe("passed")
+
+    def end(self) -> Any:
+        self._maybe("end")
+        return Ending(None, None, complete=True)
+
+
+@pytest.mark.parametrize("step", ["nowhere", "read", "watch", "feed", "passed", "end"])
+async def test_a_plugin_that_fails_holds_up_no_answer(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    monkeypatch.setattr(middleware, "find", lambda method, path: Failing(step))
+    reporter = LoadReporter(answering(*EVENTS))
+    exchange = Exchange(STREAM)
+    await reporter(exchange.scope, exchange.receive, exchange.send)
+
+    assert exchange.body == b"".join(EVENTS)
+    assert idle(reporter)
+    assert load_of(reporter).state is State.READY
+
+
+async def test_a_plugin_that_cannot_be_loaded_holds_up_no_answer(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(method: str, path: str) -> Any:
+        raise ConfigError("the dialect 'x' cannot be loaded")
+
+    monkeypatch.setattr(middleware, "find", broken)
+    reporter = LoadReporter(answering(*EVENTS))
+    for _ in range(3):
+        exchange = Exchange(STREAM)
+        await reporter(exchange.scope, exchange.receive, exchange.send)
+        assert exchange.body == b"".join(EVENTS)
+
+    assert len(caplog.records) == 1
+
+
+def test_a_board_that_is_given_has_its_settings() -> None:
+    with pytest.raises(ConfigError, match="replica"):
+        LoadReporter(answering(), board=LoadBoard(), replica="x")

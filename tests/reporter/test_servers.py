@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -176,6 +177,22 @@ def test_one_process_is_the_whole_replica(tmp_path: Path) -> None:
         assert not report(url).partial
 
 
+@pytest.mark.slow
+def test_several_processes_say_so(tmp_path: Path) -> None:
+    def partial(url: str) -> bool:
+        try:
+            return bool(report(url).partial)
+        except httpx.ConnectError:  # the port is there before the processes that listen
+            return False
+
+    with uvicorn(tmp_path, "--workers", "2") as (process, url):
+        try:
+            assert eventually(lambda: partial(url), within_s=60)
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
 SIBLING = """
 import sys
 from pathlib import Path
@@ -224,6 +241,23 @@ def test_a_directory_that_cannot_be_had_means_no_siblings(tmp_path: Path) -> Non
     (tmp_path / "file").write_text("")
     with sibling(tmp_path / "file", 8000) as process:
         assert asked(process) == "False"
+
+
+@pytest.mark.parametrize("how", ["another's link", "open to others"])
+def test_a_directory_that_others_could_write_to_is_not_used(tmp_path: Path, how: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    home = tmp_path / f"mlbalance-{os.getuid()}"
+    if how == "open to others":
+        home.mkdir()
+        home.chmod(0o777)
+    else:
+        home.symlink_to(elsewhere)
+    with sibling(tmp_path, 8000) as process:
+        assert asked(process) == "False"
+
+    assert list(elsewhere.iterdir()) == []
+    assert list(home.iterdir()) == []
 
 
 VLLM = (
