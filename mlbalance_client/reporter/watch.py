@@ -154,7 +154,13 @@ class WatchedCall:
             call.work.produced += 1
 
     async def _last(self, message: Message) -> None:
-        await self._send(message)
+        try:
+            await self._send(message)
+        finally:
+            # The answer is whole, even if the client is gone or the app is cancelled while its last bytes go out.
+            self._end()
+
+    def _end(self) -> None:
         call, watch = self._call, self._watch
         if call is None or call.over:
             return

@@ -228,6 +228,21 @@ async def test_a_client_that_cannot_be_written_to_is_counted_out() -> None:
     assert idle(reporter)
 
 
+async def test_an_answer_that_is_whole_counts_although_its_client_leaves_at_the_last_byte() -> None:
+    reporter = LoadReporter(answering(*EVENTS))
+    exchange = Exchange(STREAM)
+
+    async def send(message: Any) -> None:
+        if message == {"type": "http.response.body", "body": b""}:
+            raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        await reporter(exchange.scope, exchange.receive, send)
+
+    assert idle(reporter)
+    assert load_of(reporter).models == {"m": "ready"}
+
+
 @pytest.mark.parametrize("status", [429, 503])
 async def test_refusals_of_a_warm_replica_mean_overload(status: int) -> None:
     answers = iter([answering(*EVENTS), answering(b"{}", status=status, content=b"application/json")])
