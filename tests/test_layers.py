@@ -14,7 +14,18 @@ FLOORS = {
     "core": ("core",),
     "rim": ("discovery", "load_reports", "wire", "dialects"),
     "conduct": ("answer", "engine", "tending"),
-    "door": ("client", "httpx2", "face", "loop_thread", "balancer", "cli", "", "simulator", "testing"),
+    "door": (
+        "client",
+        "httpx2",
+        "face",
+        "loop_thread",
+        "balancer",
+        "cli",
+        "",
+        "simulator",
+        "testing",
+        "reporter",
+    ),  # fmt: skip
 }
 ORDER = list(FLOORS)
 IMPURE = {

@@ -53,6 +53,7 @@ class LoadReport:
     models, adapters: name to the value of a State, where the replica tells them apart
     replica:         the identity that the replica itself reports
     epoch:           another one after a restart; ``seq``: the replica's own count of its reports within it
+    t_ms:            milliseconds since the epoch began, on the replica's clock
     acked:           the newest of this client's calls counted in the report
     free_requests, free_tokens: the room that the replica grants to this client
     partial:         one of several server processes speaks, not the whole replica
@@ -84,6 +85,7 @@ class LoadReport:
     replica: str | None = None
     epoch: str | None = None
     seq: int | None = None
+    t_ms: int | None = None
     acked: int | None = None
     subscribers: int | None = None
     free_requests: int | None = None
