@@ -48,9 +48,13 @@ async def _calls(urls: list[str], bodies: list[bytes], seconds: float) -> None:
     async def call(client: httpx.AsyncClient, url: str, number: int) -> None:
         body = bodies[number % len(bodies)]
         marked = {**headers, "x-mlbalance-call": f"c{number % 16}.{number}"}
-        async with client.stream(
-            "POST", f"{url}/v1/chat/completions", content=body, headers=marked
-        ) as answer:
+        try:
+            await read(client, f"{url}/v1/chat/completions", body, marked)
+        except httpx.TransportError as error:
+            print(f"    (call {number} to the {('bare', 'reporting')[urls.index(url)]} replica: {error!r})")
+
+    async def read(client: httpx.AsyncClient, url: str, body: bytes, marked: dict[str, str]) -> None:
+        async with client.stream("POST", url, content=body, headers=marked) as answer:
             if answer.status_code != 200:
                 raise RuntimeError(f"{url}: {answer.status_code}")
             async for _ in answer.aiter_raw():
@@ -123,7 +127,7 @@ def _compare(bodies: list[bytes], subscribers: int, seconds: float) -> tuple[flo
 
 
 def main(alternations: int = ALTERNATIONS, seconds: float = SECONDS) -> None:
-    """Print medians."""
+    """Print medians; calls that fail on the way are named."""
     print(
         f"reporter: CPU of a simulated replica at {CALLS_PER_S} calls/s, median of {alternations} runs side by side"
     )
