@@ -25,7 +25,7 @@ FLOORS = {
         "simulator",
         "testing",
         "reporter",
-    ),  # fmt: skip
+    ),
 }
 ORDER = list(FLOORS)
 IMPURE = {

@@ -58,6 +58,20 @@ class PublishedPrefixes:
         if self._dead > 10_000 and self._dead > len(self):
             self._sweep()
 
+    def clear(self, holder: int) -> None:
+        """The holder has nothing any more, and may go on. Goes through the whole table, if it had anything."""
+        if not self._counts.get(holder):
+            return
+        number = holder.to_bytes(2, "little")
+        for i, bucket in enumerate(self._buckets):
+            if bucket and number in bucket:
+                self._buckets[i] = b"".join(
+                    entry
+                    for at in range(0, len(bucket), _ENTRY)
+                    if not (entry := bucket[at : at + _ENTRY]).endswith(number)
+                )
+        self._counts[holder] = 0
+
     def change(self, holder: int, add: Iterable[int], drop: Iterable[int]) -> None:
         """Chains that the holder has now, and such that it has no more."""
         if holder not in self._counts:
