@@ -162,10 +162,17 @@ class Engine:
         """End the loops, the open streams and the connections. Idempotent; any task of the loop may call it."""
         self._closed = True
         for loop in self._loops:
-            await loop.aclose()
-        for flow in list(self._open):
-            await flow.stop(Verdict.CANCELLED, FailureKind.CANCELLED, "the client was closed")
-        await self.wire.aclose()
+            loop.cancel()
+        # A cancel of asyncio's own comes through any shield, but once: what it interrupts must not keep the rest.
+        try:
+            for loop in self._loops:
+                await loop.aclose()
+        finally:
+            try:
+                for flow in list(self._open):
+                    await flow.stop(Verdict.CANCELLED, FailureKind.CANCELLED, "the client was closed")
+            finally:
+                await self.wire.aclose()
 
     @property
     def open_streams(self) -> int:
@@ -187,11 +194,21 @@ class Engine:
     def _publish(self, membership: discovery.Membership) -> None:
         change = self.fleet.update(membership.replicas)
         if change:
+            self._forget_origins()
             total = len(membership.replicas)
             event = ReplicasChanged(
                 self.clock(), membership.source, change.added, change.removed, change.changed, total
             )
             self.events.emit(event)
+
+    def _forget_origins(self) -> None:
+        """Let go of the connections to whoever is no longer in the fleet."""
+        here = {replica.url for replica in self.fleet.replicas}
+        gone = [self._origins.pop(url)[0] for url in list(self._origins) if url not in here]
+        kept = {origin for origin, _, _ in self._origins.values()}
+        for origin in gone:
+            if origin not in kept:
+                self.wire.forget(origin)
 
     # -- one call -----------------------------------------------------------------------------------------------
 

@@ -55,7 +55,7 @@ class Loop:
         self._done = anyio.Event()
         if owner is not None:
             # The method, not the scope's: it keeps this object, and so the task, until then.
-            weakref.finalize(owner, EventLoop().call_soon, self._cancel).atexit = False
+            weakref.finalize(owner, EventLoop().call_soon, self.cancel).atexit = False
         trio = sys.modules.get("trio")
         if trio is not None and trio.lowlevel.in_trio_run():
             trio.lowlevel.spawn_system_task(self._run, name=f"mlbalance {name}")
@@ -72,11 +72,12 @@ class Loop:
         finally:
             self._done.set()
 
-    def _cancel(self) -> None:
+    def cancel(self) -> None:
+        """Let the loop end, without waiting for it."""
         self._scope.cancel()
 
     async def aclose(self) -> None:
         """Cancel the loop and wait for its end; any task may call this, more than once."""
-        self._scope.cancel()
+        self.cancel()
         with anyio.move_on_after(_CLOSE_WITHIN_S, shield=True):
             await self._done.wait()

@@ -20,6 +20,7 @@ import pytest
 
 import mlbalance_client as mlb
 from mlbalance_client.dialects import FunctionDialect, Reading
+from mlbalance_client.discovery import Membership
 from mlbalance_client.events import Settled
 from mlbalance_client.simulator.model.fleet import Fleet
 
@@ -374,6 +375,21 @@ async def test_a_replica_that_is_down_costs_no_call() -> None:
             assert settled(client)
 
 
+async def test_connections_to_a_replica_that_left_the_fleet_are_let_go() -> None:
+    with Scripted(ok) as one, Scripted(ok) as two:
+        async with mlb.AsyncClient(config(one, two)) as client:
+            for _ in range(2):
+                await client.post(PATH, json=chat())
+            engine = client.balancer.engine
+            assert engine.wire.counts() == (2, 0)
+            staying = tuple(r for r in engine.fleet.replicas if r.id == one.address)
+            engine._publish(Membership(staying, "test"))
+            await engine.wire.reap()
+            assert engine.wire.counts() == (1, 0)
+            assert await anyio.to_thread.run_sync(two.exchanges[0].wait_gone)
+            assert (await client.post(PATH, json=chat())).json() == {"from": one.address}
+
+
 async def test_what_may_not_be_sent_twice_is_not() -> None:
     with Scripted(reset) as one, Scripted(reset) as two:
         async with mlb.AsyncClient(config(one, two)) as client:
@@ -569,6 +585,20 @@ async def test_a_dropped_stream_is_closed_and_settled() -> None:
             with anyio.fail_after(10):
                 while not settled(client):
                     await anyio.sleep(0.01)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_closing_that_asyncio_cancels_leaves_nothing(anyio_backend: str) -> None:
+    with Scripted(endless) as server:
+        client = mlb.AsyncClient(config(server))
+        answer = await client.send(client.build_request("POST", PATH, json=chat(stream=True)), stream=True)
+        ending = asyncio.create_task(client.aclose())
+        await asyncio.sleep(0)
+        ending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await ending
+        assert settled(client)
+        await answer.aclose()
 
 
 async def used(server: Scripted) -> weakref.ref:

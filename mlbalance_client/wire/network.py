@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+import anyio
 import httpcore
 
 
@@ -56,9 +57,13 @@ class _WatchedStream(httpcore.AsyncNetworkStream):
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.AsyncNetworkStream:
-        return _WatchedStream(
-            await self._stream.start_tls(ssl_context, server_hostname, timeout), self._network
-        )
+        try:
+            stream = await self._stream.start_tls(ssl_context, server_hostname, timeout)
+        except BaseException:  # httpcore closes it on errors only, not when it is cancelled
+            with anyio.CancelScope(shield=True):
+                await self._stream.aclose()
+            raise
+        return _WatchedStream(stream, self._network)
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)

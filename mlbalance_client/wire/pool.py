@@ -143,12 +143,16 @@ class Pool:
         """An exchange has failed; the caller closes its connection."""
         self._busy.discard(connection)
 
-    def close(self, *, busy: bool = False) -> list[Connection]:
-        """Keep no connection from now on; the idle ones, with ``busy`` all, are for the caller to close."""
+    def retire(self) -> None:
+        """Keep no connection from now on; the idle ones are left to ``reap``."""
         self._closed = True
-        left = self._expired + self._idle
-        self._idle, self._expired = [], []
-        return [*left, *self._busy] if busy else left
+        self._expired += self._idle
+        self._idle = []
+
+    def close(self) -> list[Connection]:
+        """Keep no connection from now on; all there are, busy ones too, are for the caller to close."""
+        self.retire()
+        return [*self.reap(), *self._busy]
 
 
 async def close_all(connections: Sequence[Connection]) -> None:

@@ -103,11 +103,12 @@ class Wire:
     def __init__(self, options: WireOptions) -> None:
         self._options = options
         self._pools: dict[Origin, Pool] = {}
+        self._leaving: list[Pool] = []
         self._closed = False
 
     def counts(self) -> tuple[int, int]:
         """(idle, busy) connections over all replicas."""
-        pools = self._pools.values()
+        pools = self._all_pools()
         return sum(pool.idle for pool in pools), sum(pool.busy for pool in pools)
 
     async def open(self, origin: Origin, request: WireRequest) -> WireAnswer:
@@ -127,19 +128,25 @@ class Wire:
             closed, on_resend = error, request.on_resend
         return await self._resend(pool, _message(origin, request), closed, on_resend)
 
-    async def close_origin(self, origin: Origin) -> None:
-        """The replica is gone: close its idle connections now, the busy ones when they are done."""
+    def forget(self, origin: Origin) -> None:
+        """The replica is gone: ``reap`` closes its idle connections, the busy ones are closed when they are done."""
         if pool := self._pools.pop(origin, None):
-            await close_all(pool.close())
+            pool.retire()
+            self._leaving.append(pool)
 
     async def reap(self) -> None:
         """Close the idle connections that have expired or that the replica has closed; to be called now and then."""
-        await close_all([expired for pool in self._pools.values() for expired in pool.reap()])
+        expired = [each for pool in self._all_pools() for each in pool.reap()]
+        self._leaving = [pool for pool in self._leaving if pool.busy]
+        await close_all(expired)
 
     async def aclose(self) -> None:
         """Close all connections, under whatever exchange. Idempotent."""
         self._closed = True
-        await close_all([each for pool in self._pools.values() for each in pool.close(busy=True)])
+        await close_all([each for pool in self._all_pools() for each in pool.close()])
+
+    def _all_pools(self) -> list[Pool]:
+        return [*self._pools.values(), *self._leaving]
 
     async def _exchange(self, pool: Pool, connection: Connection, message: httpcore.Request) -> WireAnswer:
         try:

@@ -213,7 +213,7 @@ def test_a_missing_package_is_named_with_the_way_out(monkeypatch: pytest.MonkeyP
         return None if name == missing else found(name, package)
 
     monkeypatch.setattr(importlib.util, "find_spec", find)
-    with pytest.raises(FleetError, match=rf"{missing}.*mlbalance-client\[demo\]"):
+    with pytest.raises(FleetError, match=rf"{missing}.*extra \[demo\]"):
         Fleet(1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import select
 import socket
@@ -330,6 +331,24 @@ async def test_a_body_that_is_closed_while_it_is_read_says_so() -> None:
         assert wire.counts() == (0, 0)
 
 
+async def test_a_cancel_while_tls_is_agreed_on_closes_the_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, closing(Wire(WireOptions())) as wire:
+        silent = Origin.from_url(f"https://127.0.0.1:{listener.getsockname()[1]}")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wire.open, silent, request())
+            accepted, _ = await anyio.to_thread.run_sync(listener.accept)
+            with accepted:
+                accepted.settimeout(10)
+                hello = await anyio.to_thread.run_sync(accepted.recv, 65536)
+                tasks.cancel_scope.cancel()
+                gc.disable()  # which would close what nobody has closed
+                with anyio.CancelScope(shield=True):
+                    rest = await anyio.to_thread.run_sync(accepted.recv, 65536)
+        gc.enable()
+        assert hello
+        assert rest == b""
+
+
 async def test_many_calls_cancelled_at_random_leave_nothing() -> None:
     rng = random.Random(5)
     with Scripted(ok) as server, closing(Wire(WireOptions())) as wire:
@@ -351,7 +370,8 @@ async def test_closing_an_origin_closes_its_idle_connections_and_keeps_no_other(
         busy = await wire.open(origin(one), request())
         for server in (one, two):
             await read(await wire.open(origin(server), request()))
-        await wire.close_origin(origin(one))
+        wire.forget(origin(one))
+        await wire.reap()
         assert wire.counts()[0] == 1
         assert await read(busy) == b"fine"
         assert wire.counts()[0] == 1
@@ -404,13 +424,35 @@ async def test_expired_connections_are_closed_side_by_side_and_delay_no_call(
         await wire.aclose()
 
 
+async def test_closing_ends_what_still_waits_on_an_origin_that_is_gone() -> None:
+    reached = threading.Event()
+
+    def silent(exchange: Exchange) -> None:
+        reached.set()
+        exchange.wait_gone()
+
+    async def wait(wire: Wire, server: Scripted) -> None:
+        with pytest.raises(WireError):
+            await wire.open(origin(server), request())
+
+    with Scripted(silent) as server, closing(Wire(WireOptions())) as wire:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait, wire, server)
+            assert await anyio.to_thread.run_sync(reached.wait, 10)
+            wire.forget(origin(server))
+            assert wire.counts() == (0, 1)
+            await wire.aclose()
+        assert wire.counts() == (0, 0)
+
+
 @pytest.mark.parametrize("met", [True, False])
 async def test_closing_an_origin_closes_the_expired_too(met: bool) -> None:
     with Scripted(ok) as server, closing(Wire(WireOptions(keepalive_expiry_s=0.0))) as wire:
         sockets = await idle_sockets(wire, server, 2)
         if met:
             sockets += await idle_sockets(wire, server, 1)
-        await wire.close_origin(origin(server))
+        wire.forget(origin(server))
+        await wire.reap()
         assert {each.fileno() for each in sockets} == {-1}
 
 
