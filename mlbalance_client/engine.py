@@ -40,6 +40,7 @@ from .events import (
     Settled,
     log_events,
 )
+from .reporting import Reporting
 from .tending import EventLoop, Loop
 from .wire import Origin, Timeouts, Wire, WireAnswer, WireError, WireOptions, WireRequest, retry_after_s
 
@@ -118,10 +119,17 @@ class Engine:
         log_events(self.events)
         self._rng = Random(config.seed)
         rests = config.outlier_detection
-        self.fleet = Fleet(config.picking, self._rng, Pushback(rests.rest_base_s, rests.rest_max_s))
+        self.fleet = Fleet(
+            config.picking,
+            self._rng,
+            Pushback(rests.rest_base_s, rests.rest_max_s),
+            expiry_s=config.load_reports.expiry_s,
+            published=Reporting.shared().table,
+        )
         self.clock = clock
         self._client_id = ""
         self._numbers = count(1)
+        self._attempts = count(1)
         self._dialects = tuple(dialects)
         secret = config.picking.fingerprint_secret
         self._secret = None if secret is None else secret.get_secret_value().encode()
@@ -130,6 +138,9 @@ class Engine:
         self._origins: dict[str, tuple[Origin, bytes, bytes]] = {}
         self._timeouts = Timeouts(
             config.http.connect_timeout_s, config.http.read_timeout_s, config.http.write_timeout_s
+        )
+        self.reporting = Reporting(
+            config.load_reports, self.fleet, self.wire, self._rng, clock, keyed=self._secret is not None
         )
         self._discovery = discovery.create(config.discovery)
         self._open: set[Flow] = set()
@@ -151,9 +162,12 @@ class Engine:
             if self.config.seed is None:
                 self._rng.seed()  # anew: made before a fork, it would draw the same in every child
             self._client_id = f"{self._rng.getrandbits(40):010x}"
+            self.reporting.client = self._client_id
             self._event_loop = EventLoop()
             self._woken = anyio.Event()
             self._loops.append(Loop("streams", partial(self._tend, ref(self)), owner=self))
+            if self.reporting.runs:
+                self._loops.append(Loop("load reports", self.reporting.run, owner=self))
             if self._discovery.initial() is None:
                 publish = partial(_call_weakly, WeakMethod(self._publish))
                 self._loops.append(Loop("discovery", partial(self._discovery.run, publish), owner=self))
@@ -194,6 +208,7 @@ class Engine:
     def _publish(self, membership: discovery.Membership) -> None:
         change = self.fleet.update(membership.replicas)
         if change:
+            self.reporting.update(membership.replicas)
             self._forget_origins()
             total = len(membership.replicas)
             event = ReplicasChanged(
@@ -284,20 +299,25 @@ class Engine:
             match command:
                 case Start(avoid):
                     try:
-                        pick = self.fleet.pick(call.demand, self.clock(), avoid)
+                        if not call.attempts:
+                            await self.reporting.freshen(call.demand)
+                        number = next(self._attempts)
+                        pick = self.fleet.pick(call.demand, self.clock(), avoid, number=number)
                     except NoReplicas:
                         if not call.attempts:
                             raise
                         command = call.plan.nobody_left()
                         continue
-                    command = await self._attempt(call, pick, previous)
+                    command = await self._attempt(call, pick, number, previous)
                     previous = call.attempts[-1] if call.attempts else None
                 case Deliver(number, exhausted):
                     return await self._deliver(call, number, exhausted=exhausted)
                 case GiveUp():
                     raise AttemptsExhausted(call.attempts)
 
-    async def _attempt(self, call: _Call, pick: Pick, previous: AttemptReport | None) -> Command:
+    async def _attempt(
+        self, call: _Call, pick: Pick, acked_by: int, previous: AttemptReport | None
+    ) -> Command:
         number = len(call.attempts) + 1
         call.plan.started(pick.replica.id)
         call.report.picked(pick)
@@ -307,7 +327,8 @@ class Engine:
         self.tell_picked(call.id, pick, number, call.report, began)
         flow: Flow | None = None
         try:
-            answer = await self._open_wire(call, pick)
+            answer = await self._open_wire(call, pick, acked_by)
+            self.reporting.overheard(pick.replica.id, answer.headers)
             flow = self._flow(call, number, pick, answer)
             self._open.add(flow)
             command = await self._until_commit(call, flow)
@@ -335,10 +356,14 @@ class Engine:
         self._ended(call, pick, number, began, status=flow.wire.status)
         return command
 
-    def _open_wire(self, call: _Call, pick: Pick) -> Awaitable[WireAnswer]:
+    def _open_wire(self, call: _Call, pick: Pick, acked_by: int) -> Awaitable[WireAnswer]:
         request = call.request
         origin, authority, prefix = self._origin(pick.replica.url)
-        headers = [(b"Host", request.host or authority), *request.headers]
+        headers = [
+            (b"Host", request.host or authority),
+            *request.headers,
+            *self.reporting.asks(pick.replica.id, acked_by),
+        ]
         return self.wire.open(
             origin,
             WireRequest(

@@ -27,6 +27,7 @@ from .pool import Pool
 from .prefix_index import PrefixIndex
 from .published import PublishedPrefixes, Publishers
 from .pushback import Pushback
+from .readiness import Readiness
 
 # Engines cache in blocks of their own size, so that a little more may be a hit than the blocks of text tell.
 _SLACK_BLOCKS = 2
@@ -137,6 +138,8 @@ class Fleet:
         self.publishers = Publishers(PublishedPrefixes() if published is None else published)
         self.company = Company()
         self.pushback = pushback or Pushback(1.0, 30.0)
+        self.readiness = Readiness(expiry_s)
+        self._identities: dict[int, str] = {}
         self._sight = Sight(
             self.ledger, self.load, self.index, self.publishers, self.company, self.rates, {}, settings
         )
@@ -240,17 +243,21 @@ class Fleet:
                 barred |= 1 << place
         if not pool.mask & ~barred:
             raise NoReplicas(self._nobody(demand, excluded))
-        resting = self.pushback.resting(now)
-        if pool.mask & ~barred & ~resting:
-            barred |= resting
+        for unwilling in (self.readiness.closed(demand.model, now), self.pushback.resting(now)):
+            if pool.mask & ~barred & ~unwilling:
+                barred |= unwilling
         ratio = self.costs.ratio(demand.model).value
         self._sight.tokens_per_block = BLOCK_BYTES / ratio
         return self._policy.choose(self._sight, demand, pool, barred, now, self._rng)
 
     def hear(self, id_: ReplicaId, report: LoadReport) -> None:
         """A replica has told how it is; one that is gone is not listened to."""
-        if (place := self._places.get(id_)) is not None:
-            self.load.hear(place, report)
+        if (place := self._places.get(id_)) is None:
+            return
+        self.load.hear(place, report)
+        self.readiness.hear(place, report)
+        if report.replica is not None and self._identities.get(place) != report.replica:
+            self._name(place, report.replica)
 
     def publishes(self, id_: ReplicaId, holder: int | None) -> None:
         """A replica's chains stand in the table of published prefixes as ``holder``; None: it publishes no more."""
@@ -322,9 +329,17 @@ class Fleet:
             serving = {p: r for p, r in serving.items() if r.priority == tier}
             mask = sum(1 << place for place in serving)
             if mask not in self._by_mask:
-                self._by_mask[mask] = Pool(serving)
+                self._by_mask[mask] = Pool(serving, self._identities)
             pool = self._pools[model] = self._by_mask[mask]
         return pool
+
+    def _name(self, place: int, identity: str) -> None:
+        """The replica itself says who it is, which is what homes go by; who claims another's name keeps its own."""
+        if identity in self._identities.values() or self._places.get(ReplicaId(identity), place) != place:
+            return
+        self._identities[place] = identity
+        self._pools.clear()
+        self._by_mask.clear()
 
     def _nobody(self, demand: Demand, excluded: Collection[ReplicaId]) -> str:
         if not self._replicas:
@@ -341,6 +356,8 @@ class Fleet:
         self.publishers.drop(place)
         self.load.drop(place)
         self.pushback.drop(place)
+        self.readiness.drop(place)
+        self._identities.pop(place, None)
         self.rates.drop(place)
 
     def _rebuild(self) -> None:

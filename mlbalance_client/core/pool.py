@@ -10,13 +10,16 @@ from .rendezvous import Rendezvous
 
 
 class Pool:
-    """Immutable: made anew when membership changes. ``places`` are dense small integers, ``mask`` their bits."""
+    """Immutable: made anew when membership changes. ``places`` are dense small integers, ``mask`` their bits.
 
-    def __init__(self, replicas: Mapping[int, Replica]) -> None:
+    ``identities``: of those places whose replicas name themselves; homes go by that name, else by the registry's id.
+    """
+
+    def __init__(self, replicas: Mapping[int, Replica], identities: Mapping[int, str]) -> None:
         self.replicas = replicas
         self.places = tuple(replicas)
         self.mask = sum(1 << place for place in self.places)
-        self._rendezvous = Rendezvous([(p, r.id, r.weight) for p, r in replicas.items()])
+        self._rendezvous = Rendezvous([(p, identities.get(p, r.id), r.weight) for p, r in replicas.items()])
 
     def __len__(self) -> int:
         return len(self.places)

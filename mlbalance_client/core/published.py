@@ -104,17 +104,6 @@ class PublishedPrefixes:
             at = _find(bucket, wanted, at + _ENTRY)
         return found
 
-    def depth(self, holder: int, chain: Sequence[int]) -> int:
-        """How many leading blocks the holder has. What it holds is closed under prefixes, so halving finds the end."""
-        low, high = 0, len(chain)
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self.holds(holder, chain[middle - 1]):
-                low = middle
-            else:
-                high = middle - 1
-        return low
-
     def deepest(self, chain: Sequence[int], most: int, among: Container[int]) -> list[tuple[int, int]]:
         """Up to ``most`` (holder, depth in blocks) of those in ``among``, deepest first."""
         found: dict[int, int] = {}
@@ -194,10 +183,10 @@ class Publishers:
             del self._places[holder]
             self.mask &= ~(1 << place)
 
-    def depth(self, place: int, chain: Sequence[int]) -> int:
-        """How many leading blocks the replica at ``place`` says that it holds."""
+    def count(self, place: int) -> int:
+        """How many chains the replica at ``place`` has named."""
         holder = self._holders.get(place)
-        return 0 if holder is None else self.table.depth(holder, chain)
+        return 0 if holder is None else self.table.count(holder)
 
     def deepest(self, chain: Sequence[int], among: int, most: int) -> list[tuple[int, int]]:
         """Up to ``most`` (place, depth in blocks) of those in the bit set ``among``, deepest first."""

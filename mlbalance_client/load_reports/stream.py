@@ -15,6 +15,7 @@ CLIENT_HEADER = b"x-mlbalance-client"
 CALL_HEADER = b"x-mlbalance-call"
 
 _MOST_EVENT_BYTES = 2 << 20
+_MOST_EVENTS_PER_S = 200
 
 
 class StreamReader:
@@ -28,6 +29,8 @@ class StreamReader:
         self._client = client
         self._scheme = scheme
         self._pending = 0
+        self._window_at = float("-inf")
+        self._in_window = 0
         self.malformed = 0
         self.doubt: str | None = None
 
@@ -41,6 +44,7 @@ class StreamReader:
         self._pending += len(chunk)
         for kind, data in self._events.feed(chunk):
             self._pending = 0
+            self._in_window += 1
             try:
                 found = self._event(kind, data, at)
             except LoadFormatError as error:
@@ -51,6 +55,12 @@ class StreamReader:
                     yield found
         if self._pending > _MOST_EVENT_BYTES:
             raise ReportError(f"{PATH}: an event of more than {_MOST_EVENT_BYTES} bytes")
+
+    def flooded(self, now: float) -> bool:
+        """Whether there were more events within a second than anybody needs."""
+        if now - self._window_at >= 1.0:
+            self._window_at, self._in_window = now, 0
+        return self._in_window > _MOST_EVENTS_PER_S
 
     def _event(self, kind: str, data: bytes, at: float) -> LoadReport | PrefixDelta | None:
         match kind:
