@@ -13,7 +13,7 @@ FLOORS = {
     "word": ("errors", "events", "calls", "config"),
     "core": ("core",),
     "rim": ("discovery", "load_reports", "wire", "dialects"),
-    "conduct": ("answer", "engine", "tending"),
+    "conduct": ("answer", "asking", "engine", "reporting", "tending"),
     "door": (
         "client",
         "httpx2",

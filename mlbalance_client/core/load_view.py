@@ -15,7 +15,7 @@ from math import exp
 from .ledger import Account, Ledger
 from .load_report import LoadReport
 from .pace import Found, Pace
-from .standing import Basis, Work, basis, reported_s
+from .standing import Basis, Work, basis, reported_s, under_way_s
 
 _STEP = 0.05
 # What a replica of each look has standing, against the mean over all calls, until own calls have shown it.
@@ -80,7 +80,7 @@ class LoadView:
         self._memory_s = memory_s
         self._expiry_s = expiry_s
         self._rate = rate
-        self._reports: dict[int, tuple[LoadReport, Basis]] = {}
+        self._reports: dict[int, tuple[LoadReport, Basis, float]] = {}
         self._looks = {basis_: _Looks() for basis_ in Basis}
 
     def hear(self, place: int, report: LoadReport) -> None:
@@ -88,7 +88,10 @@ class LoadView:
         known = self._reports.get(place)
         if known is not None and known[0].at > report.at:
             return
-        self._reports[place] = report, basis(report)
+        left_s = 0.0
+        if known is not None:
+            left_s = under_way_s(known[0], known[2], report, self.work, self._rate(place))
+        self._reports[place] = report, basis(report), left_s
         self._ledger.account(place).reported(report.at, report.acked)
 
     def report(self, place: int, now: float) -> LoadReport | None:
@@ -107,7 +110,7 @@ class LoadView:
         say = self._say(now - known[0].at)
         if say <= 0.0:
             return guessed_s
-        told_s = self._told_s(place, account, own_s, *known, now)
+        told_s = self._told_s(place, account, own_s, overdue_s, *known, now)
         if known[0].partial:
             told_s = max(told_s, guessed_s)
         return say * told_s + (1.0 - say) * guessed_s
@@ -121,7 +124,7 @@ class LoadView:
             return Guess((found, Basis.NOTHING), 0.0)
         account = self._ledger.account(place)
         others_s = self._others_s(place, account, *known, now - known[0].at)
-        return Guess((found, known[1]), others_s)
+        return Guess((found, known[1]), max(0.0, others_s))
 
     def found(self, place: int, now: float) -> Found:
         """How the replica looks, if that is still worth more than not having seen it."""
@@ -143,19 +146,35 @@ class LoadView:
         return min(1.0, max(0.0, 2.0 - 2.0 * age_s / self._expiry_s))
 
     def _told_s(
-        self, place: int, account: Account, own_s: float, report: LoadReport, basis_: Basis, now: float
+        self,
+        place: int,
+        account: Account,
+        own_s: float,
+        overdue_s: float,
+        report: LoadReport,
+        basis_: Basis,
+        left_s: float,
+        now: float,
     ) -> float:
-        others_s = self._others_s(place, account, report, basis_, now - report.at)
+        others_s = self._others_s(place, account, report, basis_, left_s, now - report.at)
         if basis_ is Basis.WORK:
             return others_s + account.unknown_s
-        return own_s + others_s + self._looked_s(place, now, basis_)
+        if basis_ is Basis.EMPTY_QUEUE:
+            # Nobody waits: what stands there is under way, whoever sent it.
+            under_s = max(0.0, left_s - (now - report.at))
+            return account.unknown_s + max(
+                own_s - account.unknown_s + overdue_s, under_s, self._looked_s(place, now, basis_)
+            )
+        return own_s + max(overdue_s, others_s + self._looked_s(place, now, basis_))
 
     def _others_s(
-        self, place: int, account: Account, report: LoadReport, basis_: Basis, age_s: float
+        self, place: int, account: Account, report: LoadReport, basis_: Basis, left_s: float, age_s: float
     ) -> float:
         known = len(account.queue) - account.unknown
         known_s = account.prefill_s - account.unknown_s
         seconds = reported_s(report, self.work, self._rate(place), known, known_s)
+        if basis_ is not Basis.WORK and basis_ is not Basis.SHARE:
+            seconds += left_s
         return max(0.0, seconds - age_s)
 
     def _looked_s(self, place: int, now: float, basis_: Basis) -> float:

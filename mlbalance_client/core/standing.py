@@ -75,6 +75,20 @@ class Work:
         return self._units / self._tokens if self._tokens > 0 else 1.0
 
 
+def under_way_s(before: LoadReport, left_s: float, report: LoadReport, work: Work, rate: float) -> float:
+    """Seconds of prefill under way at ``report``, of which a queue in tokens does not tell: what has left the queue
+    since ``before`` and the ``left_s`` that were under way then, less the time that has passed. 0 for other reports.
+
+    A queue in requests would show the same of mean calls; what is under way is the odd long one, and it placed worse.
+    """
+    if not report.running or before.waiting_tokens is None or report.waiting_tokens is None:
+        return 0.0
+    admitted_s = max(0, before.waiting_tokens - report.waiting_tokens) * work.units_per_token / rate
+    left_s = max(0.0, left_s + admitted_s - (report.at - before.at))
+    # Whoever waits, waits for somebody.
+    return max(left_s, work.units_per_call / rate / 2) if report.waiting_tokens else left_s
+
+
 def reported_s(report: LoadReport, work: Work, rate: float, known: int, known_s: float) -> float:
     """Seconds that stood at the replica when it reported.
 

@@ -26,8 +26,8 @@ SECTIONS = [
     "health_checks",
     "http",
 ]
-AWAITED = {"expiry_s", "interval_s", "on_demand_tokens", "orca", "timeout_s", "token"}
-"""Keys whose reader, the loop that polls load reports, is still to come; the test fails when it has."""
+READ_AS = {"orca": "asks_orca"}
+"""Keys that are read under another name."""
 POLICIES = ["prefix_tokens", "round_robin", "random", "least_requests", "least_tokens"]
 
 
@@ -259,4 +259,4 @@ def test_every_setting_is_read_by_something() -> None:
     sections = [type(getattr(config, name)) for name in SECTIONS]
     keys = {key for section in [*sections, ReplicaConfig] for key in section.model_fields} | {"seed"}
 
-    assert keys - read == AWAITED
+    assert {key for key in keys if READ_AS.get(key, key) not in read} == set()
