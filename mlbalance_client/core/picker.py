@@ -21,11 +21,13 @@ from .load_view import LoadView
 from .model import Demand
 from .pool import Pool
 from .prefix_index import PrefixIndex
+from .published import Publishers
 
 
 class Source(StrEnum):
     """Why a replica is believed to hold part of a prompt."""
 
+    PUBLISHED = "published by the replica"
     RECORD = "own record"
     SESSION = "own record of the session"
     HOME = "home by rendezvous"
@@ -125,6 +127,7 @@ class Sight:
     ledger: Ledger
     load: LoadView
     index: PrefixIndex
+    publishers: Publishers
     company: Company
     rates: PrefillRates
     handicap_s: Mapping[int, float]
@@ -198,8 +201,13 @@ class PrefixTokens:
     def _recorded(sight: Sight, demand: Demand, allowed: int) -> dict[int, Hit]:
         most, index = sight.settings.sampled_candidates, sight.index
         hits: dict[int, Hit] = {}
-        for place, depth in index.deepest(demand.fingerprint.chain, allowed, most):
+        chain = demand.fingerprint.chain
+        for place, depth in index.deepest(chain, allowed, most):
             hits[place] = (sight.tokens(demand, depth), Source.RECORD)
+        if sight.publishers:
+            for place, depth in sight.publishers.deepest(chain, allowed, most):
+                if (tokens := sight.tokens(demand, depth)) > hits.get(place, NO_HIT)[0]:
+                    hits[place] = (tokens, Source.PUBLISHED)
         if demand.session is not None:
             doubtful = int((demand.prompt_tokens - 1) * sight.settings.prior_confidence)
             for place, _ in index.deepest((demand.session,), allowed, most):
@@ -215,11 +223,14 @@ class PrefixTokens:
         # Homes stand for what others sent; whoever finds no others at work knows better from own record.
         company = min(1.0, max(_ALONE, sight.company.share / _IN_COMPANY))
         confidence = settings.prior_confidence * company
+        published = sight.publishers.mask
         for depth, key in anchors(demand, settings.anchor_depths):
             doubtful = int(sight.tokens(demand, depth) * confidence)
             for place in pool.homes(key):
                 if allowed >> place & 1 and ledger.account(place).tokens <= bound:
-                    if hits.get(place, NO_HIT)[0] < doubtful:
+                    if published >> place & 1:
+                        hits.setdefault(place, NO_HIT)
+                    elif hits.get(place, NO_HIT)[0] < doubtful:
                         hits[place] = (doubtful, Source.HOME)
                     elif place not in hits:
                         hits[place] = NO_HIT

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mlbalance_client.core.model import Usage
+from mlbalance_client.core.sse import DONE, EventReader, last_event_start, last_events
 
 from .base import AnswerWatch, Ending, InBandError, Sign
 from .fields import Fields, parse
 from .inband import error_in
-from .sse import DONE, EventReader, last_event_start, last_events
 
 COMMIT_BYTES = 64 * 1024
 _TAIL_BYTES = 8 * 1024
