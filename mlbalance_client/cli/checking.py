@@ -66,7 +66,7 @@ class Found:
         return _row(replica) if contact is None else {**_row(replica), "contact": contact}
 
 
-async def find(config: BalancerConfig, *, contact: bool) -> Found:
+async def find(config: BalancerConfig, *, contact: bool = False) -> Found:
     """Wait for the first list, as long as the configuration says; ``contact``: try to connect to each replica.
 
     Raises ConfigError.
