@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from random import Random
 from typing import Protocol
 
-from cachetools import LRUCache
-
 from ..errors import NoReplicas
 from .company import Company
 from .cost import Costs, PrefillRates, prefill_units
@@ -28,6 +26,7 @@ from .prefix_index import PrefixIndex
 from .published import PublishedPrefixes, Publishers
 from .pushback import Pushback
 from .readiness import Readiness
+from .remembered import Remembered
 from .tiers import tiers
 
 # Engines cache in blocks of their own size, so that a little more may be a hit than the blocks of text tell.
@@ -132,7 +131,7 @@ class Fleet:
         self._policy = policy(settings.policy)
         self._replicas: dict[int, Replica] = {}
         self._places: dict[ReplicaId, int] = {}
-        self._pools: LRUCache[str | None, tuple[Pool, ...]] = LRUCache(256)
+        self._pools: Remembered[str | None, tuple[Pool, ...]] = Remembered(256)
         self._by_serving: dict[frozenset[int], tuple[Pool, ...]] = {}
         self.nobody = "discovery has not found any"
         self.costs = Costs(settings.bytes_per_token, settings.expected_output_tokens, settings.knee_tokens)

@@ -9,7 +9,7 @@ first content is seen; its prefill counts as done when its predicted time has pa
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from dataclasses import dataclass, field
 
 from .model import Verdict
@@ -104,25 +104,25 @@ class Account:
 
 
 class Ledger:
-    """All accounts of one client. ``residual_s``: how long a cancelled call stays charged, in seconds."""
+    """All accounts of one client. ``residual_s``: how long a cancelled call stays charged, in seconds.
+
+    ``accounts``: by place, each made on first use.
+    """
 
     def __init__(self, residual_s: float) -> None:
         self._residual_s = residual_s
-        self._accounts: dict[int, Account] = {}
+        self.accounts: defaultdict[int, Account] = defaultdict(Account)
         self._residuals: deque[tuple[float, Charge]] = deque()
         self.tokens = 0
         self.requests = 0
 
     def account(self, place: int) -> Account:
         """The account of the replica at ``place``; made on first use."""
-        account = self._accounts.get(place)
-        if account is None:
-            account = self._accounts[place] = Account()
-        return account
+        return self.accounts[place]
 
     def close(self, place: int) -> None:
         """The replica is gone: charges still open settle into an account that nobody reads."""
-        if account := self._accounts.pop(place, None):
+        if account := self.accounts.pop(place, None):
             self.tokens -= account.tokens
             self.requests -= account.requests
             account.open = False
@@ -142,7 +142,7 @@ class Ledger:
 
         ``number``: what the replica acknowledges the call by.
         """
-        account = self.account(place)
+        account = self.accounts[place]
         charge = Charge(
             account, prefill_tokens, decode_tokens, prefill_s, now, account.backlog_s(now), number, blind
         )

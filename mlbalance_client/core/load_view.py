@@ -8,7 +8,7 @@ as it ages, to nothing at its expiry. A call that is overdue says more than any 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import exp
 
@@ -31,6 +31,9 @@ class Guess:
 
     look: Look
     reported_s: float
+
+
+_UNTOLD = {found: Guess((found, Basis.NOTHING), 0.0) for found in Found}
 
 
 class _Mean:
@@ -115,13 +118,28 @@ class LoadView:
             told_s = max(told_s, guessed_s)
         return say * told_s + (1.0 - say) * guessed_s
 
+    def all_waiting_s(self, places: Iterable[int], now: float) -> list[float]:
+        """``waiting_s`` of each. On the path of every call, hence one loop over those of which nothing is known."""
+        accounts, reports, paced = self._ledger.accounts, self._reports, self.pace.places
+        unseen_s = self._looks[Basis.NOTHING].seconds[Found.UNSEEN]
+        seconds = []
+        for place in places:
+            if place in reports or place in paced:
+                seconds.append(self.waiting_s(place, now))
+            elif accounts[place].queue:
+                own_s, overdue_s = accounts[place].standing_s(now)
+                seconds.append(own_s + max(overdue_s, unseen_s))
+            else:
+                seconds.append(unseen_s)
+        return seconds
+
     def guess(self, place: int, now: float) -> Guess:
         """What the replica looks like now, to learn from when the call has found how it is."""
         found, age_s = self.pace.found(place, now)
         found = found if age_s < self._memory_s else Found.UNSEEN
         known = self._reports.get(place)
         if known is None or known[1] is Basis.NOTHING or self._say(now - known[0].at) < 0.5:
-            return Guess((found, Basis.NOTHING), 0.0)
+            return _UNTOLD[found]
         account = self._ledger.account(place)
         others_s = self._others_s(place, account, *known, now - known[0].at)
         return Guess((found, known[1]), max(0.0, others_s))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import repeat
 
 _CUT, _GROWTH = 0.9, 1.02
 
@@ -35,10 +36,10 @@ class PrefixIndex:
         if held is None:
             held = self._held[place] = OrderedDict()
             self._limits.setdefault(place, float(self._believed_blocks))
-        holders, bit = self._holders, 1 << place
+        holders, bit, renew = self._holders, 1 << place, held.move_to_end
         for block in reversed(chain):
             if block in held:
-                held.move_to_end(block)
+                renew(block)
             else:
                 held[block] = None
                 holders[block] = holders.get(block, 0) | bit
@@ -46,21 +47,18 @@ class PrefixIndex:
 
     def deepest(self, chain: Sequence[int], among: int, most: int) -> list[tuple[int, int]]:
         """Up to ``most`` (place, depth in blocks) of replicas in the bit set ``among``, deepest first."""
-        get = self._holders.get
         alive = among
         steps: list[tuple[int, int]] = []
-        depth = 0
-        for block in chain:
-            still = alive & get(block, 0)
+        for depth, holders in enumerate(map(self._holders.get, chain, repeat(0))):
+            still = alive & holders
             if still != alive:
                 if depth:
                     steps.append((depth, alive & ~still))
                 alive = still
                 if not still:
                     break
-            depth += 1
-        if alive and depth:
-            steps.append((depth, alive))
+        if alive and chain:
+            steps.append((len(chain), alive))
         found: list[tuple[int, int]] = []
         for depth, places in reversed(steps):
             while places and len(found) < most:
