@@ -89,6 +89,13 @@ def _unencoded(headers: Headers) -> Headers:
     ]
 
 
+def _content_type(headers: Headers) -> str:
+    for name, value in headers:
+        if name.lower() == b"content-type":
+            return value.decode("latin-1")
+    return ""
+
+
 def _call_weakly(method: WeakMethod[Callable[[], None]]) -> None:
     if (alive := method()) is not None:
         alive()
@@ -244,7 +251,7 @@ class Engine:
             return await self._perform(call)
         match call.plan.out_of_time():
             case Deliver(number, exhausted):
-                return await self._deliver(call, number, exhausted=exhausted)
+                return self._deliver(call, number, exhausted=exhausted)
             case _:
                 raise DeadlineExceeded(f"no answer began within {deadline_s} s")
 
@@ -281,14 +288,15 @@ class Engine:
         return f"{self._client_id}.{next(self._numbers)}"
 
     async def _perform(self, call: _Call) -> Answer:
-        await self.replicas_known()
+        if self._roster.waiting:
+            await self._roster.ready()
         command = call.plan.begin()
         previous: AttemptReport | None = None
         while True:
             match command:
                 case Start(avoid):
                     try:
-                        if not call.attempts:
+                        if not call.attempts and self.reporting.freshens(call.demand):
                             await self.reporting.freshen(call.demand)
                         number = next(self._attempts)
                         pick = self.fleet.pick(call.demand, self.clock(), avoid, number=number)
@@ -300,7 +308,7 @@ class Engine:
                     command = await self._attempt(call, pick, number, previous)
                     previous = call.attempts[-1] if call.attempts else None
                 case Deliver(number, exhausted):
-                    return await self._deliver(call, number, exhausted=exhausted)
+                    return self._deliver(call, number, exhausted=exhausted)
                 case GiveUp():
                     raise AttemptsExhausted(call.attempts)
 
@@ -376,8 +384,7 @@ class Engine:
         return known
 
     def _flow(self, call: _Call, number: int, pick: Pick, answer: WireAnswer) -> Flow:
-        content_type = next((v for n, v in answer.headers if n.lower() == b"content-type"), b"")
-        watch = call.dialect.watch(answer.status, content_type.decode("latin-1"))
+        watch = call.dialect.watch(answer.status, _content_type(answer.headers))
         return Flow(
             number,
             pick,
@@ -402,7 +409,7 @@ class Engine:
                 flow.pick.first_content(now)
             elif not flow.commits_at_head and await flow.hold():
                 # Nothing of it was handed on yet: what breaks or is an error goes elsewhere like any other.
-                await flow.finish()
+                flow.finish()
                 sign = Sign.CONTENT if flow.in_band_error is None else Sign.ERROR
         if sign is Sign.CONTENT:
             return call.plan.content(flow.number)
@@ -420,7 +427,7 @@ class Engine:
             await flow.aclose(Verdict.FAILED)
         return command
 
-    async def _deliver(self, call: _Call, number: int, *, exhausted: bool) -> Answer:
+    def _deliver(self, call: _Call, number: int, *, exhausted: bool) -> Answer:
         flow = call.flows[number]
         call.report.attempts = tuple(call.attempts)
         headers = flow.wire.headers

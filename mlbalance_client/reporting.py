@@ -126,11 +126,14 @@ class Reporting:
         if report is not None and not report.empty:
             self._fleet.hear(replica, report)
 
+    def freshens(self, demand: Demand) -> bool:
+        """Whether a call is expensive enough to ask for its sake."""
+        least = self._config.on_demand_tokens
+        return bool(least) and demand.prompt_tokens >= least and bool(self._followed)
+
     async def freshen(self, demand: Demand) -> None:
         """Before an expensive pick: ask the two best candidates how they are, where that is cheap and not known."""
         least = self._config.on_demand_tokens
-        if not least or demand.prompt_tokens < least or not self._followed:
-            return
         now = self._clock()
         decision = self._fleet.choose(demand, now)
         best = sorted(decision.candidates, key=lambda each: each.score_s)[:_ASKED]
