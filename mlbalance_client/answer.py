@@ -100,23 +100,23 @@ class Flow:
     async def _read(self) -> bytes | None:
         """The next bytes, or None at the end. Raises WireError, also for an answer that only a closed connection ended
         and that lacks its own mark of an end."""
-        chunk = await anext(self._chunks, None)
-        if chunk is None:
+        try:
+            return await self._chunks.__anext__()
+        except StopAsyncIteration:
             ending = self.ending = self._watch.end()
-            if not (ending.complete or ending.error) and self._lacks_its_end():
-                raise WireError(FailureKind.READ, "the connection was closed before the answer's end")
-            self.whole = True
-        return chunk
+        if not (ending.complete or ending.error) and self._lacks_its_end():
+            raise WireError(FailureKind.READ, "the connection was closed before the answer's end")
+        self.whole = True
+        return None
 
     def _lacks_its_end(self) -> bool:
         wire = self.wire
         return wire.status < 400 and self._watch.has_mark and wire.ends_with_connection
 
-    async def finish(self) -> None:
-        """The answer was read to its end: settle by what it says of itself."""
+    def finish(self) -> None:
+        """The answer was read to its end, which has freed its connection: settle by what it says of itself."""
         ending = self.ending or self._watch.end()
         self.settle(Verdict.FAILED if ending.error else Verdict.OK, ending.usage)
-        await self.wire.aclose()
 
     @property
     def in_band_error(self) -> InBandError | None:
@@ -128,7 +128,7 @@ class Flow:
         if self.buffered:
             chunk = self.buffered.pop(0)
         elif self.whole:
-            await self.finish()
+            self.finish()
             return None
         else:
             asked = self._clock()
@@ -143,7 +143,7 @@ class Flow:
                     kind=error.kind,
                 ) from error
             if read is None:
-                await self.finish()
+                self.finish()
                 return None
             chunk = read
             self._watch.passed(chunk)

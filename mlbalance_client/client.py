@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx as library
 
+from .answer import HeldBody
 from .calls import CallOptions
 from .core.report import Explanation, FleetSnapshot
 from .errors import BalancerError, ClientClosed
@@ -30,7 +31,8 @@ class _AsyncStream(library.AsyncByteStream):
         self._request = request
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
+        # What is in memory raises nothing that would have to be translated.
+        return self._body if isinstance(self._body, HeldBody) else self
 
     async def __anext__(self) -> bytes:
         try:
@@ -78,7 +80,7 @@ class AsyncBalancerTransport(library.AsyncBaseTransport):
             raise _ERRORS.translate(error, request) from error.__cause__
         return library.Response(
             answer.status,
-            headers=come_home(self.engine, answer, str(url)),
+            headers=come_home(self.engine, answer, url),
             stream=_AsyncStream(answer.body, request),
             extensions=answer.extensions,
         )
@@ -145,7 +147,7 @@ class BalancerTransport(library.BaseTransport):
             raise _ERRORS.translate(error, request) from error.__cause__
         return library.Response(
             answer.status,
-            headers=come_home(self.engine, answer, str(url)),
+            headers=come_home(self.engine, answer, url),
             stream=_SyncStream(self._thread, answer.body, ahead, request),
             extensions=answer.extensions,
         )

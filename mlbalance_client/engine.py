@@ -31,6 +31,7 @@ from .dialects import Dialect, Reading, Sign, find
 from .errors import AttemptReport, AttemptsExhausted, ClientClosed, DeadlineExceeded, FailureKind, NoReplicas
 from .events import EventStream, log_events
 from .held_streams import HeldStreams
+from .reporting import Reporting
 from .roster import Roster
 from .telling import Telling
 from .tending import EventLoop, Loop
@@ -88,6 +89,13 @@ def _unencoded(headers: Headers) -> Headers:
     ]
 
 
+def _content_type(headers: Headers) -> str:
+    for name, value in headers:
+        if name.lower() == b"content-type":
+            return value.decode("latin-1")
+    return ""
+
+
 def _call_weakly(method: WeakMethod[Callable[[], None]]) -> None:
     if (alive := method()) is not None:
         alive()
@@ -114,10 +122,17 @@ class Engine:
         log_events(self.events)
         self._rng = Random(config.seed)
         rests = config.outlier_detection
-        self.fleet = Fleet(config.picking, self._rng, Pushback(rests.rest_base_s, rests.rest_max_s))
+        self.fleet = Fleet(
+            config.picking,
+            self._rng,
+            Pushback(rests.rest_base_s, rests.rest_max_s),
+            expiry_s=config.load_reports.expiry_s,
+            published=Reporting.shared().table,
+        )
         self.clock = clock
         self._client_id = ""
         self._numbers = count(1)
+        self._attempts = count(1)
         self._dialects = tuple(dialects)
         secret = config.picking.fingerprint_secret
         self._secret = None if secret is None else secret.get_secret_value().encode()
@@ -126,6 +141,9 @@ class Engine:
         self._origins: dict[str, tuple[Origin, bytes, bytes]] = {}
         self._timeouts = Timeouts(
             config.http.connect_timeout_s, config.http.read_timeout_s, config.http.write_timeout_s
+        )
+        self.reporting = Reporting(
+            config.load_reports, self.fleet, self.wire, self._rng, clock, keyed=self._secret is not None
         )
         self.tell = Telling(self.events, clock)
         self.held = HeldStreams(self.wire, clock, config.http.max_unread_s, config.http.keepalive_expiry_s)
@@ -146,9 +164,12 @@ class Engine:
             if self.config.seed is None:
                 self._rng.seed()  # anew: made before a fork, it would draw the same in every child
             self._client_id = f"{self._rng.getrandbits(40):010x}"
+            self.reporting.client = self._client_id
             self.held.start(EventLoop())
             self._loops.append(Loop("streams", self.held.tend, owner=self))
             self._loops += self._roster.start(owner=self)
+            if self.reporting.runs:
+                self._loops.append(Loop("load reports", self.reporting.run, owner=self))
 
     async def aclose(self) -> None:
         """End the loops, the open streams and the connections. Idempotent; any task of the loop may call it."""
@@ -189,7 +210,8 @@ class Engine:
             await self._roster.ready()
 
     def _on_change(self) -> None:
-        """Let go of the connections to whoever is no longer in the fleet."""
+        """Follow who is in the fleet now, and let go of the connections to who is not."""
+        self.reporting.update(self.fleet.replicas)
         here = {replica.url for replica in self.fleet.replicas}
         gone = [self._origins.pop(url)[0] for url in list(self._origins) if url not in here]
         kept = {origin for origin, _, _ in self._origins.values()}
@@ -229,7 +251,7 @@ class Engine:
             return await self._perform(call)
         match call.plan.out_of_time():
             case Deliver(number, exhausted):
-                return await self._deliver(call, number, exhausted=exhausted)
+                return self._deliver(call, number, exhausted=exhausted)
             case _:
                 raise DeadlineExceeded(f"no answer began within {deadline_s} s")
 
@@ -266,27 +288,33 @@ class Engine:
         return f"{self._client_id}.{next(self._numbers)}"
 
     async def _perform(self, call: _Call) -> Answer:
-        await self.replicas_known()
+        if self._roster.waiting:
+            await self._roster.ready()
         command = call.plan.begin()
         previous: AttemptReport | None = None
         while True:
             match command:
                 case Start(avoid):
                     try:
-                        pick = self.fleet.pick(call.demand, self.clock(), avoid)
+                        if not call.attempts and self.reporting.freshens(call.demand):
+                            await self.reporting.freshen(call.demand)
+                        number = next(self._attempts)
+                        pick = self.fleet.pick(call.demand, self.clock(), avoid, number=number)
                     except NoReplicas:
                         if not call.attempts:
                             raise
                         command = call.plan.nobody_left()
                         continue
-                    command = await self._attempt(call, pick, previous)
+                    command = await self._attempt(call, pick, number, previous)
                     previous = call.attempts[-1] if call.attempts else None
                 case Deliver(number, exhausted):
-                    return await self._deliver(call, number, exhausted=exhausted)
+                    return self._deliver(call, number, exhausted=exhausted)
                 case GiveUp():
                     raise AttemptsExhausted(call.attempts)
 
-    async def _attempt(self, call: _Call, pick: Pick, previous: AttemptReport | None) -> Command:
+    async def _attempt(
+        self, call: _Call, pick: Pick, acked_by: int, previous: AttemptReport | None
+    ) -> Command:
         number = len(call.attempts) + 1
         call.plan.started(pick.replica.id)
         call.report.picked(pick)
@@ -296,7 +324,8 @@ class Engine:
         self.tell.picked(call.id, pick, number, call.report, began)
         flow: Flow | None = None
         try:
-            answer = await self._open_wire(call, pick)
+            answer = await self._open_wire(call, pick, acked_by)
+            self.reporting.overheard(pick.replica.id, answer.headers)
             flow = self._flow(call, number, pick, answer)
             self.held.add(flow)
             command = await self._until_commit(call, flow)
@@ -324,10 +353,14 @@ class Engine:
         self._ended(call, pick, number, began, status=flow.wire.status)
         return command
 
-    def _open_wire(self, call: _Call, pick: Pick) -> Awaitable[WireAnswer]:
+    def _open_wire(self, call: _Call, pick: Pick, acked_by: int) -> Awaitable[WireAnswer]:
         request = call.request
         origin, authority, prefix = self._origin(pick.replica.url)
-        headers = [(b"Host", request.host or authority), *request.headers]
+        headers = [
+            (b"Host", request.host or authority),
+            *request.headers,
+            *self.reporting.asks(pick.replica.id, acked_by),
+        ]
         return self.wire.open(
             origin,
             WireRequest(
@@ -351,8 +384,7 @@ class Engine:
         return known
 
     def _flow(self, call: _Call, number: int, pick: Pick, answer: WireAnswer) -> Flow:
-        content_type = next((v for n, v in answer.headers if n.lower() == b"content-type"), b"")
-        watch = call.dialect.watch(answer.status, content_type.decode("latin-1"))
+        watch = call.dialect.watch(answer.status, _content_type(answer.headers))
         return Flow(
             number,
             pick,
@@ -377,7 +409,7 @@ class Engine:
                 flow.pick.first_content(now)
             elif not flow.commits_at_head and await flow.hold():
                 # Nothing of it was handed on yet: what breaks or is an error goes elsewhere like any other.
-                await flow.finish()
+                flow.finish()
                 sign = Sign.CONTENT if flow.in_band_error is None else Sign.ERROR
         if sign is Sign.CONTENT:
             return call.plan.content(flow.number)
@@ -395,7 +427,7 @@ class Engine:
             await flow.aclose(Verdict.FAILED)
         return command
 
-    async def _deliver(self, call: _Call, number: int, *, exhausted: bool) -> Answer:
+    def _deliver(self, call: _Call, number: int, *, exhausted: bool) -> Answer:
         flow = call.flows[number]
         call.report.attempts = tuple(call.attempts)
         headers = flow.wire.headers

@@ -165,7 +165,10 @@ class EventStream:
         self._subscriptions: tuple[_Subscription, ...] = ()
 
     def __bool__(self) -> bool:
-        return any(subscription.every_call() for subscription in self._subscriptions)
+        for subscription in self._subscriptions:  # noqa: SIM110 - a generator costs more than the rest
+            if subscription.every_call():
+                return True
+        return False
 
     def subscribe(
         self, subscriber: Subscriber, *, every_call: Callable[[], bool] = _always

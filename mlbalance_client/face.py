@@ -171,11 +171,11 @@ async def _in_thread(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
         yield chunk
 
 
-def come_home(engine: Engine, answer: Answer, requested: str) -> Headers:
-    """The answer's headers; a redirect that names a replica is turned back to the fleet."""
+def come_home(engine: Engine, answer: Answer, requested: object) -> Headers:
+    """The answer's headers; a redirect that names a replica is turned back to the fleet. ``requested``: its URL."""
     if not 300 <= answer.status < 400:
         return answer.headers
-    scheme, _, rest = requested.partition("://")
+    scheme, _, rest = str(requested).partition("://")
     fleet_url = f"{scheme}://{rest.partition('/')[0]}"
     return [
         (

@@ -15,6 +15,7 @@ except ModuleNotFoundError as missing:
         "mlbalance_client.httpx2 needs the package httpx2: install mlbalance-client with the extra [httpx2]"
     ) from missing
 
+from .answer import HeldBody
 from .calls import CallOptions
 from .core.report import Explanation, FleetSnapshot
 from .errors import BalancerError, ClientClosed
@@ -35,7 +36,8 @@ class _AsyncStream(library.AsyncByteStream):
         self._request = request
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
+        # What is in memory raises nothing that would have to be translated.
+        return self._body if isinstance(self._body, HeldBody) else self
 
     async def __anext__(self) -> bytes:
         try:
@@ -83,7 +85,7 @@ class AsyncBalancerTransport(library.AsyncBaseTransport):
             raise _ERRORS.translate(error, request) from error.__cause__
         return library.Response(
             answer.status,
-            headers=come_home(self.engine, answer, str(url)),
+            headers=come_home(self.engine, answer, url),
             stream=_AsyncStream(answer.body, request),
             extensions=answer.extensions,
         )
@@ -150,7 +152,7 @@ class BalancerTransport(library.BaseTransport):
             raise _ERRORS.translate(error, request) from error.__cause__
         return library.Response(
             answer.status,
-            headers=come_home(self.engine, answer, str(url)),
+            headers=come_home(self.engine, answer, url),
             stream=_SyncStream(self._thread, answer.body, ahead, request),
             extensions=answer.extensions,
         )

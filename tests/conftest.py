@@ -11,6 +11,13 @@ from mlbalance_client.simulator.model.fleet import Fleet
 from mlbalance_client.simulator.model.spec import EngineSpec
 
 
+@pytest.fixture(autouse=True)
+def _unasked(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Targets by URL do not ask replicas for reports, whose requests would be among those that tests count."""
+    if "config" not in request.path.parts:
+        monkeypatch.setenv("MLBALANCE_LOAD_REPORTS__KIND", "none")
+
+
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     """Every async test runs on both."""

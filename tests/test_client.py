@@ -41,6 +41,7 @@ def chat(text: str = "hello", **more: Any) -> dict[str, Any]:
 def config(*servers: Scripted, **sections: Any) -> mlb.BalancerConfig:
     replicas = [f"http://{server.address}" for server in servers]
     sections.setdefault("picking", {"residual_s": 0.0, "policy": "round_robin"})
+    sections.setdefault("load_reports", {"kind": "none"})
     return mlb.BalancerConfig(discovery={"kind": "static", "replicas": replicas}, seed=4, **sections)
 
 
@@ -700,7 +701,10 @@ async def test_after_two_thousand_cancelled_calls_all_calls_succeed(fleet: Fleet
     from importlib import import_module
 
     settings = mlb.BalancerConfig(
-        discovery={"kind": "static", "replicas": fleet.urls}, picking={"residual_s": 0.0}, seed=1
+        discovery={"kind": "static", "replicas": fleet.urls},
+        picking={"residual_s": 0.0},
+        load_reports={"kind": "none"},
+        seed=1,
     )
     async with import_module(module).AsyncClient(settings, timeout=60) as client:
         await churn(client, 2000, seed=3)
@@ -716,7 +720,9 @@ async def test_after_two_thousand_cancelled_calls_all_calls_succeed(fleet: Fleet
 
 def test_the_synchronous_client_from_many_threads(fleet: Fleet) -> None:
     settings = mlb.BalancerConfig(
-        discovery={"kind": "static", "replicas": fleet.urls}, picking={"residual_s": 0.0}
+        discovery={"kind": "static", "replicas": fleet.urls},
+        picking={"residual_s": 0.0},
+        load_reports={"kind": "none"},
     )
     with mlb.Client(settings, timeout=60) as client:
         results: list[int] = []

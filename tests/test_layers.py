@@ -12,8 +12,20 @@ ROOT = Path(__file__).parents[1] / PACKAGE
 FLOORS = {
     "word": ("errors", "events", "calls", "config"),
     "core": ("core",),
-    "rim": ("discovery", "wire", "dialects"),
-    "conduct": ("answer", "backoff", "engine", "held_streams", "roster", "telling", "tending"),
+    "rim": ("discovery", "load_reports", "wire", "dialects"),
+    "conduct": (
+        *(
+            "answer",
+            "asking",
+            "backoff",
+            "engine",
+            "held_streams",
+            "reporting",
+            "roster",
+            "telling",
+            "tending",
+        ),
+    ),
     "door": (
         "client",
         "httpx2",
@@ -26,6 +38,7 @@ FLOORS = {
         "",
         "simulator",
         "testing",
+        "reporter",
     ),
 }
 ORDER = list(FLOORS)

@@ -86,6 +86,10 @@ def fleet(
             help='Faults of all replicas as JSON, such as {"slow": 10}. Of one: POST them to its /_sim/faults.'
         ),
     ] = "{}",
+    middleware: Annotated[
+        list[str] | None,
+        typer.Option(help="Dotted path of an ASGI middleware around each; may be given more than once."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run simulated replicas until interrupted."""
@@ -93,7 +97,13 @@ def fleet(
 
     try:
         wrong = _faults(faults)
-        with Fleet(replicas, spec=EngineSpec().scaled(speed), faults=wrong, port=port) as running:
+        with Fleet(
+            replicas,
+            spec=EngineSpec().scaled(speed),
+            faults=wrong,
+            port=port,
+            middleware=middleware or (),
+        ) as running:
             if as_json:
                 typer.echo(json.dumps({"target": running.target, "urls": running.urls}))
             else:

@@ -7,7 +7,6 @@ from .balancer import (
     BalancerConfig,
     HealthChecksConfig,
     HedgingConfig,
-    LoadReportsConfig,
     OutlierDetectionConfig,
     RetriesConfig,
     SlowStartConfig,
@@ -20,6 +19,7 @@ from .file import FileConfig, ReplicaFile
 from .http import HttpConfig
 from .k8s import K8sConfig
 from .kinds import discovery_kinds
+from .load_reports import LoadReportsConfig
 from .picking import PickingConfig
 from .registry import AddressedConfig, RegistryConfig
 from .urls import ReplicaURL, TargetURL, replica_url

@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
-from mlbalance_client.errors import ConfigError
-
 from . import sources
-from .base import InvalidConfig, Problem, Section, given
+from .base import Section
 from .describe import Unit
 from .discovery import DiscoveryConfig
 from .http import HttpConfig
-from .kinds import config_type, discovery_kinds
+from .kinds import DISCOVERY
+from .load_reports import LoadReportsConfig, report_kinds
 from .picking import PickingConfig
-
-
-class LoadReportsConfig(Section):
-    """What replicas tell of their load."""
-
-    kind: Literal["none"] = Field(
-        default="none",
-        description="Where reports come from. `none`: the client goes by its own record of what it sent.",
-    )
 
 
 class RetriesConfig(Section):
@@ -75,18 +65,8 @@ class HealthChecksConfig(Section):
     """Asking replicas how they are."""
 
 
-def _of_its_kind(value: Any) -> Any:
-    if not isinstance(value, Mapping):
-        return value
-    kind = value.get("kind")
-    if not isinstance(kind, str):
-        fault = "is required" if kind is None else f"given {given(kind)}"
-        raise InvalidConfig([Problem(("kind",), f"{fault}; known: {', '.join(discovery_kinds())}")])
-    try:
-        model = config_type(kind)
-    except ConfigError as error:
-        raise InvalidConfig([Problem(("kind",), str(error))]) from None
-    return model.model_validate(dict(value))
+def _report_of_its_kind(value: Any) -> Any:
+    return report_kinds.section(value, default=LoadReportsConfig.model_fields["kind"].default)
 
 
 class BalancerConfig(Section):
@@ -96,8 +76,10 @@ class BalancerConfig(Section):
     ``BalancerConfig(discovery={"kind": "static", "replicas": ["http://10.0.0.1:8000"]})``.
     """
 
-    discovery: Annotated[SerializeAsAny[DiscoveryConfig], BeforeValidator(_of_its_kind)]
-    load_reports: LoadReportsConfig = LoadReportsConfig()
+    discovery: Annotated[SerializeAsAny[DiscoveryConfig], BeforeValidator(DISCOVERY.section)]
+    load_reports: Annotated[SerializeAsAny[LoadReportsConfig], BeforeValidator(_report_of_its_kind)] = (
+        LoadReportsConfig()
+    )
     picking: PickingConfig = PickingConfig()
     admission: AdmissionConfig = AdmissionConfig()
     hedging: HedgingConfig = HedgingConfig()

@@ -69,6 +69,12 @@ brings the keys above), that is called with such a configuration. An unknown kin
 are installed.
 """
 
+_REPORT_PLUGINS = """\
+Other packages add kinds by an entry point in the group `mlbalance_client.load_reports`: its name is the kind, and it
+loads to a class with `config_type`, a subclass of `LoadReportsConfig`, that is called with such a configuration, once
+for each replica, and gives a `mlbalance_client.load_reports.Format`. `mlbalance_client.testing.load_reports` tests one.
+"""
+
 
 def render() -> str:
     """The whole page, in Markdown."""
@@ -100,6 +106,8 @@ def _parts() -> Iterator[str]:
             yield f"## `[{name}]`\n"
             yield f"{part.__doc__}\n"
             yield _table(part.model_fields)
+        if name == "load_reports":
+            yield _REPORT_PLUGINS
 
 
 def _sections() -> dict[str, type[BaseModel]]:

@@ -15,6 +15,7 @@ from mlbalance_client.errors import ConfigError
 from .base import InvalidConfig, Problem, Section
 from .describe import is_structured
 from .kinds import config_type, discovery_kinds
+from .load_reports import report_kinds
 from .urls import replica_url, shown, target_url
 
 SectionT = TypeVar("SectionT", bound=Section)
@@ -132,6 +133,8 @@ def _takes_json(model: type[BaseModel], raw: Raw, path: Path) -> bool:
 def _section(model: type[BaseModel], name: str, kind: object) -> type[BaseModel] | None:
     if name == "discovery":
         return config_type(kind) if isinstance(kind, str) and kind in discovery_kinds() else None
+    if name == "load_reports" and isinstance(kind, str) and kind in report_kinds.names():
+        return report_kinds.config_type(kind)
     field = model.model_fields.get(name)
     found = field.annotation if field else None
     return found if isinstance(found, type) and issubclass(found, BaseModel) else None

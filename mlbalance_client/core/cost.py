@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from math import isfinite
 
-from cachetools import LRUCache
+from .remembered import Remembered
 
 _MEMORY = 0.98
 _SAMPLES = 64
@@ -86,8 +86,7 @@ class PrefillRates:
         self._guess: dict[int, float] = {}
         self._of_replica: dict[int, Recent] = {}
         self._of_fleet = Recent(_RATE_QUANTILE, 4 * _SAMPLES)
-        self._learned = 0
-        self._value: dict[int, tuple[int, float]] = {}
+        self._value: dict[int, float] = {}
 
     def admit(self, place: int, guess: float) -> None:
         """A replica is there; ``guess`` (units a second) serves until eight samples of the fleet are in."""
@@ -102,10 +101,10 @@ class PrefillRates:
             table.pop(place, None)
 
     def __getitem__(self, place: int) -> float:
-        known = self._value.get(place)
-        if known is None or known[0] != self._learned:
-            known = self._value[place] = self._learned, self._pace(place) * self._guess[place]
-        return known[1]
+        rate = self._value.get(place)
+        if rate is None:
+            rate = self._value[place] = self._pace(place) * self._guess[place]
+        return rate
 
     def samples(self, place: int) -> int:
         """How many samples of its own a replica has."""
@@ -119,7 +118,7 @@ class PrefillRates:
         if isfinite(pace) and pace > 0:
             self._of_replica[place].add(pace)
             self._of_fleet.add(pace)
-            self._learned += 1
+            self._value.clear()
 
     def _pace(self, place: int) -> float:
         """By how much a replica is faster than its guess."""
@@ -138,8 +137,8 @@ class Costs:
     bytes_per_token: float
     output_tokens: int
     knee_tokens: float
-    _ratios: LRUCache[str | None, TokenRatio] = field(default_factory=lambda: LRUCache(256))
-    _outputs: LRUCache[tuple[str | None, str], Recent] = field(default_factory=lambda: LRUCache(1024))
+    _ratios: Remembered[str | None, TokenRatio] = field(default_factory=lambda: Remembered(256))
+    _outputs: Remembered[tuple[str | None, str], Recent] = field(default_factory=lambda: Remembered(1024))
 
     def ratio(self, model: str | None) -> TokenRatio:
         """The bytes-a-token ratio of a model."""

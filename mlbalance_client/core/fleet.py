@@ -11,20 +11,22 @@ from dataclasses import dataclass
 from random import Random
 from typing import Protocol
 
-from cachetools import LRUCache
-
 from ..errors import NoReplicas
 from .company import Company
 from .cost import Costs, PrefillRates, prefill_units
 from .fingerprint import BLOCK_BYTES, Fingerprint
 from .ledger import Charge, Ledger
-from .load_view import LoadView
+from .load_report import LoadReport
+from .load_view import Guess, LoadView
 from .model import Demand, Replica, ReplicaId, ReplicaState, Usage, Verdict
-from .pace import Found, Stream
+from .pace import Stream
 from .picker import Decision, PickingSettings, Sight, Source, policy
 from .pool import Pool
 from .prefix_index import PrefixIndex
+from .published import PublishedPrefixes, Publishers
 from .pushback import Pushback
+from .readiness import Readiness
+from .remembered import Remembered
 from .tiers import tiers
 
 # Engines cache in blocks of their own size, so that a little more may be a hit than the blocks of text tell.
@@ -73,14 +75,14 @@ class MembershipChange:
 class Pick:
     """One chosen and charged replica; tell it what became of the attempt, in any order, as often as you like."""
 
-    __slots__ = ("_charge", "_fleet", "_found", "_stream", "decision", "demand", "place", "replica")
+    __slots__ = ("_charge", "_fleet", "_guess", "_stream", "decision", "demand", "place", "replica")
 
     def __init__(
-        self, fleet: Fleet, replica: Replica, demand: Demand, decision: Decision, charge: Charge, found: Found
+        self, fleet: Fleet, replica: Replica, demand: Demand, decision: Decision, charge: Charge, guess: Guess
     ) -> None:
         self._fleet = fleet
         self._charge = charge
-        self._found = found
+        self._guess = guess
         self._stream: Stream | None = None
         self.place = decision.chosen.place
         self.replica = replica
@@ -109,30 +111,43 @@ class Pick:
         """The attempt is over."""
         if self._stream is not None:
             self._stream.close()
-        self._fleet.on_settled(self, self._charge, self._found, verdict, now, usage)
+        self._fleet.on_settled(self, self._charge, self._guess, verdict, now, usage)
 
 
 class Fleet:
     """The replicas as one client sees them. Not thread-safe: one event loop (or simulator) owns it."""
 
-    def __init__(self, settings: FleetSettings, rng: Random, pushback: Pushback | None = None) -> None:
+    def __init__(
+        self,
+        settings: FleetSettings,
+        rng: Random,
+        pushback: Pushback | None = None,
+        *,
+        expiry_s: float = 5.0,
+        published: PublishedPrefixes | None = None,
+    ) -> None:
         self._settings = settings
         self._rng = rng
         self._policy = policy(settings.policy)
         self._replicas: dict[int, Replica] = {}
         self._places: dict[ReplicaId, int] = {}
-        self._pools: LRUCache[str | None, tuple[Pool, ...]] = LRUCache(256)
+        self._pools: Remembered[str | None, tuple[Pool, ...]] = Remembered(256)
         self._by_serving: dict[frozenset[int], tuple[Pool, ...]] = {}
         self.nobody = "discovery has not found any"
         self.costs = Costs(settings.bytes_per_token, settings.expected_output_tokens, settings.knee_tokens)
         self.ledger = Ledger(settings.residual_s)
-        self.load = LoadView(self.ledger, settings.others_memory_s)
         blocks = int(settings.cache_tokens * settings.bytes_per_token / BLOCK_BYTES)
         self.index = PrefixIndex(max(64, blocks))
         self.rates = PrefillRates()
+        self.load = LoadView(self.ledger, settings.others_memory_s, expiry_s, self.rates.__getitem__)
+        self.publishers = Publishers(PublishedPrefixes() if published is None else published)
         self.company = Company()
         self.pushback = pushback or Pushback(1.0, 30.0)
-        self._sight = Sight(self.ledger, self.load, self.index, self.company, self.rates, {}, settings)
+        self.readiness = Readiness(expiry_s)
+        self._identities: dict[int, str] = {}
+        self._sight = Sight(
+            self.ledger, self.load, self.index, self.publishers, self.company, self.rates, {}, settings
+        )
 
     @property
     def replicas(self) -> tuple[Replica, ...]:
@@ -194,27 +209,31 @@ class Fleet:
             blind=blind,
         )
 
-    def pick(self, demand: Demand, now: float, excluded: Collection[ReplicaId] = ()) -> Pick:
+    def pick(
+        self, demand: Demand, now: float, excluded: Collection[ReplicaId] = (), *, number: int = 0
+    ) -> Pick:
         """Choose a replica and charge it, in one breath.
 
-        ``excluded``: ids not to go to again. Raises NoReplicas if nobody (else) serves the call.
+        ``excluded``: ids not to go to again. ``number``: what replicas acknowledge the attempt by. Raises NoReplicas
+        if nobody (else) serves the call.
         """
         self.ledger.sweep(now)
         decision = self.choose(demand, now, excluded)
         chosen = decision.chosen
-        found = self.load.found(chosen.place, now)
+        guess = self.load.guess(chosen.place, now)
         charge = self.ledger.charge(
             chosen.place,
             prefill_tokens=max(1, demand.prompt_tokens - chosen.hit_tokens),
             decode_tokens=demand.output_tokens,
             prefill_s=chosen.own_s,
             now=now,
+            number=number,
             blind=demand.blind,
         )
         self.index.record(chosen.place, demand.fingerprint.chain)
         if demand.session is not None:
             self.index.record(chosen.place, (demand.session,))
-        return Pick(self, self._replicas[chosen.place], demand, decision, charge, found)
+        return Pick(self, self._replicas[chosen.place], demand, decision, charge, guess)
 
     def serves(self, demand: Demand, excluded: Collection[ReplicaId] = ()) -> bool:
         """Whether anybody but ``excluded`` serves the call."""
@@ -231,7 +250,8 @@ class Fleet:
     def _open_pool(self, demand: Demand, excluded: Collection[ReplicaId], now: float) -> tuple[Pool, int]:
         """The first tier where somebody may be picked, and who of it may not; those who rest only if all do."""
         pools, barred = self._pools_for(demand.model), self._barred(excluded)
-        for unwilling in (barred | self.pushback.resting(now), barred):
+        resting, closed = self.pushback.resting(now), self.readiness.closed(demand.model, now)
+        for unwilling in (barred | closed | resting, barred | closed, barred):
             for pool in pools:
                 if pool.mask & ~unwilling:
                     return pool, unwilling
@@ -244,6 +264,24 @@ class Fleet:
                 barred |= 1 << place
         return barred
 
+    def hear(self, id_: ReplicaId, report: LoadReport) -> None:
+        """A replica has told how it is; one that is gone is not listened to."""
+        if (place := self._places.get(id_)) is None:
+            return
+        self.load.hear(place, report)
+        self.readiness.hear(place, report)
+        if report.replica is not None and self._identities.get(place) != report.replica:
+            self._name(place, report.replica)
+
+    def publishes(self, id_: ReplicaId, holder: int | None) -> None:
+        """A replica's chains stand in the table of published prefixes as ``holder``; None: it publishes no more."""
+        if (place := self._places.get(id_)) is None:
+            return
+        if holder is None:
+            self.publishers.drop(place)
+        else:
+            self.publishers.assign(place, holder)
+
     def places(self) -> Iterable[tuple[int, Replica]]:
         """Every replica with its place."""
         return self._replicas.items()
@@ -253,7 +291,7 @@ class Fleet:
         return int(self.index.limit_blocks(place) * BLOCK_BYTES / self._settings.bytes_per_token)
 
     def on_settled(
-        self, pick: Pick, charge: Charge, found: Found, verdict: Verdict, now: float, usage: Usage | None
+        self, pick: Pick, charge: Charge, guess: Guess, verdict: Verdict, now: float, usage: Usage | None
     ) -> None:
         """Release what is left and learn from what the replica said it did."""
         if charge.settled:
@@ -265,9 +303,9 @@ class Fleet:
             self.index.forget(pick.place, pick.demand.fingerprint.chain[known:])
         if verdict is Verdict.OK and open_:
             self.pushback.succeeded(pick.place)
-            self._learn(pick, charge, found, usage or Usage())
+            self._learn(pick, charge, guess, usage or Usage())
 
-    def _learn(self, pick: Pick, charge: Charge, found: Found, usage: Usage) -> None:
+    def _learn(self, pick: Pick, charge: Charge, guess: Guess, usage: Usage) -> None:
         demand, chosen = pick.demand, pick.decision.chosen
         if charge.first_content_at is not None:
             prompt = usage.prompt_tokens or demand.prompt_tokens
@@ -275,7 +313,8 @@ class Fleet:
             units = prefill_units(max(1, prompt - cached), prompt, self._settings.knee_tokens)
             own_s = charge.waiting_s + units / self.rates[pick.place]
             stood_s = charge.first_content_at - charge.at
-            self.load.explained(found, stood_s, own_s)
+            self.load.explained(guess, stood_s, own_s)
+            self.load.work.learn(units, max(1, prompt - cached))
             self.company.stood(stood_s, own_s)
             if charge.took_s is not None:
                 self.rates.learn(pick.place, units, charge.took_s)
@@ -303,9 +342,17 @@ class Fleet:
             serving = {place: r for place, r in self._replicas.items() if r.serves(model)}
             alike = frozenset(serving)
             if alike not in self._by_serving:
-                self._by_serving[alike] = tiers(serving, self._settings.spill_below_share)
+                self._by_serving[alike] = tiers(serving, self._settings.spill_below_share, self._identities)
             pools = self._pools[model] = self._by_serving[alike]
         return pools
+
+    def _name(self, place: int, identity: str) -> None:
+        """The replica itself says who it is, which is what homes go by; who claims another's name keeps its own."""
+        if identity in self._identities.values() or self._places.get(ReplicaId(identity), place) != place:
+            return
+        self._identities[place] = identity
+        self._pools.clear()
+        self._by_serving.clear()
 
     def _nobody(self, demand: Demand, excluded: Collection[ReplicaId]) -> str:
         if not self._replicas:
@@ -323,8 +370,11 @@ class Fleet:
         del self._replicas[place]
         self.ledger.close(place)
         self.index.drop(place)
+        self.publishers.drop(place)
         self.load.drop(place)
         self.pushback.drop(place)
+        self.readiness.drop(place)
+        self._identities.pop(place, None)
         self.rates.drop(place)
 
     def _rebuild(self) -> None:

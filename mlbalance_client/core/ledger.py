@@ -9,7 +9,7 @@ first content is seen; its prefill counts as done when its predicted time has pa
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from dataclasses import dataclass, field
 
 from .model import Verdict
@@ -25,7 +25,9 @@ class Charge:
     prefill_s: float
     at: float
     waiting_s: float
+    number: int = 0
     blind: bool = False
+    known: bool = False
     first_content_at: float | None = None
     took_s: float | None = None
     settled: bool = False
@@ -40,6 +42,8 @@ class Account:
     requests: int = 0
     prefill_s: float = 0.0
     moved_at: float = 0.0
+    unknown_s: float = 0.0
+    unknown: int = 0
     open: bool = True
     queue: OrderedDict[Charge, None] = field(default_factory=OrderedDict)
 
@@ -62,6 +66,27 @@ class Account:
         """This prompt is no longer waiting for prefill."""
         del self.queue[charge]
         self.prefill_s = self.prefill_s - charge.prefill_s if self.queue else 0.0
+        if not charge.known:
+            self._note(charge)
+
+    def reported(self, at: float, acked: int | None) -> None:
+        """A report came that held at ``at``: the charges that it counts are known from now on.
+
+        ``acked``: the newest call number that it counts; without it, what was sent before it held is taken to be in it.
+        """
+        for charge in self.queue:
+            if charge.known:
+                continue
+            if charge.at > at if acked is None else charge.number > acked:
+                if acked is None:
+                    break
+                continue
+            self._note(charge)
+
+    def _note(self, charge: Charge) -> None:
+        charge.known = True
+        self.unknown -= 1
+        self.unknown_s = self.unknown_s - charge.prefill_s if self.unknown else 0.0
 
     def _head(self, now: float) -> Charge | None:
         while self.queue:
@@ -79,25 +104,25 @@ class Account:
 
 
 class Ledger:
-    """All accounts of one client. ``residual_s``: how long a cancelled call stays charged, in seconds."""
+    """All accounts of one client. ``residual_s``: how long a cancelled call stays charged, in seconds.
+
+    ``accounts``: by place, each made on first use.
+    """
 
     def __init__(self, residual_s: float) -> None:
         self._residual_s = residual_s
-        self._accounts: dict[int, Account] = {}
+        self.accounts: defaultdict[int, Account] = defaultdict(Account)
         self._residuals: deque[tuple[float, Charge]] = deque()
         self.tokens = 0
         self.requests = 0
 
     def account(self, place: int) -> Account:
         """The account of the replica at ``place``; made on first use."""
-        account = self._accounts.get(place)
-        if account is None:
-            account = self._accounts[place] = Account()
-        return account
+        return self.accounts[place]
 
     def close(self, place: int) -> None:
         """The replica is gone: charges still open settle into an account that nobody reads."""
-        if account := self._accounts.pop(place, None):
+        if account := self.accounts.pop(place, None):
             self.tokens -= account.tokens
             self.requests -= account.requests
             account.open = False
@@ -110,15 +135,23 @@ class Ledger:
         decode_tokens: int,
         prefill_s: float,
         now: float,
+        number: int = 0,
         blind: bool = False,
     ) -> Charge:
-        """Claim ``prefill_tokens`` (uncached, predicted to take ``prefill_s``) and ``decode_tokens``."""
-        account = self.account(place)
-        charge = Charge(account, prefill_tokens, decode_tokens, prefill_s, now, account.backlog_s(now), blind)
+        """Claim ``prefill_tokens`` (uncached, predicted to take ``prefill_s``) and ``decode_tokens``.
+
+        ``number``: what the replica acknowledges the call by.
+        """
+        account = self.accounts[place]
+        charge = Charge(
+            account, prefill_tokens, decode_tokens, prefill_s, now, account.backlog_s(now), number, blind
+        )
         if not account.queue:
             account.moved_at = now
         account.queue[charge] = None
         account.prefill_s += prefill_s
+        account.unknown_s += prefill_s
+        account.unknown += 1
         self._add(account, prefill_tokens, decode_tokens, 1)
         return charge
 

@@ -1,22 +1,39 @@
 """How much work stands before a new call at a replica, in seconds.
 
-Own outstanding prefill, drained as time passes, plus a guess about others' work: what own calls have found on average
-at replicas that looked alike by the pace of own streams (free, busy, busy for long, unseen). What a replica looked like
-fades with time to what an unseen one is like. A call that is overdue says more. A load report, where there is
-one, takes the place of the guess; all else stays.
+The newest load report, drained as time passes, plus own charges that it cannot know yet. What a report leaves open,
+and all of others' work where there is none, is guessed: what own calls have found on average at replicas that looked
+alike by the pace of own streams (free, busy, busy for long, unseen) and by what they reported. A report loses its say
+as it ages, to nothing at its expiry. A call that is overdue says more than any of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from math import exp
 
-from .ledger import Ledger
+from .ledger import Account, Ledger
+from .load_report import LoadReport
 from .pace import Found, Pace
+from .standing import Basis, Work, basis, reported_s, under_way_s
 
 _STEP = 0.05
 # What a replica of each look has standing, against the mean over all calls, until own calls have shown it.
 _PRIOR = {Found.FREE: 0.2, Found.BUSY: 1.0, Found.LONG_BUSY: 2.0, Found.UNSEEN: 1.0}
 _PRIOR_CALLS = 10
+
+Look = tuple[Found, Basis]
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """What a replica looked like when a call was sent there, and how much others' work its report told of."""
+
+    look: Look
+    reported_s: float
+
+
+_UNTOLD = {found: Guess((found, Basis.NOTHING), 0.0) for found in Found}
 
 
 class _Mean:
@@ -33,48 +50,156 @@ class _Mean:
         self.value += max(_STEP, 1 / self.count) * (sample - self.value)
 
 
-class LoadView:
-    """``memory_s``: time constant with which what own streams have shown fades, in seconds."""
+class _Looks:
+    """The mean of what own calls found at replicas that looked alike, under one basis of knowledge."""
 
-    def __init__(self, ledger: Ledger, memory_s: float) -> None:
+    __slots__ = ("_all", "_means", "seconds")
+
+    def __init__(self) -> None:
+        self._means = {found: _Mean() for found in Found}
+        self._all = _Mean()
+        self.seconds = dict.fromkeys(Found, 0.0)
+
+    def add(self, found: Found, seconds: float) -> None:
+        self._means[found].add(seconds)
+        self._all.add(seconds)
+        for look, mean in self._means.items():
+            prior_s = _PRIOR[look] * self._all.value
+            self.seconds[look] = prior_s + (mean.value - prior_s) * mean.count / (mean.count + _PRIOR_CALLS)
+
+
+class LoadView:
+    """``memory_s``: time constant with which what own streams have shown fades; ``expiry_s``: a report's life.
+
+    ``rate``: work units a second of the replica at a place.
+    """
+
+    def __init__(
+        self, ledger: Ledger, memory_s: float, expiry_s: float, rate: Callable[[int], float]
+    ) -> None:
         self.pace = Pace()
+        self.work = Work()
         self._ledger = ledger
         self._memory_s = memory_s
-        self._looks = {found: _Mean() for found in Found}
-        self._all = _Mean()
-        self._others_s = dict.fromkeys(Found, 0.0)
+        self._expiry_s = expiry_s
+        self._rate = rate
+        self._reports: dict[int, tuple[LoadReport, Basis, float]] = {}
+        self._looks = {basis_: _Looks() for basis_ in Basis}
+
+    def hear(self, place: int, report: LoadReport) -> None:
+        """A replica has told how it is; an older report than the one at hand is of no interest."""
+        known = self._reports.get(place)
+        if known is not None and known[0].at > report.at:
+            return
+        left_s = 0.0
+        if known is not None:
+            left_s = under_way_s(known[0], known[2], report, self.work, self._rate(place))
+        self._reports[place] = report, basis(report), left_s
+        self._ledger.account(place).reported(report.at, report.acked)
+
+    def report(self, place: int, now: float) -> LoadReport | None:
+        """The last report, unless it has expired."""
+        known = self._reports.get(place)
+        return known[0] if known is not None and now - known[0].at < self._expiry_s else None
 
     def waiting_s(self, place: int, now: float) -> float:
         """Seconds of prefill that stand before a call sent now."""
         account = self._ledger.account(place)
-        others_s = self.others_s(place, now)
-        if not account.queue:
-            return others_s
-        own_s, overdue_s = account.standing_s(now)
-        return own_s + max(overdue_s, others_s)
+        own_s, overdue_s = account.standing_s(now) if account.queue else (0.0, 0.0)
+        guessed_s = own_s + max(overdue_s, self._looked_s(place, now, Basis.NOTHING))
+        known = self._reports.get(place)
+        if known is None or known[1] is Basis.NOTHING:
+            return guessed_s
+        say = self._say(now - known[0].at)
+        if say <= 0.0:
+            return guessed_s
+        told_s = self._told_s(place, account, own_s, overdue_s, *known, now)
+        if known[0].partial:
+            told_s = max(told_s, guessed_s)
+        return say * told_s + (1.0 - say) * guessed_s
 
-    def others_s(self, place: int, now: float) -> float:
-        """Seconds of other clients' work at the replica, as far as can be guessed."""
+    def all_waiting_s(self, places: Iterable[int], now: float) -> list[float]:
+        """``waiting_s`` of each. On the path of every call, hence one loop over those of which nothing is known."""
+        accounts, reports, paced = self._ledger.accounts, self._reports, self.pace.places
+        unseen_s = self._looks[Basis.NOTHING].seconds[Found.UNSEEN]
+        seconds = []
+        for place in places:
+            if place in reports or place in paced:
+                seconds.append(self.waiting_s(place, now))
+            elif accounts[place].queue:
+                own_s, overdue_s = accounts[place].standing_s(now)
+                seconds.append(own_s + max(overdue_s, unseen_s))
+            else:
+                seconds.append(unseen_s)
+        return seconds
+
+    def guess(self, place: int, now: float) -> Guess:
+        """What the replica looks like now, to learn from when the call has found how it is."""
         found, age_s = self.pace.found(place, now)
-        unseen_s = self._others_s[Found.UNSEEN]
-        if found is Found.UNSEEN:
-            return unseen_s
-        return unseen_s + (self._others_s[found] - unseen_s) * exp(-age_s / self._memory_s)
+        found = found if age_s < self._memory_s else Found.UNSEEN
+        known = self._reports.get(place)
+        if known is None or known[1] is Basis.NOTHING or self._say(now - known[0].at) < 0.5:
+            return _UNTOLD[found]
+        account = self._ledger.account(place)
+        others_s = self._others_s(place, account, *known, now - known[0].at)
+        return Guess((found, known[1]), max(0.0, others_s))
 
     def found(self, place: int, now: float) -> Found:
         """How the replica looks, if that is still worth more than not having seen it."""
         found, age_s = self.pace.found(place, now)
         return found if age_s < self._memory_s else Found.UNSEEN
 
-    def explained(self, found: Found, stood_s: float, own_s: float) -> None:
+    def explained(self, guess: Guess, stood_s: float, own_s: float) -> None:
         """A call stood ``stood_s`` seconds until its first content; its own client had caused ``own_s`` of them."""
-        others_s = max(0.0, stood_s - own_s)
-        self._looks[found].add(others_s)
-        self._all.add(others_s)
-        for look, mean in self._looks.items():
-            prior_s = _PRIOR[look] * self._all.value
-            self._others_s[look] = prior_s + (mean.value - prior_s) * mean.count / (mean.count + _PRIOR_CALLS)
+        found, basis_ = guess.look
+        self._looks[basis_].add(found, max(0.0, stood_s - own_s - guess.reported_s))
 
     def drop(self, place: int) -> None:
         """The replica is gone."""
         self.pace.drop(place)
+        self._reports.pop(place, None)
+
+    def _say(self, age_s: float) -> float:
+        """How much a report of this age is believed: fully for half of its life, then less and less."""
+        return min(1.0, max(0.0, 2.0 - 2.0 * age_s / self._expiry_s))
+
+    def _told_s(
+        self,
+        place: int,
+        account: Account,
+        own_s: float,
+        overdue_s: float,
+        report: LoadReport,
+        basis_: Basis,
+        left_s: float,
+        now: float,
+    ) -> float:
+        others_s = self._others_s(place, account, report, basis_, left_s, now - report.at)
+        if basis_ is Basis.WORK:
+            return others_s + account.unknown_s
+        if basis_ is Basis.EMPTY_QUEUE:
+            # Nobody waits: what stands there is under way, whoever sent it.
+            under_s = max(0.0, left_s - (now - report.at))
+            return account.unknown_s + max(
+                own_s - account.unknown_s + overdue_s, under_s, self._looked_s(place, now, basis_)
+            )
+        return own_s + max(overdue_s, others_s + self._looked_s(place, now, basis_))
+
+    def _others_s(
+        self, place: int, account: Account, report: LoadReport, basis_: Basis, left_s: float, age_s: float
+    ) -> float:
+        known = len(account.queue) - account.unknown
+        known_s = account.prefill_s - account.unknown_s
+        seconds = reported_s(report, self.work, self._rate(place), known, known_s)
+        if basis_ is not Basis.WORK and basis_ is not Basis.SHARE:
+            seconds += left_s
+        return max(0.0, seconds - age_s)
+
+    def _looked_s(self, place: int, now: float, basis_: Basis) -> float:
+        """Seconds of others' work that no report tells of, by the looks of the replica."""
+        found, age_s = self.pace.found(place, now)
+        seconds = self._looks[basis_].seconds
+        unseen_s = seconds[Found.UNSEEN]
+        if found is Found.UNSEEN:
+            return unseen_s
+        return unseen_s + (seconds[found] - unseen_s) * exp(-age_s / self._memory_s)

@@ -7,6 +7,7 @@ cost, whether work of others is standing at their replica: a fast piece says tha
 
 from __future__ import annotations
 
+from collections.abc import Container
 from enum import StrEnum
 
 from .cost import Recent
@@ -103,6 +104,11 @@ class Pace:
     def __init__(self) -> None:
         self._replicas: dict[int, _Replica] = {}
         self._fleet = Recent(_FASTEST, _FLEET_SAMPLES)
+
+    @property
+    def places(self) -> Container[int]:
+        """Where own streams have been."""
+        return self._replicas
 
     def stream(self, place: int, now: float) -> Stream:
         """A stream at ``place`` has shown its first content."""

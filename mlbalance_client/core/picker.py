@@ -21,11 +21,13 @@ from .load_view import LoadView
 from .model import Demand
 from .pool import Pool
 from .prefix_index import PrefixIndex
+from .published import Publishers
 
 
 class Source(StrEnum):
     """Why a replica is believed to hold part of a prompt."""
 
+    PUBLISHED = "published by the replica"
     RECORD = "own record"
     SESSION = "own record of the session"
     HOME = "home by rendezvous"
@@ -125,6 +127,7 @@ class Sight:
     ledger: Ledger
     load: LoadView
     index: PrefixIndex
+    publishers: Publishers
     company: Company
     rates: PrefillRates
     handicap_s: Mapping[int, float]
@@ -137,25 +140,20 @@ class Sight:
 
     def weigh(self, hits: Mapping[int, Hit], demand: Demand, now: float) -> Compared:
         """Score replicas for one call. On the path of every call, hence the flat loop."""
-        settings, account, rates, waits_s = (
-            self.settings,
-            self.ledger.account,
-            self.rates,
-            self.load.waiting_s,
-        )
+        settings, accounts, rates = self.settings, self.ledger.accounts, self.rates
         tokens, knee, handicap_s = demand.prompt_tokens, settings.knee_tokens, self.handicap_s
         miss_weight = settings.miss_weight
         decode_weight = settings.decode_weight * settings.decode_s_per_token
-        whole_units = prefill_units(tokens, tokens, knee)
-        waiting, own, scores = [], [], []
-        for place, (hit, _) in hits.items():
-            units = prefill_units(tokens - hit, tokens, knee) if hit else whole_units
+        units, units_of = prefill_units(tokens, tokens, knee), 0
+        waiting = self.load.all_waiting_s(hits, now)
+        own, scores = [], []
+        for (place, (hit, _)), waiting_s in zip(hits.items(), waiting, strict=True):
+            if hit != units_of:  # many are alike
+                units, units_of = prefill_units(tokens - hit, tokens, knee), hit
             own_s = units / rates[place]
-            waiting_s = waits_s(place, now)
-            score_s = waiting_s + miss_weight * own_s + decode_weight * account(place).decode_tokens
+            score_s = waiting_s + miss_weight * own_s + decode_weight * accounts[place].decode_tokens
             if handicap_s:
                 score_s += handicap_s.get(place, 0.0)
-            waiting.append(waiting_s)
             own.append(own_s)
             scores.append(score_s)
         return Compared(hits, waiting, own, scores, miss_weight)
@@ -198,8 +196,16 @@ class PrefixTokens:
     def _recorded(sight: Sight, demand: Demand, allowed: int) -> dict[int, Hit]:
         most, index = sight.settings.sampled_candidates, sight.index
         hits: dict[int, Hit] = {}
-        for place, depth in index.deepest(demand.fingerprint.chain, allowed, most):
-            hits[place] = (sight.tokens(demand, depth), Source.RECORD)
+        chain = demand.fingerprint.chain
+        hit, hit_depth = NO_HIT, 0
+        for place, depth in index.deepest(chain, allowed, most):
+            if depth != hit_depth:  # many are alike
+                hit, hit_depth = (sight.tokens(demand, depth), Source.RECORD), depth
+            hits[place] = hit
+        if sight.publishers:
+            for place, depth in sight.publishers.deepest(chain, allowed, most):
+                if (tokens := sight.tokens(demand, depth)) > hits.get(place, NO_HIT)[0]:
+                    hits[place] = (tokens, Source.PUBLISHED)
         if demand.session is not None:
             doubtful = int((demand.prompt_tokens - 1) * sight.settings.prior_confidence)
             for place, _ in index.deepest((demand.session,), allowed, most):
@@ -209,17 +215,20 @@ class PrefixTokens:
 
     @staticmethod
     def _add_homes(sight: Sight, demand: Demand, pool: Pool, allowed: int, hits: dict[int, Hit]) -> None:
-        settings, ledger = sight.settings, sight.ledger
+        settings, ledger, accounts = sight.settings, sight.ledger, sight.ledger.accounts
         mean = (ledger.tokens + demand.prompt_tokens) / len(pool)
         bound = max(settings.bound_floor_tokens, settings.bound_factor * mean)
         # Homes stand for what others sent; whoever finds no others at work knows better from own record.
         company = min(1.0, max(_ALONE, sight.company.share / _IN_COMPANY))
         confidence = settings.prior_confidence * company
+        published = sight.publishers.mask
         for depth, key in anchors(demand, settings.anchor_depths):
             doubtful = int(sight.tokens(demand, depth) * confidence)
             for place in pool.homes(key):
-                if allowed >> place & 1 and ledger.account(place).tokens <= bound:
-                    if hits.get(place, NO_HIT)[0] < doubtful:
+                if allowed >> place & 1 and accounts[place].tokens <= bound:
+                    if published >> place & 1:
+                        hits.setdefault(place, NO_HIT)
+                    elif hits.get(place, NO_HIT)[0] < doubtful:
                         hits[place] = (doubtful, Source.HOME)
                     elif place not in hits:
                         hits[place] = NO_HIT

@@ -12,15 +12,21 @@ from .rendezvous import Rendezvous
 class Pool:
     """Immutable: made anew when membership changes. ``places`` are dense small integers, ``mask`` their bits.
 
-    ``weights``: shares of the keys by place, where they are not the replicas' own weights.
+    ``weights``: shares of the keys by place, where they are not the replicas' own weights. ``identities``: of those
+    places whose replicas name themselves; homes go by that name, else by the registry's id.
     """
 
-    def __init__(self, replicas: Mapping[int, Replica], weights: Mapping[int, float] | None = None) -> None:
+    def __init__(
+        self,
+        replicas: Mapping[int, Replica],
+        identities: Mapping[int, str],
+        weights: Mapping[int, float] | None = None,
+    ) -> None:
         self.replicas = replicas
         self.places = tuple(replicas)
         self.mask = sum(1 << place for place in self.places)
         shares = weights or {place: replica.weight for place, replica in replicas.items()}
-        self._rendezvous = Rendezvous([(p, r.id, shares[p]) for p, r in replicas.items()])
+        self._rendezvous = Rendezvous([(p, identities.get(p, r.id), shares[p]) for p, r in replicas.items()])
 
     def __len__(self) -> int:
         return len(self.places)

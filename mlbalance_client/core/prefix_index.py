@@ -1,8 +1,9 @@
 """This client's own record of what it sent where: which prefixes a replica should still have in its cache.
 
-One table maps a block hash to the set of replicas holding it (an integer, one bit a replica), so a look-up
-walks the prompt's chain once, whatever the number of replicas. Each replica's blocks age in LRU order and are
-limited to what its cache is believed to hold; deep blocks of a prompt go before shallow ones, as in engines.
+One table maps a block hash to the set of replicas holding it (an integer, one bit a replica). A hash stands for all
+that comes before its block too, and whoever holds a block was sent all before it; so a look-up halves the prompt's
+chain, whatever the number of replicas. Each replica's blocks age in LRU order and are limited to what its cache is
+believed to hold; deep blocks of a prompt go before shallow ones, as in engines.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ class PrefixIndex:
         if held is None:
             held = self._held[place] = OrderedDict()
             self._limits.setdefault(place, float(self._believed_blocks))
-        holders, bit = self._holders, 1 << place
+        holders, bit, renew = self._holders, 1 << place, held.move_to_end
         for block in reversed(chain):
             if block in held:
-                held.move_to_end(block)
+                renew(block)
             else:
                 held[block] = None
                 holders[block] = holders.get(block, 0) | bit
@@ -46,28 +47,28 @@ class PrefixIndex:
 
     def deepest(self, chain: Sequence[int], among: int, most: int) -> list[tuple[int, int]]:
         """Up to ``most`` (place, depth in blocks) of replicas in the bit set ``among``, deepest first."""
-        get = self._holders.get
-        alive = among
-        steps: list[tuple[int, int]] = []
-        depth = 0
-        for block in chain:
-            still = alive & get(block, 0)
-            if still != alive:
-                if depth:
-                    steps.append((depth, alive & ~still))
-                alive = still
-                if not still:
-                    break
-            depth += 1
-        if alive and depth:
-            steps.append((depth, alive))
         found: list[tuple[int, int]] = []
-        for depth, places in reversed(steps):
+        left, depth = among, len(chain)
+        while left and depth and len(found) < most:
+            depth, places = self._deepest_of(chain, depth, left)
+            left &= ~places
             while places and len(found) < most:
                 low = places & -places
                 found.append((low.bit_length() - 1, depth))
                 places ^= low
         return found
+
+    def _deepest_of(self, chain: Sequence[int], high: int, among: int) -> tuple[int, int]:
+        """The greatest depth up to ``high`` at which any of ``among`` holds the chain, and who does; by halving."""
+        get = self._holders.get
+        low = places = 0
+        while low < high:
+            middle = (low + high + 1) // 2
+            if held := get(chain[middle - 1], 0) & among:
+                low, places = middle, held
+            else:
+                high = middle - 1
+        return low, places
 
     def depth(self, place: int, chain: Sequence[int]) -> int:
         """How many leading blocks the replica at ``place`` is believed to hold."""

@@ -38,8 +38,8 @@ class Rendezvous:
 
     def _rank(self, slot: int) -> tuple[int, ...]:
         prefix = slot.to_bytes(8, "little")
-        distances = (
+        distances = [
             (-log((xxh3_64_intdigest(prefix + identity) + 0.5) / 2**64) * inverse_weight, place)
             for place, identity, inverse_weight in self._members
-        )
+        ]
         return tuple(place for _, place in nsmallest(RANKED, distances))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ..errors import AttemptReport
@@ -110,7 +110,8 @@ class ReplicaSnapshot:
     """What the client believes of one replica. Tokens and requests are this client's own, outstanding now.
 
     ``looks``: unseen, free, busy or long busy, by the pace of own streams. ``rests_s``: for how long it is not picked
-    yet, since it has failed.
+    yet, since it has failed. ``report``: what the replica itself said last and how many seconds ago, if that still
+    counts; ``published_prefixes``: how many of its cached prefixes it has named.
     """
 
     id: str
@@ -129,6 +130,8 @@ class ReplicaSnapshot:
     prefill_tokens_per_s: float
     rate_samples: int
     recorded_cache_limit_tokens: int
+    published_prefixes: int
+    report: dict[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,7 @@ class FleetSnapshot:
 
 
 _WORDS = {
+    Source.PUBLISHED: "it says that it holds the prompt's beginning",
     Source.RECORD: "this client sent a prompt with the same beginning there",
     Source.SESSION: "this client sent the session there before",
     Source.HOME: "it is the home of the prompt's beginning, by rendezvous hashing",
@@ -196,6 +200,20 @@ def snapshot(fleet: Fleet, now: float, policy: str) -> FleetSnapshot:
     return FleetSnapshot(policy, fleet.ledger.requests, fleet.ledger.tokens, tuple(_replicas(fleet, now)))
 
 
+def _told(fleet: Fleet, place: int, now: float) -> dict[str, Any] | None:
+    """What of the last report is known, with its age instead of its moment."""
+    report = fleet.load.report(place, now)
+    if report is None:
+        return None
+    told = {f.name: getattr(report, f.name) for f in fields(report) if f.name not in ("at", "doubts")}
+    known = {
+        name: dict(value) if isinstance(value, Mapping) else value
+        for name, value in told.items()
+        if value is not None and value != {} and value is not False
+    }
+    return {"age_s": max(0.0, now - report.at), **known}
+
+
 def _replicas(fleet: Fleet, now: float) -> Sequence[ReplicaSnapshot]:
     rows = []
     for place, replica in fleet.places():
@@ -218,6 +236,8 @@ def _replicas(fleet: Fleet, now: float) -> Sequence[ReplicaSnapshot]:
                 prefill_tokens_per_s=fleet.rates[place],
                 rate_samples=fleet.rates.samples(place),
                 recorded_cache_limit_tokens=fleet.cache_limit_tokens(place),
+                published_prefixes=fleet.publishers.count(place),
+                report=_told(fleet, place, now),
             )
         )
     return rows

@@ -18,8 +18,13 @@ _ENOUGH = 1.0 - 1e-9
 Members = dict[int, Replica]
 
 
-def tiers(serving: Mapping[int, Replica], spill_below_share: float) -> tuple[Pool, ...]:
-    """Pools in the order in which they are to be tried: the tiers in use as one, then each of the others."""
+def tiers(
+    serving: Mapping[int, Replica], spill_below_share: float, identities: Mapping[int, str]
+) -> tuple[Pool, ...]:
+    """Pools in the order in which they are to be tried: the tiers in use as one, then each of the others.
+
+    ``identities``: as for ``Pool``.
+    """
     shares: list[tuple[Members, float]] = []
     others: list[Members] = []
     left = 1.0
@@ -32,20 +37,20 @@ def tiers(serving: Mapping[int, Replica], spill_below_share: float) -> tuple[Poo
             left -= share
         elif usable:
             others.append(usable)
-    first = [_joined(shares)] if shares else []
-    return tuple(first + [Pool(members) for members in others])
+    first = [_joined(shares, identities)] if shares else []
+    return tuple(first + [Pool(members, identities) for members in others])
 
 
-def _joined(shares: list[tuple[Members, float]]) -> Pool:
+def _joined(shares: list[tuple[Members, float]], identities: Mapping[int, str]) -> Pool:
     if len(shares) == 1:
-        return Pool(shares[0][0])
+        return Pool(shares[0][0], identities)
     members: Members = {}
     weights: dict[int, float] = {}
     for usable, share in shares:
         total = sum(replica.weight for replica in usable.values())
         members |= usable
         weights |= {place: replica.weight * share / total for place, replica in usable.items()}
-    return Pool(members, weights)
+    return Pool(members, identities, weights)
 
 
 def _healthy(tier: list[Replica]) -> float:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from mlbalance_client.core.model import Usage
+from mlbalance_client.core.sse import DONE, EventReader, last_event_start, last_events
 
 from .base import AnswerWatch, Ending, InBandError, Sign
 from .fields import Fields, parse
 from .inband import error_in
-from .sse import DONE, EventReader, last_event_start, last_events
 
 COMMIT_BYTES = 64 * 1024
 _TAIL_BYTES = 8 * 1024
@@ -37,10 +38,15 @@ def watch_for(form: AnswerForm | None, content_type: str) -> AnswerWatch:
     """The watch for an answer of this content type; ``form``: None if nothing is to be read from answers."""
     if form is None:
         return BlindWatch()
-    kind = content_type.partition(";")[0].strip().lower()
+    kind = _media_type(content_type)
     if kind == "text/event-stream":
         return EventWatch(form)
     return BodyWatch(form, has_mark=kind == "application/json")
+
+
+@lru_cache(maxsize=64)
+def _media_type(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
 
 
 class BlindWatch:

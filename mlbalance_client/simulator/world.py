@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from math import floor, inf
 from random import Random
 
-from mlbalance_client.core.fingerprint import Fingerprint, fingerprint
+from mlbalance_client.core.fingerprint import BLOCK_BYTES, Fingerprint, fingerprint
 from mlbalance_client.core.fleet import Fleet, FleetSettings, Pick
+from mlbalance_client.core.load_report import LoadReport
 from mlbalance_client.core.model import Replica, ReplicaId, Usage, Verdict
+from mlbalance_client.core.published import PublishedPrefixes
 
 from .model.engine import Engine
 from .model.measures import CallRecord
@@ -33,19 +37,38 @@ class Clients:
         count: int,
         seed: int,
         fingerprints: Fingerprints = fingerprint_of,
+        told: Told | None = None,
     ) -> None:
         self._rng = Random(seed)
-        self.fleets = [Fleet(settings, Random(self._rng.random())) for _ in range(count)]
+        published = PublishedPrefixes()
+        self.fleets = [Fleet(settings, Random(self._rng.random()), published=published) for _ in range(count)]
         self._fingerprints = fingerprints
+        self._told = told
+        self._phases = [self._rng.random() if told and told.jittered else 0.0 for _ in range(count)]
         self._picks: dict[str, tuple[Pick, Job]] = {}
         for fleet in self.fleets:
             fleet.update(Replica(ReplicaId(f"replica-{i}"), f"http://replica-{i}") for i in range(replicas))
+        self._heard: list[list[float]] = [[-inf] * replicas for _ in range(count)]
+        if told is not None and told.prefixes:
+            told.publish_to(published)
+            for fleet in self.fleets:
+                for i, holder in enumerate(told.holders):
+                    fleet.publishes(ReplicaId(f"replica-{i}"), holder)
 
     def place(self, now: float, call: TraceCall, job: Job) -> int:
         """Pick and charge, as a live client does."""
-        fleet = self.fleets[int(self._rng.random() * len(self.fleets))]
+        number = int(self._rng.random() * len(self.fleets))
+        fleet = self.fleets[number]
+        fingerprint = self._fingerprints(call)
+        if self._told is not None:
+            self._told.sent(fingerprint, job)
+            heard = self._heard[number]
+            for i, report in enumerate(self._told.newest(now, self._phases[number])):
+                if report is not None and report.at > heard[i]:
+                    heard[i] = report.at
+                    fleet.hear(ReplicaId(f"replica-{i}"), report)
         demand = fleet.demand(
-            self._fingerprints(call),
+            fingerprint,
             text_bytes=call.prompt_tokens * BYTES_PER_TOKEN,
             output_limit=call.output_tokens,
             model="sim",
@@ -68,6 +91,77 @@ class Clients:
             del self._picks[emission.job_id]
 
 
+class Told:
+    """What engines say of themselves in virtual time, as far as ``tell`` puts it into a report.
+
+    Each client hears of each engine every ``every_s`` seconds, in a phase of its own if ``jittered``. ``prefixes``:
+    also what is in their caches.
+    """
+
+    def __init__(
+        self,
+        tell: Callable[[Engine, float], LoadReport],
+        every_s: float,
+        *,
+        prefixes: bool = False,
+        jittered: bool = True,
+    ) -> None:
+        self.tell = tell
+        self.every_s = every_s
+        self.prefixes = prefixes
+        self.jittered = jittered
+        self.tick_s = every_s / (_PHASES if jittered else 1)
+        self.holders: list[int] = []
+        self._published: PublishedPrefixes | None = None
+        self._engines: Sequence[Engine] = ()
+        self._history: deque[tuple[float, list[LoadReport]]] = deque(maxlen=_PHASES + 1)
+        self._chains: dict[int, tuple[int, ...]] = {}
+        self._blocks: list[set[int]] = []
+
+    def of(self, engines: Sequence[Engine]) -> None:
+        """Whose state is told."""
+        self._engines = engines
+        self._blocks = [set() for _ in engines]
+
+    def publish_to(self, table: PublishedPrefixes) -> None:
+        """The table that all clients of the process share."""
+        self._published = table
+        self.holders = [table.enrol() for _ in self._engines]
+
+    def sent(self, fingerprint: Fingerprint, job: Job) -> None:
+        """Which chains an engine's blocks stand for: those that end in them."""
+        if self.prefixes:
+            per = job.block_tokens * BYTES_PER_TOKEN // BLOCK_BYTES
+            for i, block in enumerate(job.blocks):
+                self._chains.setdefault(block, fingerprint.chain[i * per : (i + 1) * per])
+
+    def look(self, now: float) -> None:
+        """Take down the state of all engines, if it is time."""
+        if self._history and now < self._history[-1][0] + self.tick_s:
+            return
+        self._history.append((now, [self.tell(engine, now) for engine in self._engines]))
+        if self._published is None:
+            return
+        for i, engine in enumerate(self._engines):
+            held, before = engine.cache.blocks, self._blocks[i]
+            if changed := held ^ before:
+                added = [c for block in changed - before for c in self._chains[block]]
+                dropped = [c for block in changed & before for c in self._chains[block]]
+                self._published.change(self.holders[i], added, dropped)
+                self._blocks[i] = set(held)
+
+    def newest(self, now: float, phase: float) -> list[LoadReport] | list[None]:
+        """What a client of this phase has heard last."""
+        last = floor(now / self.every_s - phase) * self.every_s + phase * self.every_s
+        for at, reports in reversed(self._history):
+            if at <= last:
+                return reports
+        return [None] * len(self._engines)
+
+
+_PHASES = 8
+
+
 def simulate(
     trace: Trace,
     settings: FleetSettings,
@@ -77,8 +171,12 @@ def simulate(
     seed: int = 0,
     spec: EngineSpec | None = None,
     fingerprints: Fingerprints = fingerprint_of,
+    told: Told | None = None,
 ) -> tuple[list[CallRecord], Sequence[Engine]]:
     """Replay a trace through the product's own clients; the records and the engines, for their true state."""
     engines = [Engine(spec or EngineSpec(), emit_tokens=True) for _ in range(replicas)]
-    placer = Clients(settings, replicas, clients, seed, fingerprints)
-    return replay(trace, engines, placer), engines
+    if told is None:
+        return replay(trace, engines, Clients(settings, replicas, clients, seed, fingerprints)), engines
+    told.of(engines)
+    placer = Clients(settings, replicas, clients, seed, fingerprints, told)
+    return replay(trace, engines, placer, at=told.look, every_s=told.tick_s), engines

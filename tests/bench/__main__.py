@@ -1,16 +1,18 @@
-"""``python -m tests.bench [decision] [cost] [discovery] [placement]``: all of them, unless some are named."""
+"""``python -m tests.bench [NAME ...]``: all benches, unless some are named."""
 
 from __future__ import annotations
 
 import sys
 
-from . import cost, decision, discovery, placement
+from . import cost, decision, discovery, load_reports, placement, reporter
 
 BENCHES = {
     "decision": decision.main,
     "cost": cost.main,
     "discovery": discovery.main,
     "placement": placement.main,
+    "load_reports": load_reports.main,
+    "reporter": reporter.main,
 }
 
 names = sys.argv[1:] or list(BENCHES)

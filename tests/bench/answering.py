@@ -2,7 +2,7 @@
 
 As a program: ``python -m tests.bench.answering`` prints its ports, and ends when its standard input does.
 A request's path says how it is answered: ``/{delay_ms}/v1/chat/completions``; bodies with ``"stream":true`` get
-events, ``delay_ms`` apart.
+events, ``delay_ms`` apart. All else is not there: they tell nothing of their load.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ _ANSWER = (
 _HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
 )
+_NOT_THERE = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"
 _CHUNK, _END = _chunked(_EVENT), _chunked(_LAST) + b"0\r\n\r\n"
 
 
@@ -51,6 +52,10 @@ class _Answering(asyncio.Protocol):
         self._received += data
         head, found, body = self._received.partition(b"\r\n\r\n")
         if not found:
+            return
+        if not head.startswith(b"POST "):
+            self._received = b""
+            self._transport.write(_NOT_THERE)
             return
         lower = head.lower()
         length = int(lower.partition(b"content-length:")[2].split(b"\r\n", 1)[0])

@@ -11,11 +11,14 @@ from mlbalance_client.events import AttemptStarted, Event, Picked, Settled
 pytestmark = pytest.mark.anyio
 
 CALL = mlb.Call(prompt="once upon a time " * 200, max_output_tokens=64, model="m")
+UNASKED = {"kind": "none"}
 TWO = {"kind": "static", "replicas": ["http://127.0.0.1:1", "http://127.0.0.1:2"]}
 
 
 def balancer(residual_s: float = 0.0) -> mlb.Balancer:
-    return mlb.Balancer(mlb.BalancerConfig(discovery=TWO, picking={"residual_s": residual_s}, seed=1))
+    return mlb.Balancer(
+        mlb.BalancerConfig(discovery=TWO, picking={"residual_s": residual_s}, load_reports=UNASKED, seed=1)
+    )
 
 
 async def test_a_lease_is_charged_until_it_ends() -> None:
@@ -77,7 +80,7 @@ async def test_learned_figures_reach_the_next_pick() -> None:
 
 async def test_a_model_that_nobody_serves_is_said() -> None:
     discovery = {"kind": "static", "replicas": [{"url": "http://127.0.0.1:1", "labels": {"model": "other"}}]}
-    async with mlb.Balancer(mlb.BalancerConfig(discovery=discovery)) as picking:
+    async with mlb.Balancer(mlb.BalancerConfig(discovery=discovery, load_reports=UNASKED)) as picking:
         with pytest.raises(mlb.NoReplicas, match="'m'.*other"):
             async with picking.acquire(CALL):
                 raise AssertionError("unreachable")

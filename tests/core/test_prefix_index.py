@@ -6,14 +6,25 @@ from hypothesis import strategies as st
 from mlbalance_client.core.prefix_index import PrefixIndex
 
 chains = st.lists(st.integers(0, 30), min_size=1, max_size=12, unique=True)
+prompts = st.lists(st.integers(0, 2), min_size=1, max_size=8)
 actions = st.lists(
     st.one_of(
-        st.tuples(st.just("record"), st.integers(0, 4), chains),
-        st.tuples(st.just("forget"), st.integers(0, 4), chains),
+        st.tuples(st.just("record"), st.integers(0, 4), prompts),
+        st.tuples(st.just("forget"), st.integers(0, 4), prompts),
         st.tuples(st.just("drop"), st.integers(0, 4), st.just([])),
     ),
     max_size=40,
 )
+
+
+def chain_of(prompt: list[int]) -> list[int]:
+    """As real hashes, each stands for all of the prompt up to its block: 1, then two bits a block."""
+    block = 1
+    return [block := block << 2 | each for each in prompt]
+
+
+def goes_on_from(block: int, start: int) -> bool:
+    return block >> max(0, block.bit_length() - start.bit_length()) == start
 
 
 def naive_depth(held: set[int], chain: list[int]) -> int:
@@ -24,17 +35,21 @@ def naive_depth(held: set[int], chain: list[int]) -> int:
 
 
 @settings(max_examples=200)
-@given(actions, chains, st.integers(0, 31))
-def test_it_answers_as_plain_sets_would(done: list, chain: list[int], among: int) -> None:
+@given(actions, prompts, st.integers(0, 31))
+def test_it_answers_as_plain_sets_would(done: list, asked: list[int], among: int) -> None:
+    chain = chain_of(asked)
     index = PrefixIndex(capacity_blocks=1000)
     held: dict[int, set[int]] = {place: set() for place in range(5)}
-    for action, place, blocks in done:
+    for action, place, prompt in done:
+        blocks = chain_of(prompt)
         if action == "record":
             index.record(place, blocks)
             held[place] |= set(blocks)
         elif action == "forget":
-            index.forget(place, blocks)
-            held[place] -= set(blocks)
+            # Whoever has not the end of this prompt has nothing that goes on from there.
+            beyond = {block for block in held[place] if goes_on_from(block, blocks[-1])}
+            index.forget(place, sorted(beyond))
+            held[place] -= beyond
         else:
             index.drop(place)
             held[place] = set()

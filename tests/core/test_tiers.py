@@ -48,12 +48,12 @@ def members(*priorities: list[ReplicaState]) -> dict[int, Replica]:
 def test_which_replicas_are_in_use_and_who_comes_next(
     priorities: list[list[ReplicaState]], pools: list[set[int]]
 ) -> None:
-    assert [set(pool.places) for pool in tiers(members(*priorities), 0.7)] == pools
+    assert [set(pool.places) for pool in tiers(members(*priorities), 0.7, {})] == pools
 
 
 def test_only_the_missing_share_of_the_keys_spills() -> None:
-    whole = tiers(members([H] * 4, [H] * 4), 0.7)[0]
-    half = tiers(members([H, H, X, X], [H] * 4), 0.7)[0]
+    whole = tiers(members([H] * 4, [H] * 4), 0.7, {})[0]
+    half = tiers(members([H, H, X, X], [H] * 4), 0.7, {})[0]
 
     spilt = [key for key in KEYS if half.homes(key)[0] >= 4]
     stayed = [
@@ -76,7 +76,7 @@ def test_every_usable_replica_is_in_one_pool_and_no_other_is(
 ) -> None:
     serving = members(*priorities)
 
-    placed = [place for pool in tiers(serving, share) for place in pool.places]
+    placed = [place for pool in tiers(serving, share, {}) for place in pool.places]
 
     assert sorted(placed) == [place for place, r in serving.items() if r.usable]
 

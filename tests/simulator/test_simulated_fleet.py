@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -237,3 +238,43 @@ def test_answers_are_not_held_back_by_the_socket() -> None:
         replica.wait()
 
     assert "no delay" in said
+
+
+MARKING = """
+class Marking:
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        async def marked(message):
+            if message["type"] == "http.response.start":
+                message["headers"].append((b"x-mark", type(self).__name__.encode()))
+            await send(message)
+
+        await self.app(scope, receive, marked)
+
+
+class Outer(Marking):
+    pass
+"""
+
+
+def test_replicas_are_wrapped_in_middlewares_the_last_outermost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "marking.py").write_text(MARKING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Fleet(1, middleware=["marking.Marking", "marking.Outer"]) as fleet:
+        answer = httpx.get(fleet.urls[0] + "/health")
+
+    assert answer.headers.get_list("x-mark") == ["Marking", "Outer"]
+
+
+@pytest.mark.parametrize("path", ["no_such_module.X", "marking.Missing", "plain"])
+def test_a_middleware_that_is_not_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    (tmp_path / "marking.py").write_text(MARKING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(FleetError, match=path), Fleet(1, middleware=[path]):
+        pass

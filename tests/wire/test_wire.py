@@ -521,7 +521,7 @@ def https_server(authority: trustme.CA) -> Iterator[str]:
 
 
 def config(url: str) -> mlb.BalancerConfig:
-    return mlb.BalancerConfig(discovery={"kind": "static", "replicas": [url]})
+    return mlb.BalancerConfig(discovery={"kind": "static", "replicas": [url]}, load_reports={"kind": "none"})
 
 
 async def test_replicas_over_tls_are_verified_by_the_callers_authority(authority: trustme.CA) -> None:

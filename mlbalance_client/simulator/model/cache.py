@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import KeysView, Sequence
 
 
 class PrefixCache:
@@ -27,6 +27,11 @@ class PrefixCache:
     def pinned_tokens(self) -> int:
         """Tokens that cannot be evicted."""
         return self.used_tokens - self._idle_tokens
+
+    @property
+    def blocks(self) -> KeysView[int]:
+        """All that are there, a live view."""
+        return self._sizes.keys()
 
     def hit(self, blocks: Sequence[int]) -> int:
         """How many leading blocks are there."""

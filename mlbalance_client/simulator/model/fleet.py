@@ -28,7 +28,8 @@ class Fleet:
     """``count`` replicas on loopback, at ``urls``. A context manager; ends its processes on every way out.
 
     ``faults``: one for all, or one each. ``port``: the first one's, the others follow; 0: any free ones.
-    Raises FleetError if the server's packages are missing.
+    ``middleware``: dotted paths of ASGI middlewares around each. Raises FleetError if the server's packages are
+    missing.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Fleet:
         emit_interval_s: float = 0.0,
         seed: int = 0,
         port: int = 0,
+        middleware: Sequence[str] = (),
     ) -> None:
         if count < 1:
             raise FleetError(f"a fleet needs at least one replica, not {count}")
@@ -62,6 +64,7 @@ class Fleet:
                 "emit_interval_s": emit_interval_s,
                 "seed": seed + number,
                 "port": port + number if port else 0,
+                "middleware": list(middleware),
             }
             for number, fault in enumerate(each)
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Protocol
 
 from .engine import Engine
@@ -47,8 +48,12 @@ def replay(
     placer: Placer,
     *,
     at: Callable[[float], None] | None = None,
+    every_s: float = inf,
 ) -> list[CallRecord]:
-    """Replay all of ``trace``, one record a call. ``at`` is called with the time before each arrival, to set faults."""
+    """Replay all of ``trace``, one record a call.
+
+    ``at`` is called with the time before each arrival, and every ``every_s`` seconds: to set faults, to look around.
+    """
     records = {
         str(call.index): CallRecord(call.index, call.prompt_tokens, call.output_tokens)
         for call in trace.calls
@@ -64,7 +69,12 @@ def replay(
                 _note(records[emission.job_id], due[emission.job_id], emission)
                 placer.heard(emission)
 
+    tick = trace.calls[0].t_s if trace.calls else 0.0
     for call in trace.calls:
+        while tick < call.t_s and at is not None:
+            run_until(tick)
+            at(tick)
+            tick += every_s
         run_until(call.t_s)
         if at is not None:
             at(call.t_s)
@@ -72,7 +82,7 @@ def replay(
         chosen = placer.place(call.t_s, call, job)
         records[job.id].replica = chosen
         engines[chosen].submit(call.t_s, job)
-    run_until(float("inf"))
+    run_until(inf)
     return list(records.values())
 
 

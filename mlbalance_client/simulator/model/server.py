@@ -7,11 +7,12 @@ listens on, and ends when standard input closes: so no replica outlives the flee
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from random import Random
@@ -39,7 +40,11 @@ _BUSY = (
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a replica is started; times in seconds."""
+    """How a replica is started; times in seconds.
+
+    ``middleware``: dotted paths of ASGI middlewares, each called with the app inside it, the last outermost, as vLLM's
+    ``--middleware`` takes them.
+    """
 
     spec: EngineSpec = field(default_factory=EngineSpec)
     faults: Faults = field(default_factory=Faults)
@@ -47,6 +52,7 @@ class Options:
     emit_interval_s: float = 0.0
     seed: int = 0
     port: int = 0
+    middleware: tuple[str, ...] = ()
 
 
 class _Gone(Exception):
@@ -341,6 +347,17 @@ async def _json(send: Send, status: int, body: Any, headers: list[tuple[bytes, b
     await _answer(send, status, json.dumps(body).encode(), b"application/json", headers)
 
 
+def wrapped(app: Any, middleware: Sequence[str]) -> Any:
+    """The app inside its middlewares. Raises ValueError that names the one which cannot be had."""
+    for path in middleware:
+        module, _, name = path.rpartition(".")
+        try:
+            app = getattr(importlib.import_module(module), name)(app)
+        except (ImportError, AttributeError, ValueError, TypeError) as error:
+            raise ValueError(f"middleware {path!r}: {error}") from error
+    return app
+
+
 def main() -> None:
     """Serve one replica until standard input closes."""
     import uvicorn
@@ -349,7 +366,11 @@ def main() -> None:
     options = Options(
         **{**given, "spec": EngineSpec(**given.get("spec", {})), "faults": Faults.of(given.get("faults", {}))}
     )
-    app = ReplicaApp(options)
+    try:
+        app = wrapped(ReplicaApp(options), options.middleware)
+    except ValueError as error:
+        print(error, flush=True)
+        sys.exit(1)
     # With its protocol named, asyncio sees that it is TCP, and turns Nagle's algorithm off.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -11,11 +11,12 @@ DONE = b"[DONE]"
 
 
 class EventReader:
-    """Turns chunks, cut anywhere, into events: (kind, data). LF, CRLF and CR end lines."""
+    """Turns chunks, cut anywhere, into events: (kind, data). LF, CRLF and CR end lines. ``last_id``: the newest."""
 
-    __slots__ = ("_after_cr", "_data", "_kind", "_rest")
+    __slots__ = ("_after_cr", "_data", "_kind", "_rest", "last_id")
 
     def __init__(self) -> None:
+        self.last_id: str | None = None
         self._rest = bytearray()
         self._after_cr = False
         self._kind = ""
@@ -52,6 +53,8 @@ class EventReader:
             self._data.append(value)
         elif name == b"event":
             self._kind = value.decode("utf-8", "replace")
+        elif name == b"id":
+            self.last_id = value.decode("utf-8", "replace")
         elif name == b"error":
             self._kind = "error"
             self._data.append(value)

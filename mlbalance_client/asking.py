@@ -1,0 +1,97 @@
+"""Gets pages and the load stream of one replica, over the wire that calls use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+import anyio
+from pydantic import SecretStr
+
+from .load_reports import MOST_BYTES, NoAnswer, NotThere, Page
+from .load_reports.stream import CLIENT_HEADER, PATH
+from .wire import Origin, Timeouts, Wire, WireAnswer, WireError, WireRequest
+
+# The stream says something every two seconds; a replica that is silent for so long is gone.
+_SILENCE_S = 10.0
+
+
+class Asking:
+    """A ``Fetch`` (load_reports.base). ``refused``: whether the last asking met a closed port."""
+
+    def __init__(
+        self, wire: Wire, url: str, timeout_s: float, token: SecretStr | None, clock: Callable[[], float]
+    ) -> None:
+        parts = urlsplit(url)
+        self._wire = wire
+        self._origin = Origin.from_url(url)
+        self._authority = parts.netloc.encode("ascii")
+        self._prefix = parts.path.rstrip("/").encode("ascii")
+        self._timeout_s = timeout_s
+        self._token = token
+        self._clock = clock
+        self.refused = False
+
+    async def __call__(self, path: str, *, port: int | None = None, accept: str = "*/*") -> Page:
+        """One page, read whole."""
+        began = self._clock()
+        origin = self._origin if port is None else Origin(self._origin.scheme, self._origin.host, port)
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            with anyio.fail_after(self._timeout_s):
+                answer = await self._open(
+                    origin, path, [(b"Accept", accept.encode("ascii"))], self._timeout_s
+                )
+                try:
+                    async for chunk in answer:
+                        chunks.append(chunk)
+                        if (size := size + len(chunk)) > MOST_BYTES:
+                            raise NoAnswer(f"{path}: longer than {MOST_BYTES} bytes")
+                finally:
+                    await answer.aclose()
+        except WireError as error:
+            raise NoAnswer(f"{path}: {error}", refused=error.kind.never_sent) from error
+        except TimeoutError:
+            raise NoAnswer(f"{path}: not there within {self._timeout_s:g} s") from None
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in answer.headers}
+        return Page(answer.status, headers, b"".join(chunks), self._clock() - began)
+
+    async def stream(self, client: str, last_id: str | None) -> WireAnswer:
+        """The load stream, to be read and closed. Raises NotThere if the replica has none, NoAnswer."""
+        headers = [(b"Accept", b"text/event-stream"), (CLIENT_HEADER, client.encode("ascii"))]
+        if last_id is not None:
+            headers.append((b"Last-Event-ID", last_id.encode("latin-1", "replace")))
+        if self._token is not None:
+            headers.append((b"Authorization", f"Bearer {self._token.get_secret_value()}".encode()))
+        try:
+            answer = await self._open(self._origin, PATH, headers, _SILENCE_S)
+        except WireError as error:
+            raise NoAnswer(f"{PATH}: {error}", refused=error.kind.never_sent) from error
+        kind = next((value for name, value in answer.headers if name.lower() == b"content-type"), b"")
+        if answer.status == 200 and kind.lower().startswith(b"text/event-stream"):
+            return answer
+        await answer.aclose()
+        if answer.status in (401, 403):
+            raise NoAnswer(f"{PATH}: status {answer.status}; is load_reports.token right?")
+        raise NotThere(f"{PATH}: status {answer.status}")
+
+    async def _open(
+        self, origin: Origin, path: str, headers: list[tuple[bytes, bytes]], read_s: float
+    ) -> WireAnswer:
+        authority = self._authority
+        if origin is not self._origin:
+            host = b"[%b]" % origin.host if b":" in origin.host else origin.host
+            authority = b"%b:%d" % (host, origin.port)
+        return await self._wire.open(
+            origin,
+            WireRequest(
+                method=b"GET",
+                target=self._prefix + path.encode("ascii"),
+                headers=[(b"Host", authority), (b"Accept-Encoding", b"identity"), *headers],
+                body=b"",
+                timeouts=Timeouts(self._timeout_s, read_s, self._timeout_s),
+                extensions={},
+                on_resend=lambda: None,  # reading twice harms nobody
+            ),
+        )

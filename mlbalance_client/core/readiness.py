@@ -1,0 +1,55 @@
+"""Which replicas say that they take no calls now: starting, asleep, draining or overloaded; wholly or for one model.
+
+One that is warming up takes calls, for only calls make it warm. What a replica said counts until its report expires.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .load_report import LoadReport, State
+
+_CLOSED = frozenset({State.STARTING, State.ASLEEP, State.DRAINING, State.OVERLOADED})
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    until: float
+    whole: bool
+    models: frozenset[str]
+
+
+class Readiness:
+    """``expiry_s``: how long a report counts."""
+
+    def __init__(self, expiry_s: float) -> None:
+        self._expiry_s = expiry_s
+        self._said: dict[int, _Said] = {}
+
+    def hear(self, place: int, report: LoadReport) -> None:
+        """A report came; one that tells nothing of readiness changes nothing."""
+        if report.state is None and not report.models:
+            return
+        closed = frozenset(_closed(report.models))
+        whole = report.state in _CLOSED
+        if whole or closed:
+            self._said[place] = _Said(report.at + self._expiry_s, whole, closed)
+        else:
+            self._said.pop(place, None)
+
+    def closed(self, model: str | None, now: float) -> int:
+        """The places that take no call for ``model`` now, as a bit set."""
+        mask = 0
+        for place, said in self._said.items():
+            if now < said.until and (said.whole or model in said.models):
+                mask |= 1 << place
+        return mask
+
+    def drop(self, place: int) -> None:
+        """The replica is gone."""
+        self._said.pop(place, None)
+
+
+def _closed(models: Mapping[str, str]) -> list[str]:
+    return [name for name, state in models.items() if state in _CLOSED]

@@ -1,0 +1,76 @@
+"""What replicas say of their load: one adapter an engine, all giving ``core.load_report.LoadReport``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import cast
+
+from mlbalance_client.config import LoadReportsConfig
+from mlbalance_client.config.load_reports import report_kinds
+
+from . import orca
+from .auto import Auto
+from .base import MOST_BYTES, Fetch, Format, NoAnswer, NotThere, Page, ReportError
+from .complaints import Complaints
+from .kserve import KServe
+from .llama_cpp import LlamaCpp
+from .nim import Nim
+from .ollama import Ollama
+from .ray_serve import RayServe
+from .sglang import SGLang
+from .tensorrt_llm import TensorRTLLM
+from .tgi import Tgi
+from .torchserve import TorchServe
+from .triton import Triton
+from .vllm import Vllm
+
+__all__ = [
+    "MOST_BYTES",
+    "Complaints",
+    "Fetch",
+    "Format",
+    "NoAnswer",
+    "NotThere",
+    "Page",
+    "ReportError",
+    "create",
+    "orca",
+]
+
+_NOT_POLLED = frozenset({"orca", "stream", "none"})
+
+
+def create(config: LoadReportsConfig, models: Collection[str] = ()) -> Format | None:
+    """The reader of one replica, which remembers what it has seen of it; None if the kind is not read by asking.
+
+    ``models``: those that the replica is known to serve. Raises ConfigError if the kind is not installed.
+    """
+    if config.kind in _NOT_POLLED:
+        return None
+    makers = _makers(config.metrics_port, models)
+    if config.kind == "auto":
+        return Auto(makers)
+    if (maker := makers.get(config.kind)) is not None:
+        return maker()
+    return cast(Format, report_kinds.load(config.kind)(config))
+
+
+def _makers(port: int | None, models: Collection[str]) -> dict[str, Callable[[], Format]]:
+    """Formats by kind, in the order in which ``auto`` asks: from the most telling pages to the vaguest.
+
+    NIM and Ray Serve come before the engines that they carry, Triton before the protocol that it shares.
+    """
+    return {
+        "nim": partial(Nim, port),
+        "ray_serve": partial(RayServe, port),
+        "llama_cpp": partial(LlamaCpp, port),
+        "tensorrt_llm": TensorRTLLM,
+        "vllm": partial(Vllm, port),
+        "sglang": partial(SGLang, port),
+        "tgi": partial(Tgi, port),
+        "ollama": Ollama,
+        "triton": partial(Triton, port, models),
+        "kserve": partial(KServe, models),
+        "torchserve": partial(TorchServe, port),
+    }

@@ -1,0 +1,193 @@
+"""Who hears of the board, when, and in which bytes.
+
+What is alike for all subscribers (a report, a page of prefixes) is made and encoded once; a subscriber keeps nothing
+but its place, so that a slow one holds no memory.
+"""
+
+from __future__ import annotations
+
+from ..core.load_format import PrefixDelta, encode_prefixes, personal
+from ..core.load_report import LoadReport
+from .chains import Page
+from .change import Change
+from .grants import Grant, Grants
+from .subscriber import Subscriber, Waiter
+from .told import Source, Told, event
+
+LEAST_S, EACH_S = 0.05, 0.001
+SMALL_S, SMALL_TIMES = 0.5, 4  # for small changes, see change
+MOST_S = 1.9  # the format asks for 2.0, and the way takes time
+STUCK_S = 20.0
+_LOOK_S = 5.0
+_SHARED_PART = 5.0  # a report serves all who ask within this part of the least spacing
+_PAGE_S = 0.1
+
+
+class BoardFull(Exception):
+    """There are as many subscribers as are allowed."""
+
+
+class Publisher:
+    """The board's reports and its subscribers; take the board's lock first.
+
+    spacing_s: how close two events of a stream may come; ``small_s``: if there is only a small change to tell;
+    most_s:    how far apart they may be
+    shared_s:  for how long one report serves all who ask
+    """
+
+    most_s = MOST_S
+
+    def __init__(self, board: Source, first_seq: int) -> None:
+        self.seq = self.first_seq = first_seq
+        self.grants = Grants(board.acks)
+        self._board = board
+        self._told: Told | None = None
+        self._page_at = board.clock()
+        self._pages: dict[int, bytes] = {}
+        self._everything: tuple[int, bytes] | None = None
+        self._subscribers: dict[int, Subscriber] = {}
+        self._armed: dict[Told, dict[int, Subscriber]] = {}
+        self._fresh: LoadReport | None = None
+        self._mutations = 0
+        self._looked_at = self._page_at
+        self._space()
+
+    def told(self, now: float, *, newer_than_s: float | None = None) -> Told:
+        """A report that is new enough: by default as new as the spacing asks for."""
+        limit = self.shared_s if newer_than_s is None else newer_than_s
+        if self._told is None or not 0 <= now - self._told.made_at <= limit:
+            self._seal(now)
+            self.seq += 1
+            report = self._board.report(now, self.seq, len(self._subscribers))
+            self._told = Told(report, self._board.room(report), self._mutations)
+            if now - self._looked_at >= _LOOK_S:
+                self._give_up(now)
+        return self._told
+
+    def newest(self, now: float) -> Told:
+        """A report that knows all that has happened."""
+        known = self._told is not None and self._told.mutations == self._mutations
+        return self.told(now, newer_than_s=None if known else -1.0)
+
+    def fresh(self, now: float) -> LoadReport:
+        """The load, with all that has happened; what only time has changed may be left out for a moment."""
+        if self._fresh is None or not 0 <= now - self._fresh.at <= self.shared_s:
+            self._fresh = self._board.report(now)
+        return self._fresh
+
+    def load(self, told: Told, client: str | None, grant: Grant | None, now: float) -> bytes:
+        """A report's JSON for one client."""
+        requests, tokens = (
+            None if room is None else self.grants.share(grant, room, now) for room in told.room
+        )
+        acked = self._board.acks.acked(client, told.seq)
+        return personal(
+            told.json, requests, tokens, {client: acked} if client is not None and acked is not None else None
+        )
+
+    def header(self, client: str | None, now: float) -> str:
+        """The short form for an answer to ``client``, whose newest call it counts in."""
+        told = self.told(now, newer_than_s=LEAST_S / _SHARED_PART)
+        acked = self._board.acks.acked(client, told.seq)
+        return told.short if acked is None else f"{told.short};acked={acked}"
+
+    # -- subscribers --------------------------------------------------------------------------------------------
+
+    def subscribe(self, client: str | None, last_event_id: str | None, waiter: Waiter) -> Subscriber:
+        """A place in the stream: from where the client was, if that is still known. Raises BoardFull."""
+        if len(self._subscribers) >= self._board.settings.max_subscribers:
+            raise BoardFull
+        grant = self.grants.admit(client)
+        subscriber = Subscriber(self, self._board, grant, self._place(last_event_id), waiter)
+        self._subscribers[id(subscriber)] = subscriber
+        self._space()
+        return subscriber
+
+    def drop(self, subscriber: Subscriber) -> None:
+        """It is gone."""
+        self._subscribers.pop(id(subscriber), None)
+        self._space()
+        self.grants.drop(subscriber.grant)
+        self.disarm(subscriber)
+
+    def arm(self, subscriber: Subscriber, told: Told) -> None:
+        """Wake the subscriber when there is more than ``told`` lets it expect."""
+        self._armed.setdefault(told, {})[id(subscriber)] = subscriber
+
+    def disarm(self, subscriber: Subscriber) -> None:
+        """It is awake."""
+        told = subscriber.told
+        if told is not None and (group := self._armed.get(told)):
+            group.pop(id(subscriber), None)
+            if not group:
+                del self._armed[told]
+
+    def mutated(self, now: float) -> None:
+        """Something has changed on the board; wake those for whom it is news."""
+        self._fresh = None
+        self._mutations += 1
+        if not self._armed:
+            return
+        fresh = self.fresh(now)
+        for told, group in list(self._armed.items()):
+            found = told.expects.change(fresh)
+            if found is Change.NONE:
+                continue
+            for subscriber in [each for each in group.values() if each.hears(found, now)]:
+                self.disarm(subscriber)
+                subscriber.waiter.wake(False)
+
+    def wake_all(self) -> None:
+        """Wake everybody, from wherever: a signal handler perhaps."""
+        for subscriber in list(self._subscribers.values()):
+            subscriber.waiter.wake(True)
+
+    def _space(self) -> None:
+        self.spacing_s = min(MOST_S, max(LEAST_S, EACH_S * len(self._subscribers)))
+        self.small_s = min(MOST_S, max(SMALL_S, SMALL_TIMES * self.spacing_s))
+        self.shared_s = self.spacing_s / _SHARED_PART
+
+    def _give_up(self, now: float) -> None:
+        self._looked_at = now
+        for subscriber in list(self._subscribers.values()):
+            if subscriber.sending and now - subscriber.sent_at > STUCK_S:
+                subscriber.waiter.give_up()
+
+    # -- prefixes -----------------------------------------------------------------------------------------------
+
+    def prefixes(self, number: int | None) -> tuple[int, list[bytes]]:
+        """What one who is at page ``number`` lacks, and where it is then; None: it is nowhere."""
+        chains = self._board.chains
+        pages = None if number is None else chains.since(number)
+        if pages is None:
+            return chains.number, [self._all()]
+        return chains.number, [self._pages[page.number] for page in pages]
+
+    def _all(self) -> bytes:
+        chains = self._board.chains
+        if self._everything is None or self._everything[0] != chains.number:
+            delta = chains.all(self._board.epoch, self._board.scheme)
+            self._everything = chains.number, event("prefixes", encode_prefixes(delta))
+        return self._everything[1]
+
+    def _place(self, last_event_id: str | None) -> int | None:
+        if last_event_id is None or not (last_event_id.isascii() and last_event_id.isdigit()):
+            return None
+        seq = int(last_event_id[:20])
+        return self._board.chains.number_at(seq) if self.first_seq < seq <= self.seq else None
+
+    def _seal(self, now: float) -> None:
+        if now - self._page_at < _PAGE_S:
+            return
+        chains = self._board.chains
+        page = chains.seal(self.seq)
+        if page is not None:
+            self._page_at = now
+            self._pages[page.number] = event("prefixes", encode_prefixes(self._delta(page)))
+            while next(iter(self._pages)) < chains.oldest:
+                del self._pages[next(iter(self._pages))]
+
+    def _delta(self, page: Page) -> PrefixDelta:
+        return PrefixDelta(
+            self._board.epoch, page.number, add=page.add, drop=page.drop, scheme=self._board.scheme
+        )

@@ -1,0 +1,111 @@
+"""One subscriber's place in the stream, whatever carries its bytes."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ..core.load_report import LoadReport
+from .change import Change
+from .grants import Grant
+from .told import Source, Told, event
+
+
+class Feed(Protocol):
+    """Where the events come from."""
+
+    spacing_s: float
+    small_s: float
+    most_s: float
+    shared_s: float
+
+    def fresh(self, now: float) -> LoadReport: ...
+    def told(self, now: float, *, newer_than_s: float | None = None) -> Told: ...
+    def load(self, told: Told, client: str | None, grant: Grant | None, now: float) -> bytes: ...
+    def prefixes(self, number: int | None) -> tuple[int, list[bytes]]: ...
+    def arm(self, subscriber: Subscriber, told: Told) -> None: ...
+    def disarm(self, subscriber: Subscriber) -> None: ...
+    def drop(self, subscriber: Subscriber) -> None: ...
+
+
+class Waiter(Protocol):
+    """What carries a subscriber's bytes, and waits in between."""
+
+    def wake(self, foreign: bool) -> None:
+        """End a wait early; ``foreign``: perhaps from another thread or a signal handler."""
+
+    def give_up(self) -> None:
+        """Sending has taken too long: nobody reads."""
+
+
+class Subscriber:
+    """``next()`` and, if it is not None, send; then wait as ``pause()`` says, and again; ``close()`` at the end."""
+
+    __slots__ = ("_board", "_ended", "_feed", "_number", "grant", "sending", "sent_at", "told", "waiter")
+
+    def __init__(self, feed: Feed, board: Source, grant: Grant, number: int | None, waiter: Waiter) -> None:
+        self.grant = grant
+        self.told: Told | None = None
+        self.waiter = waiter
+        self.sending = False
+        self._board = board
+        self._feed = feed
+        self._number = number
+        self.sent_at = 0.0
+        self._ended = False
+
+    @property
+    def over(self) -> bool:
+        """The server ends, and this has been said: there will be no more."""
+        return self._ended
+
+    def next(self) -> bytes | None:
+        """The events that are due, if any are."""
+        board = self._board
+        with board.lock:
+            now = board.clock()
+            self._feed.disarm(self)
+            closing = board.readiness.closing
+            told = self._feed.told(now, newer_than_s=-1.0 if closing else None)
+            if not (closing or self._due(told, now)):
+                return None
+            self._ended = closing
+            self._number, events = self._feed.prefixes(self._number)
+            self.told, self.sent_at, self.sending = told, now, True
+            data = self._feed.load(told, self.grant.client, self.grant, now)
+            return b"".join((*events, event("load", data, told.seq)))
+
+    def pause(self) -> tuple[float, bool]:
+        """How many seconds to wait, and whether ``wake`` may end it before; what is not due yet cannot be woken."""
+        with self._board.lock:
+            self.sending = False
+            now = self._board.clock()
+            since_s = now - self.sent_at
+            feed = self._feed
+            if since_s < feed.spacing_s:
+                return feed.spacing_s - since_s, False
+            assert self.told is not None
+            found = self.told.expects.change(feed.fresh(now))
+            if found is Change.LARGE or (found is Change.SMALL and since_s >= feed.small_s):
+                return feed.shared_s, False  # the report that all share does not know yet
+            feed.arm(self, self.told)
+            until_s = feed.small_s if since_s < feed.small_s else feed.most_s
+            return max(0.0, until_s - since_s), True
+
+    def hears(self, found: Change, now: float) -> bool:
+        """Whether a change is enough to wake it now."""
+        return found is Change.LARGE or (found is Change.SMALL and now - self.sent_at >= self._feed.small_s)
+
+    def close(self) -> None:
+        """It hears no more."""
+        with self._board.lock:
+            self._feed.drop(self)
+
+    def _due(self, told: Told, now: float) -> bool:
+        if self.told is None:
+            return True
+        since_s = now - self.sent_at
+        if since_s < self._feed.spacing_s:
+            return False
+        if since_s >= self._feed.most_s:
+            return True
+        return self.hears(self.told.expects.change(told.report), now)

@@ -1,0 +1,152 @@
+"""What the load reporter costs a server: its CPU at 50 calls a second, with and without, side by side.
+
+Two simulated replicas run at once, one bare and one with the middleware, and get the same calls at the same times;
+a third process holds the subscribers and reads what they are sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+import httpx
+
+from mlbalance_client.simulator.model.fleet import Fleet
+from mlbalance_client.simulator.model.spec import EngineSpec
+
+from .text import conversations
+
+CALLS_PER_S, SECONDS, ALTERNATIONS = 50, 10, 3
+TARGETS = {0: 3, 64: 5, 256: 10}
+MIDDLEWARE = "mlbalance_client.reporter.LoadReporter"
+_TICKS = os.sysconf("SC_CLK_TCK")
+_KINDS = {
+    "chat, 8 KB prompts, streams of 64 tokens": (8 * 1024, True),
+    "chat, 32 KB prompts, whole answers": (32 * 1024, False),
+}
+
+
+def _cpu_s(fleet: Fleet) -> float:
+    process = fleet._processes[0]
+    assert process is not None
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+async def _calls(urls: list[str], bodies: list[bytes], seconds: float) -> None:
+    # Shorter than the 5 s after which uvicorn closes an idle connection, so that no call races with the closing.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2.0)
+    headers = {"content-type": "application/json"}
+
+    async def call(client: httpx.AsyncClient, url: str, number: int) -> None:
+        body = bodies[number % len(bodies)]
+        marked = {**headers, "x-mlbalance-call": f"c{number % 16}.{number}"}
+        try:
+            await read(client, f"{url}/v1/chat/completions", body, marked)
+        except httpx.TransportError as error:
+            print(f"    (call {number} to the {('bare', 'reporting')[urls.index(url)]} replica: {error!r})")
+
+    async def read(client: httpx.AsyncClient, url: str, body: bytes, marked: dict[str, str]) -> None:
+        async with client.stream("POST", url, content=body, headers=marked) as answer:
+            if answer.status_code != 200:
+                raise RuntimeError(f"{url}: {answer.status_code}")
+            async for _ in answer.aiter_raw():
+                pass
+
+    async with httpx.AsyncClient(timeout=60, limits=limits) as client, asyncio.TaskGroup() as calls:
+        began = time.monotonic()
+        for number in range(int(seconds * CALLS_PER_S)):
+            await asyncio.sleep(max(0.0, began + number / CALLS_PER_S - time.monotonic()))
+            for url in urls:
+                calls.create_task(call(client, url, number))
+
+
+class _Reading(asyncio.Protocol):
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self.read = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.write(
+            b"GET /mlbalance/v1/load HTTP/1.1\r\nhost: r\r\naccept: text/event-stream\r\n"
+            b"x-mlbalance-client: c%d\r\n\r\n" % self._number
+        )
+
+    def data_received(self, data: bytes) -> None:
+        self.read += data.count(b"event: load")
+
+
+async def _subscribe(port: int, count: int) -> None:
+    loop = asyncio.get_running_loop()
+    held = [
+        (await loop.create_connection(lambda n=n: _Reading(n), "127.0.0.1", port))[1] for n in range(count)
+    ]
+    print("there", flush=True)
+    await loop.run_in_executor(None, sys.stdin.read)
+    print(sum(each.read for each in held), flush=True)
+
+
+@contextmanager
+def _subscribers(url: str, count: int) -> Iterator[list[int]]:
+    """``count`` subscribers of a replica; after the block, how many events they have read."""
+    command = [sys.executable, "-m", __name__, url.rpartition(":")[2], str(count)]
+    read: list[int] = []
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield read
+        finally:
+            said, _ = process.communicate()
+        read.append(int(said))
+
+
+def _compare(bodies: list[bytes], subscribers: int, seconds: float) -> tuple[float, float, float]:
+    """CPU seconds a second of the bare server and of the other, and events a second and subscriber."""
+    spec = EngineSpec().scaled(4)
+    with Fleet(1, spec=spec) as bare, Fleet(1, spec=spec, middleware=[MIDDLEWARE]) as reporting:
+        urls = [bare.urls[0], reporting.urls[0]]
+        asyncio.run(_calls(urls, bodies, 2.0))
+        with _subscribers(urls[1], subscribers) as read:
+            before = [_cpu_s(fleet) for fleet in (bare, reporting)]
+            began = time.monotonic()
+            asyncio.run(_calls(urls, bodies, seconds))
+            took_s = time.monotonic() - began
+            without, with_it = (
+                (_cpu_s(fleet) - cpu) / took_s for fleet, cpu in zip((bare, reporting), before, strict=True)
+            )
+    return without, with_it, read[0] / took_s / max(1, subscribers)
+
+
+def main(alternations: int = ALTERNATIONS, seconds: float = SECONDS) -> None:
+    """Print medians; calls that fail on the way are named."""
+    print(
+        f"reporter: CPU of a simulated replica at {CALLS_PER_S} calls/s, median of {alternations} runs side by side"
+    )
+    for kind, (size, stream) in _KINDS.items():
+        bodies = conversations(256, size, stream=stream)
+        bodies = [body.replace(b'"model":"m"', b'"model":"sim"') for body in bodies]
+        print(f"  {kind}")
+        for subscribers, target in TARGETS.items():
+            runs = [_compare(bodies, subscribers, seconds) for _ in range(alternations)]
+            without, with_it = median(run[0] for run in runs), median(run[1] for run in runs)
+            added = median(run[1] / run[0] - 1 for run in runs)
+            rate = median(run[2] for run in runs)
+            print(
+                f"    {subscribers:4} subscribers: {without:6.1%} of a core without, {with_it:6.1%} with: "
+                f"{added:+6.1%} (at most {target} %), {with_it - without:+.1%} of a core; "
+                f"{rate:.1f} events/s each",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    asyncio.run(_subscribe(int(sys.argv[1]), int(sys.argv[2])))

@@ -1,0 +1,463 @@
+"""The load board by itself, its clock in hand: counts, beliefs, states, grants."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from mlbalance_client.core.fingerprint import fingerprint
+from mlbalance_client.core.load_format import decode_header, decode_load, decode_prefixes
+from mlbalance_client.core.load_report import State
+from mlbalance_client.dialects.plain import reading_of
+from mlbalance_client.errors import ConfigError
+from mlbalance_client.reporter import BoardCall, LoadBoard, ReporterSettings, snapshot
+from mlbalance_client.reporter.acks import Acks
+from mlbalance_client.reporter.grants import Grants
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def board_of(clock: Clock | None = None, **given: Any) -> LoadBoard:
+    return LoadBoard(
+        ReporterSettings(**{"gpu": False, **given}), clock=clock or Clock(), epoch="e", first_seq=100
+    )
+
+
+def load(board: LoadBoard, client: str | None = None) -> Any:
+    board.clock.now += 1  # type: ignore[attr-defined] # past what a report is shared for
+    return decode_load(snapshot(board, client), at=0.0, client=client)
+
+
+def test_a_call_is_counted_in_and_out() -> None:
+    board = board_of()
+    call = board.begin(prompt_tokens=1000, max_output_tokens=50)
+
+    report = load(board)
+    assert (report.running, report.waiting, report.prefill_tokens, report.decode_tokens) == (1, 0, 1000, 50)
+
+    call.first_content()
+    call.progress(20)
+    report = load(board)
+    assert (report.running, report.prefill_tokens, report.decode_tokens) == (1, 0, 30)
+
+    call.succeed(output_tokens=20)
+    report = load(board)
+    assert (report.running, report.waiting, report.prefill_tokens, report.decode_tokens) == (0, 0, 0, 0)
+
+
+def test_the_oldest_prompts_within_one_step_run_and_the_rest_wait() -> None:
+    board = board_of(step_tokens=1000)
+    decoding = board.begin(prompt_tokens=5000)
+    decoding.first_content()
+    for _ in range(4):
+        board.begin(prompt_tokens=600)
+
+    report = load(board)
+    assert (report.running, report.waiting) == (3, 2)
+
+
+def test_no_more_run_than_the_batch_holds() -> None:
+    board = board_of(batch_limit=2)
+    for _ in range(5):
+        board.begin(prompt_tokens=10)
+
+    report = load(board)
+    assert (report.running, report.waiting, report.free_requests) == (2, 3, 0)
+
+
+def test_rates_are_learned_and_the_oldest_prompt_drains() -> None:
+    clock = Clock()
+    board = board_of(clock, wait_target_s=2.0)
+    first = board.begin(prompt_tokens=10_000, max_output_tokens=2000)
+    clock.now += 1
+    first.first_content()
+    first.progress(2000)
+    clock.now += 4
+    first.succeed(output_tokens=2000)
+    assert load(board).prefill_tokens_per_s == 10_000
+    assert load(board).decode_tokens_per_s == 500
+    assert load(board).free_tokens == 20_000
+
+    board.begin(prompt_tokens=30_000)
+    report = load(board)
+    assert report.prefill_tokens == 20_000
+    assert report.expected_wait_s == 2.0
+    assert report.free_tokens == 0
+
+
+def test_tokens_of_prompts_begun_together_do_not_look_infinitely_fast() -> None:
+    clock = Clock()
+    board = board_of(clock)
+    calls = [board.begin(prompt_tokens=1000) for _ in range(4)]
+    clock.now += 1
+    for call in calls:
+        call.first_content()
+
+    assert load(board).prefill_tokens_per_s == pytest.approx(4000, rel=0.1)
+
+
+def test_whole_answers_pass_their_prefill_by_time() -> None:
+    clock = Clock()
+    board = board_of(clock, step_tokens=1)
+    seen = board.begin(prompt_tokens=10_000)
+    clock.now += 1
+    seen.first_content()
+    board.begin(prompt_tokens=5000, max_output_tokens=10, streaming=False)
+    board.begin(prompt_tokens=20_000, max_output_tokens=10, streaming=False)
+
+    assert load(board).prefill_tokens == 15_000  # 0.5 s for the one, 0.5 s of 2 s for the other
+    assert load(board).prefill_tokens == 5000
+
+
+def test_bytes_a_token_and_outputs_are_learned_from_usage() -> None:
+    board = board_of()
+    for _ in range(40):
+        board.begin(prompt="x" * 60_000, max_output_tokens=5000).succeed(
+            prompt_tokens=30_000, output_tokens=7
+        )
+    board.begin(prompt="y" * 60_000, max_output_tokens=5000)
+
+    report = load(board)
+    assert report.prefill_tokens == pytest.approx(30_000, rel=0.05)
+    assert report.decode_tokens == 7
+
+
+def prefixes(board: LoadBoard, number: int | None = None) -> Any:
+    _, found = board.publisher.prefixes(number)
+    return [decode_prefixes(event.partition(b"data: ")[2].strip()) for event in found]
+
+
+def held(board: LoadBoard) -> set[int]:
+    load(board)  # seals a page
+    return set(prefixes(board)[0].add)
+
+
+def chain(prompt: str) -> tuple[int, ...]:
+    class Described:
+        model = max_output_tokens = None
+        streaming = True
+
+        def __init__(self) -> None:
+            self.prompt = prompt
+
+    return fingerprint(reading_of(Described()).prompt).chain
+
+
+def test_chains_are_those_of_the_clients_and_what_is_cached_is_not_computed_again() -> None:
+    board = board_of()
+    prompt = "a" * 40_960
+    board.begin(prompt=prompt).succeed()
+    assert held(board) == set(chain(prompt))
+
+    board.begin(prompt=prompt + "b" * 4096)
+    assert load(board).prefill_tokens < 2000
+
+
+def test_hashes_are_keyed_by_a_secret() -> None:
+    board = board_of(secret="s" * 64)
+    board.begin(prompt="a" * 4096).succeed()
+    load(board)
+
+    delta = prefixes(board)[0]
+    assert delta.scheme == "blake2b-64/1024/1"
+    assert set(delta.add).isdisjoint(chain("a" * 4096))
+
+
+def test_what_was_never_computed_is_not_held() -> None:
+    board = board_of()
+    board.begin(prompt="a" * 4096).fail()
+    assert held(board) == set()
+
+    call = board.begin(prompt="a" * 4096)
+    call.first_content()
+    call.fail()
+    assert held(board) == set(chain("a" * 4096))
+
+
+def test_no_more_is_held_than_the_cache_holds_the_oldest_goes_first() -> None:
+    board = board_of(kv_tokens=1024)  # 4 blocks at 4 bytes a token
+    board.begin(prompt="a" * 3072).succeed()
+    board.begin(prompt="b" * 3072).succeed()
+
+    assert held(board) == {*chain("b" * 3072), *chain("a" * 3072)[:1]} or len(held(board)) == 4
+    assert set(chain("b" * 3072)) <= held(board)
+
+
+def test_an_engine_that_says_less_was_cached_corrects_what_is_believed() -> None:
+    board = board_of()
+    old, lost, fresh = "o" * 8192, "l" * 8192, "f" * 8192
+    for prompt in (old, lost, fresh):
+        board.begin(prompt=prompt).succeed()
+    board.begin(prompt=lost).succeed(cached_tokens=0)
+
+    assert held(board) == {*chain(lost), *chain(fresh)}  # what was older than what was lost is lost too
+
+
+def test_an_engine_that_caches_nothing_holds_nothing() -> None:
+    board = board_of()
+    for _ in range(20):
+        board.begin(prompt="a" * 8192).succeed(cached_tokens=0)
+
+    assert held(board) == set()
+
+
+def test_states_from_starting_to_draining() -> None:
+    board = board_of()
+    states = [load(board).state]
+    board.starting()
+    states.append(load(board).state)
+    board.starting(False)
+    board.refused()
+    states.append(load(board).state)
+    board.begin(model="m").succeed()
+    states.append(load(board).state)
+    board.refused()
+    states.append(load(board).state)
+    board.clock.now += 2  # type: ignore[attr-defined]
+    states.append(load(board).state)
+    board.drain()
+    states.append(load(board).state)
+
+    assert states == [
+        State.WARMING, State.STARTING, State.STARTING, State.READY, State.OVERLOADED, State.READY, State.DRAINING,
+    ]  # fmt: skip
+    assert load(board).models == {"m": "ready"}
+    assert load(board).free_tokens == 0
+
+
+def test_a_success_that_came_before_the_refusal_does_not_end_it() -> None:
+    board = board_of(overloaded_s=60)
+    board.begin().succeed()
+    before = board.begin()
+    board.clock.now += 1  # type: ignore[attr-defined]
+    board.refused()
+    before.succeed()
+    assert load(board).state is State.OVERLOADED
+
+    board.begin().succeed()
+    assert load(board).state is State.READY
+
+
+def test_models_are_bounded_and_only_those_that_served() -> None:
+    board = board_of()
+    board.begin(model="never").fail()
+    for number in range(100):
+        board.begin(model=f"m{number}").succeed()
+
+    assert len(load(board).models) == 64
+    assert "never" not in load(board).models
+
+
+def test_names_that_clients_choose_are_cut() -> None:
+    board = board_of()
+    board.begin(model="m" * 10_000).succeed()
+
+    assert load(board).models == {"m" * 256: "ready"}
+
+
+def test_a_client_is_told_which_of_its_calls_are_counted() -> None:
+    board = board_of()
+    assert load(board, "c").acked is None
+    board.begin(call_id="c.7")
+    board.begin(call_id="c.5")
+    board.begin(call_id="other.9")
+
+    assert load(board, "c").acked == 7
+    assert load(board, "other").acked == 9
+    assert load(board, "nobody").acked is None
+
+
+def test_a_call_is_acknowledged_only_by_a_report_that_counts_it() -> None:
+    board = board_of()
+    board.begin(call_id="c.1")
+    first = load(board, "c")
+    board.begin(call_id="c.2")
+    header = board.publisher.header(
+        "c", board.clock()
+    )  # in the same moment: the report of before serves again
+
+    assert decode_header(header, at=0.0) == replace(first, models={})
+    assert (first.running, first.acked) == (1, 1)
+    assert load(board, "c").acked == 2
+
+
+@pytest.mark.parametrize(
+    "call_id", ["", "c", "c.", ".1", "c.-1", "c.1x", "a b.1", "c.1" + "0" * 20, "x" * 99 + ".1"]
+)
+def test_what_is_no_call_id_is_ignored(call_id: str) -> None:
+    board = board_of()
+    board.begin(call_id=call_id).succeed()
+
+    assert len(board.acks) == 0
+
+
+def test_clients_are_bounded_the_most_recent_stay() -> None:
+    acks = Acks(most_clients=10)
+    for number in range(100):
+        acks.count(f"c{number}.1", 0)
+
+    assert len(acks) == 10
+    assert acks.acked("c99", 1) == 1
+    assert acks.acked("c0", 1) is None
+
+
+@given(
+    st.lists(st.integers(0, 50), min_size=1, max_size=40),
+    st.integers(0, 10_000),
+    st.lists(st.floats(0.1, 5), max_size=5),
+)
+def test_what_subscribers_are_granted_adds_up_to_the_room(
+    calls: list[int], room: int, steps: list[float]
+) -> None:
+    acks = Acks()
+    grants = Grants(acks)
+    places = [grants.admit(f"c{number}") for number in range(len(calls))]
+    now = 0.0
+    for step in [0.0, *steps]:
+        now += step
+        for number, count in enumerate(calls):
+            for call in range(count):
+                acks.count(f"c{number}.{call}", 0)
+        shares = [grants.share(place, room, now) for place in places]
+
+        assert sum(shares) == room
+        assert min(shares) >= 0
+
+
+def test_who_sends_more_is_granted_more_and_a_small_room_goes_round() -> None:
+    acks = Acks()
+    grants = Grants(acks)
+    places = [grants.admit(f"c{number}") for number in range(10)]
+    got = [0] * 10
+    for second in range(200):
+        for call in range(9):
+            acks.count(f"c0.{call}", 0)
+        for number, place in enumerate(places):
+            got[number] += grants.share(place, 3, second * 1.1)
+
+    assert got[0] > 2 * max(got[1:])
+    assert min(got) > 0
+
+
+def test_settings_come_from_the_environment() -> None:
+    env = {
+        "MLBALANCE_REPORTER_REPLICA": "llm-7",
+        "MLBALANCE_REPORTER_KV_TOKENS": "300000",
+        "MLBALANCE_REPORTER_PATHS": "/predict, /score",
+        "MLBALANCE_REPORTER_TOKEN": "",
+        "MLBALANCE_TARGET": "static://x",
+    }
+    found = ReporterSettings.from_env(env, kv_tokens=7)
+
+    assert (found.replica, found.kv_tokens, found.paths, found.token) == (
+        "llm-7",
+        7,
+        ("/predict", "/score"),
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"MLBALANCE_REPORTER_KV_TOKENS": "many"}, "MLBALANCE_REPORTER_KV_TOKENS"),
+        ({"MLBALANCE_REPORTER_KV": "1"}, "no such setting"),
+        ({"MLBALANCE_REPORTER_SECRET": "s" * 65}, "1 to 64 bytes"),
+    ],
+)
+def test_wrong_settings_are_named_without_secrets(env: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        ReporterSettings.from_env(env)
+
+    assert "s" * 65 not in str(caught.value)
+
+
+def test_every_setting_is_on_its_page() -> None:
+    page = (Path(__file__).parents[2] / "docs/reporter.md").read_text()
+
+    assert [name for name in ReporterSettings.model_fields if f"`{name}`" not in page] == []
+
+
+class Board(RuleBasedStateMachine):
+    """Any order of anything: what is reported follows from the calls that are there, and nothing is left over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.board = board_of(self.clock, kv_tokens=4096)
+        self.calls: list[BoardCall] = []
+
+    @rule(
+        tokens=st.none() | st.integers(0, 50_000),
+        prompt=st.sampled_from(["", "a" * 5000, "a" * 9000, "b" * 3000]),
+        limit=st.none() | st.integers(0, 1000),
+        streaming=st.booleans(),
+        call_id=st.none() | st.text(max_size=8),
+    )
+    def begin(self, **given: Any) -> None:
+        given["prompt_tokens"] = given.pop("tokens")
+        given["max_output_tokens"] = given.pop("limit")
+        self.calls.append(self.board.begin(**given))
+
+    @precondition(lambda self: self.calls)
+    @rule(data=st.data(), tokens=st.integers(0, 500))
+    def advance(self, data: st.DataObject, tokens: int) -> None:
+        call = data.draw(st.sampled_from(self.calls))
+        call.first_content()
+        call.progress(tokens)
+
+    @precondition(lambda self: self.calls)
+    @rule(
+        data=st.data(),
+        figures=st.fixed_dictionaries(
+            {
+                n: st.none() | st.integers(0, 10**9)
+                for n in ("prompt_tokens", "cached_tokens", "output_tokens")
+            }
+        ),
+        served=st.booleans(),
+        again=st.booleans(),
+    )
+    def end(self, data: st.DataObject, figures: dict[str, Any], served: bool, again: bool) -> None:
+        call = data.draw(st.sampled_from(self.calls))
+        if not again:
+            self.calls.remove(call)
+        for _ in range(1 + again):
+            call.succeed(**figures) if served else call.fail()
+        if again:
+            self.calls.remove(call)
+
+    @rule(seconds=st.floats(0, 100))
+    def wait(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    @rule()
+    def refuse(self) -> None:
+        self.board.refused()
+
+    @invariant()
+    def reports_hold(self) -> None:
+        report = load(self.board)
+
+        assert report.running + report.waiting == len(self.calls)
+        assert report == report.sane()
+        assert 0 <= report.kv_used <= 1
+        assert len(self.board.chains) <= self.board.chains.capacity
+        if not self.calls:
+            assert (report.prefill_tokens, report.decode_tokens, report.expected_wait_s) == (0, 0, 0.0)
+
+
+TestBoard = Board.TestCase
+TestBoard.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
