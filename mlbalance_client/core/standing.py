@@ -22,6 +22,7 @@ from .load_report import LoadReport
 
 _STEP = 0.02
 _MOST_IN_USE = 0.95
+_MOST_UNDER_WAY_S = 60.0
 
 
 class Basis(StrEnum):
@@ -46,6 +47,17 @@ def basis(report: LoadReport) -> Basis:
     if report.utilization is not None or report.gpu_utilization is not None:
         return Basis.SHARE
     return Basis.NOTHING
+
+
+def tells(report: LoadReport) -> int:
+    """How much a report tells of the work that stands there; one that tells less does not stand in for one of more."""
+    if report.expected_wait_s is not None or report.prefill_tokens is not None:
+        return 4
+    if report.waiting_tokens is not None:
+        return 3
+    if report.waiting is not None:
+        return 2
+    return 0 if report.utilization is None and report.gpu_utilization is None else 1
 
 
 class Work:
@@ -84,7 +96,7 @@ def under_way_s(before: LoadReport, left_s: float, report: LoadReport, work: Wor
     if not report.running or before.waiting_tokens is None or report.waiting_tokens is None:
         return 0.0
     admitted_s = max(0, before.waiting_tokens - report.waiting_tokens) * work.units_per_token / rate
-    left_s = max(0.0, left_s + admitted_s - (report.at - before.at))
+    left_s = min(_MOST_UNDER_WAY_S, max(0.0, left_s + admitted_s - (report.at - before.at)))
     # Whoever waits, waits for somebody.
     return max(left_s, work.units_per_call / rate / 2) if report.waiting_tokens else left_s
 
