@@ -105,6 +105,7 @@ class Balancer:
         """Pick a replica for ``call`` and hold the charge until the block ends. Raises NoReplicas."""
         engine = self._engine
         engine.start()
+        engine.reporting.called()
         began = engine.clock()
         pick = engine.fleet.pick(engine.demand(reading_of(call), call.options), began)
         report = CallReport(tenant=call.options.tenant, priority=call.options.priority)

@@ -248,6 +248,7 @@ class Engine:
         Raises NoReplicas, AttemptsExhausted, DeadlineExceeded; StreamInterrupted comes from the answer's body.
         """
         self.start()
+        self.reporting.called()
         call = self._begin(request)
         deadline_s = request.options.deadline_s
         if deadline_s is None:
@@ -362,7 +363,7 @@ class Engine:
         headers = [
             (b"Host", request.host or authority),
             *request.headers,
-            *self.reporting.asks(pick.replica.id, acked_by),
+            *self.reporting.asks(pick, acked_by),
         ]
         return self.wire.open(
             origin,
