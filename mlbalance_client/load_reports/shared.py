@@ -50,7 +50,7 @@ class SharedPrefixes:
     def apply(self, key: Key, delta: PrefixDelta) -> Iterator[None]:
         """Take in what one follower has heard; what another has told already is passed over.
 
-        In slices of a millisecond or two: go through all of it, and let others run in between.
+        A large one in slices of some milliseconds: go through all of it, and let others run in between.
         """
         with self._lock:
             publisher = self._publishers[key]
@@ -59,6 +59,9 @@ class SharedPrefixes:
             publisher.seq = delta.seq
             if delta.reset:
                 self.table.clear(publisher.holder)
+            if len(delta.drop) + len(delta.add) <= _SLICE:
+                self.table.change(publisher.holder, delta.add, delta.drop)
+                return
         for at in range(0, len(delta.drop), _SLICE):
             with self._lock:
                 self.table.change(publisher.holder, (), delta.drop[at : at + _SLICE])
