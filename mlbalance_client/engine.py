@@ -140,7 +140,7 @@ class Engine:
             config.http.connect_timeout_s, config.http.read_timeout_s, config.http.write_timeout_s
         )
         self.reporting = Reporting(
-            config.load_reports, self.fleet, self.wire, self._rng, clock, keyed=self._secret is not None
+            config.load_reports, self.fleet, self.wire, clock, keyed=self._secret is not None
         )
         self._discovery = discovery.create(config.discovery)
         self._open: set[Flow] = set()
@@ -162,7 +162,7 @@ class Engine:
             if self.config.seed is None:
                 self._rng.seed()  # anew: made before a fork, it would draw the same in every child
             self._client_id = f"{self._rng.getrandbits(40):010x}"
-            self.reporting.client = self._client_id
+            self.reporting.start(self._client_id, int(self._client_id, 16))
             self._event_loop = EventLoop()
             self._woken = anyio.Event()
             self._loops.append(Loop("streams", partial(self._tend, ref(self)), owner=self))

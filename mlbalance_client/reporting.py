@@ -77,14 +77,16 @@ class _Followed:
 
 
 class Reporting:
-    """One client's. ``client``: its name, by which replicas acknowledge its calls; known once it has started."""
+    """One client's. ``client``: its name, by which replicas acknowledge its calls; known once it has started.
+
+    Its chance is its own, so that when reports come does not change what chance decides in picks.
+    """
 
     def __init__(
         self,
         config: LoadReportsConfig,
         fleet: Fleet,
         wire: Wire,
-        rng: Random,
         clock: Callable[[], float],
         *,
         keyed: bool,
@@ -92,7 +94,7 @@ class Reporting:
         self._config = config
         self._fleet = fleet
         self._wire = wire
-        self._rng = rng
+        self._rng = Random()
         self._clock = clock
         self._scheme = KEYED_SCHEME if keyed else SCHEME
         self._wanted: dict[ReplicaId, Replica] = {}
@@ -102,6 +104,11 @@ class Reporting:
         self._calls = 0
         self.client = ""
         load_reports.create(config)  # a plugin that is not there is an error now, not a line in the log later
+
+    def start(self, client: str, seed: int) -> None:
+        """Before anything else, in the process that will run it."""
+        self.client = client
+        self._rng.seed(seed)
 
     @staticmethod
     def shared() -> SharedPrefixes:
@@ -199,7 +206,7 @@ class Reporting:
         async with anyio.create_task_group() as tasks:
             while True:
                 self._changed = anyio.Event()
-                for id_ in self._wanted.keys() - self._followed.keys():
+                for id_ in [id_ for id_ in self._wanted if id_ not in self._followed]:
                     try:
                         self._followed[id_] = followed = self._new(self._wanted[id_])
                     except Exception:
