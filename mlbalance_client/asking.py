@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import anyio
 from pydantic import SecretStr
 
-from .load_reports import MOST_BYTES, NoAnswer, NotThere, Page
+from .load_reports import MOST_BYTES, Forbidden, NoAnswer, NotThere, Page
 from .load_reports.stream import CLIENT_HEADER, PATH
 from .wire import Origin, Timeouts, Wire, WireAnswer, WireError, WireRequest
 
@@ -17,7 +17,7 @@ _SILENCE_S = 10.0
 
 
 class Asking:
-    """A ``Fetch`` (load_reports.base). ``refused``: whether the last asking met a closed port."""
+    """A ``Fetch`` (load_reports.base)."""
 
     def __init__(
         self, wire: Wire, url: str, timeout_s: float, token: SecretStr | None, clock: Callable[[], float]
@@ -30,12 +30,20 @@ class Asking:
         self._timeout_s = timeout_s
         self._token = token
         self._clock = clock
-        self.refused = False
+        self._others: set[Origin] = set()
+
+    def forget(self) -> None:
+        """The replica is gone: let go of connections to its other ports, which nobody else will."""
+        for origin in self._others:
+            self._wire.forget(origin)
 
     async def __call__(self, path: str, *, port: int | None = None, accept: str = "*/*") -> Page:
         """One page, read whole."""
         began = self._clock()
-        origin = self._origin if port is None else Origin(self._origin.scheme, self._origin.host, port)
+        origin = self._origin
+        if port is not None and port != origin.port:
+            origin = Origin(origin.scheme, origin.host, port)
+            self._others.add(origin)
         chunks: list[bytes] = []
         size = 0
         try:
@@ -58,7 +66,7 @@ class Asking:
         return Page(answer.status, headers, b"".join(chunks), self._clock() - began)
 
     async def stream(self, client: str, last_id: str | None) -> WireAnswer:
-        """The load stream, to be read and closed. Raises NotThere if the replica has none, NoAnswer."""
+        """The load stream, to be read and closed. Raises NotThere if the replica has none, Forbidden, NoAnswer."""
         headers = [(b"Accept", b"text/event-stream"), (CLIENT_HEADER, client.encode("ascii"))]
         if last_id is not None:
             headers.append((b"Last-Event-ID", last_id.encode("latin-1", "replace")))
@@ -73,14 +81,16 @@ class Asking:
             return answer
         await answer.aclose()
         if answer.status in (401, 403):
-            raise NoAnswer(f"{PATH}: status {answer.status}; is load_reports.token right?")
+            raise Forbidden(f"{PATH}: status {answer.status}; is load_reports.token right?")
+        if answer.status >= 500 or answer.status == 429:
+            raise NoAnswer(f"{PATH}: status {answer.status}")
         raise NotThere(f"{PATH}: status {answer.status}")
 
     async def _open(
         self, origin: Origin, path: str, headers: list[tuple[bytes, bytes]], read_s: float
     ) -> WireAnswer:
         authority = self._authority
-        if origin is not self._origin:
+        if origin != self._origin:
             host = b"[%b]" % origin.host if b":" in origin.host else origin.host
             authority = b"%b:%d" % (host, origin.port)
         return await self._wire.open(

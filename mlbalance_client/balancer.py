@@ -106,6 +106,7 @@ class Balancer:
         engine = self._engine
         engine.start()
         await engine.replicas_known()
+        engine.reporting.called()
         began = engine.clock()
         pick = engine.fleet.pick(engine.demand(reading_of(call), call.options), began)
         report = CallReport(tenant=call.options.tenant, priority=call.options.priority)

@@ -143,7 +143,7 @@ class Engine:
             config.http.connect_timeout_s, config.http.read_timeout_s, config.http.write_timeout_s
         )
         self.reporting = Reporting(
-            config.load_reports, self.fleet, self.wire, self._rng, clock, keyed=self._secret is not None
+            config.load_reports, self.fleet, self.wire, clock, keyed=self._secret is not None
         )
         self.tell = Telling(self.events, clock)
         self.held = HeldStreams(self.wire, clock, config.http.max_unread_s, config.http.keepalive_expiry_s)
@@ -164,7 +164,7 @@ class Engine:
             if self.config.seed is None:
                 self._rng.seed()  # anew: made before a fork, it would draw the same in every child
             self._client_id = f"{self._rng.getrandbits(40):010x}"
-            self.reporting.client = self._client_id
+            self.reporting.start(self._client_id, int(self._client_id, 16))
             self.held.start(EventLoop())
             self._loops.append(Loop("streams", self.held.tend, owner=self))
             self._loops += self._roster.start(owner=self)
@@ -243,6 +243,7 @@ class Engine:
         Raises NoReplicas, AttemptsExhausted, DeadlineExceeded; StreamInterrupted comes from the answer's body.
         """
         self.start()
+        self.reporting.called()
         call = self._begin(request)
         deadline_s = request.options.deadline_s
         if deadline_s is None:
@@ -359,7 +360,7 @@ class Engine:
         headers = [
             (b"Host", request.host or authority),
             *request.headers,
-            *self.reporting.asks(pick.replica.id, acked_by),
+            *self.reporting.asks(pick, acked_by),
         ]
         return self.wire.open(
             origin,

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
 import anyio
+import anyio.lowlevel
 
 from . import load_reports
 from .asking import Asking
 from .config import LoadReportsConfig
 from .core.cadence import Cadence
 from .core.fingerprint import SCHEME
-from .core.fleet import Fleet
+from .core.fleet import Fleet, Pick
 from .core.load_format import HEADER, LoadFormatError, PrefixDelta, decode_header
 from .core.load_report import LoadReport
 from .core.model import Demand, Replica, ReplicaId
 from .core.prefix_delta import KEYED_SCHEME
-from .load_reports import Complaints, Format, NoAnswer, NotThere, ReportError, orca
+from .load_reports import Complaints, Forbidden, Format, NoAnswer, ReportError, orca
 from .load_reports.shared import Key, SharedPrefixes
 from .load_reports.stream import CALL_HEADER, StreamReader
 from .wire import Wire, WireError
@@ -37,38 +37,56 @@ _SHARED = SharedPrefixes()
 _SHORT_HEADER = HEADER.encode("ascii")
 _FRESH_S = 0.25
 _ASKED = 2
+# With ``auto``: a replica without a load stream is tried again, for its server may have been replaced unnoticed.
+_STREAM_AGAIN_S = 60.0
+# The stream says something every two seconds; one that says nothing we understand for so long is as good as none.
+_MEANINGLESS_S = 10.0
 
 
 @dataclass(slots=True)
 class _Followed:
-    """A replica that is followed. ``speaks``: it was heard in the load stream's format."""
+    """A replica that is followed.
+
+    speaks:  it was heard in the load stream's format; ``asked_s``: what asking it took last, if that went well
+    streams: whether to look for a load stream next, ``streams_at``: or when to do so again
+    told:    of which troubles there is a line in the log already
+    """
 
     replica: Replica
     asking: Asking
     format: Format | None
-    scope: anyio.CancelScope
-    complaints: Complaints
+    streams: bool
+    cadence: Cadence
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    complaints: Complaints = field(default_factory=Complaints)
+    asks_now: anyio.Lock = field(default_factory=anyio.Lock)
+    asked_s: float = float("inf")
+    streams_at: float = float("inf")
     speaks: bool = False
     key: Key | None = None
+    holder: int | None = None
     last_id: str | None = None
-    calls: int = 0
     calls_seen: int = 0
-    doubted: bool = False
+    told: set[str] = field(default_factory=set)
 
-
-def _refused(error: ReportError) -> bool:
-    return isinstance(error, NoAnswer) and error.refused
+    def warn(self, kind: str, why: object) -> None:
+        """Say in the log what is wrong with the replica, once for each kind of trouble."""
+        if kind not in self.told:
+            self.told.add(kind)
+            logger.warning("load reports of %s: %s", self.replica.id, why)
 
 
 class Reporting:
-    """One client's. ``client``: its name, by which replicas acknowledge its calls; known once it has started."""
+    """One client's. ``client``: its name, by which replicas acknowledge its calls; known once it has started.
+
+    Its chance is its own, so that when reports come does not change what chance decides in picks.
+    """
 
     def __init__(
         self,
         config: LoadReportsConfig,
         fleet: Fleet,
         wire: Wire,
-        rng: Random,
         clock: Callable[[], float],
         *,
         keyed: bool,
@@ -76,13 +94,21 @@ class Reporting:
         self._config = config
         self._fleet = fleet
         self._wire = wire
-        self._rng = rng
+        self._rng = Random()
         self._clock = clock
         self._scheme = KEYED_SCHEME if keyed else SCHEME
         self._wanted: dict[ReplicaId, Replica] = {}
         self._followed: dict[ReplicaId, _Followed] = {}
         self._changed = anyio.Event()
+        self._called = anyio.Event()
+        self._calls = 0
         self.client = ""
+        load_reports.create(config)  # a plugin that is not there is an error now, not a line in the log later
+
+    def start(self, client: str, seed: int) -> None:
+        """Before anything else, in the process that will run it."""
+        self.client = client
+        self._rng.seed(seed)
 
     @staticmethod
     def shared() -> SharedPrefixes:
@@ -96,14 +122,20 @@ class Reporting:
 
     # -- on the path of calls -----------------------------------------------------------------------------------
 
-    def asks(self, replica: ReplicaId, number: int) -> Headers:
+    def called(self) -> None:
+        """There is a call: whoever was asked less, for want of calls, is asked again."""
+        self._calls += 1
+        if not self._called.is_set():
+            self._called.set()
+
+    def asks(self, pick: Pick, number: int) -> Headers:
         """Headers that a call carries for the sake of reports."""
         headers: Headers = []
-        followed = self._followed.get(replica)
-        if followed is not None:
-            followed.calls += 1
-            if followed.speaks:
-                headers.append((CALL_HEADER, f"{self.client}.{number}".encode("ascii")))
+        followed = self._followed.get(pick.replica.id)
+        if followed is not None and followed.speaks:
+            headers.append((CALL_HEADER, f"{self.client}.{number}".encode("ascii")))
+        else:
+            pick.unnumbered()
         if self._config.asks_orca:
             headers.append(orca.ASK)
         return headers
@@ -129,12 +161,13 @@ class Reporting:
     def freshens(self, demand: Demand) -> bool:
         """Whether a call is expensive enough to ask for its sake."""
         least = self._config.on_demand_tokens
-        return bool(least) and demand.prompt_tokens >= least and bool(self._followed)
+        return bool(least) and demand.prompt_tokens >= least and bool(self._followed) and self._fleet.compares
 
     async def freshen(self, demand: Demand) -> None:
         """Before an expensive pick: ask the two best candidates how they are, where that is cheap and not known."""
         least = self._config.on_demand_tokens
         now = self._clock()
+        patience_s = self._config.timeout_s / 4
         decision = self._fleet.choose(demand, now)
         best = sorted(decision.candidates, key=lambda each: each.score_s)[:_ASKED]
         stale = []
@@ -144,20 +177,31 @@ class Reporting:
             followed = self._followed.get(decision.pool.replicas[candidate.place].id)
             if followed is None or followed.speaks or followed.format is None or not followed.format.cheap:
                 continue
-            report = self._fleet.load.report(candidate.place, now)
-            if report is None or now - report.at > _FRESH_S:
+            if followed.asked_s < patience_s and self._is_stale(followed):
                 stale.append(followed)
         if stale:
-            with anyio.move_on_after(self._config.timeout_s / 4):
+            with anyio.move_on_after(patience_s):
                 async with anyio.create_task_group() as tasks:
                     for followed in stale:
                         tasks.start_soon(self._try_to_ask, followed)
 
+    def _is_stale(self, followed: _Followed) -> bool:
+        now = self._clock()
+        report = self._fleet.report(followed.replica.id, now)
+        return report is None or now - report.at > _FRESH_S
+
     # -- in the background --------------------------------------------------------------------------------------
 
     def update(self, replicas: Iterable[Replica]) -> None:
-        """Follow these from now on."""
+        """Follow these from now on, and let go of the others at once."""
         self._wanted = {replica.id: replica for replica in replicas}
+        for id_, followed in list(self._followed.items()):
+            wanted, known = self._wanted.get(id_), followed.replica
+            if wanted is None or (wanted.url, wanted.models) != (known.url, known.models):
+                del self._followed[id_]
+                self._unpublish(followed)
+                followed.scope.cancel()
+                followed.asking.forget()
         self._changed.set()
 
     async def run(self) -> None:
@@ -165,113 +209,153 @@ class Reporting:
         async with anyio.create_task_group() as tasks:
             while True:
                 self._changed = anyio.Event()
-                for id_, followed in list(self._followed.items()):
-                    wanted = self._wanted.get(id_)
-                    if wanted is None or wanted.url != followed.replica.url:
-                        del self._followed[id_]
-                        followed.scope.cancel()
-                for id_, replica in self._wanted.items():
-                    if id_ not in self._followed:
-                        self._followed[id_] = followed = self._new(replica)
+                for id_ in [id_ for id_ in self._wanted if id_ not in self._followed]:
+                    try:
+                        self._followed[id_] = followed = self._new(self._wanted[id_])
+                    except Exception:
+                        logger.exception("load reports of %s cannot be read", id_)
+                    else:
                         tasks.start_soon(self._follow, followed)
                 await self._changed.wait()
 
     def _new(self, replica: Replica) -> _Followed:
         config = self._config
         asking = Asking(self._wire, replica.url, config.timeout_s, config.token, self._clock)
-        format_ = load_reports.create(config, replica.models)
-        return _Followed(replica, asking, format_, anyio.CancelScope(), Complaints())
+        return _Followed(
+            replica,
+            asking,
+            load_reports.create(config, replica.models),
+            streams=config.kind in ("auto", "stream"),
+            cadence=Cadence(config.interval_s, self._rng),
+        )
 
     async def _follow(self, followed: _Followed) -> None:
-        cadence = Cadence(self._config.interval_s, self._rng)
-        streams = self._config.kind in ("auto", "stream")
+        cadence = followed.cadence
         try:
             with followed.scope:
                 await anyio.sleep(cadence.first_s())
                 while True:
+                    if followed.format is not None and self._clock() >= followed.streams_at:
+                        followed.streams = True
                     try:
-                        pause_s = await (
-                            self._stream(followed, cadence) if streams else self._poll(followed, cadence)
-                        )
+                        pause_s = await (self._stream if followed.streams else self._poll)(followed)
                     except ReportError as error:
                         logger.debug("load report of %s: %s", followed.replica.id, error)
                         pause_s = cadence.failed()
-                        if self._config.kind == "auto":
-                            # Nothing listens: what comes back may be another server. No such page: it has no stream.
-                            streams = (streams and not isinstance(error, NotThere)) or _refused(error)
-                    except Exception:
-                        logger.exception("following %s failed; it will be tried again", followed.replica.id)
+                        self._missed(followed, error)
+                    except Exception as error:
+                        if "failure" not in followed.told:
+                            logger.debug("following %s failed", followed.replica.id, exc_info=True)
+                        followed.warn("failure", f"reading them failed and is tried again: {error!r:.200}")
                         pause_s = cadence.failed()
-                    await anyio.sleep(pause_s)
+                    await self._pause(followed, pause_s)
         finally:
             self._unpublish(followed)
 
-    async def _poll(self, followed: _Followed, cadence: Cadence) -> float:
-        took_s = await self._ask(followed)
-        calls, followed.calls_seen = followed.calls != followed.calls_seen, followed.calls
-        return cadence.answered(took_s, calls=calls)
+    def _missed(self, followed: _Followed, error: ReportError) -> None:
+        """Nothing was heard; whether to look for pages or for a stream next, if both may be there."""
+        if isinstance(error, Forbidden):
+            followed.warn("forbidden", error)
+        if self._config.kind == "auto":
+            followed.streams = not followed.streams
+            followed.streams_at = self._clock() + _STREAM_AGAIN_S
+
+    async def _pause(self, followed: _Followed, pause_s: float) -> None:
+        """Wait; if it is for want of calls, until there is one."""
+        least_s = min(pause_s, followed.cadence.least_s)
+        await anyio.sleep(least_s)
+        if pause_s > least_s and self._calls == followed.calls_seen:
+            if self._called.is_set():
+                self._called = anyio.Event()
+            with anyio.move_on_after(pause_s - least_s):
+                await self._called.wait()
+                await anyio.sleep(followed.cadence.first_s())  # not all replicas at once
+
+    async def _poll(self, followed: _Followed) -> float:
+        calls, followed.calls_seen = self._calls != followed.calls_seen, self._calls
+        async with followed.asks_now:
+            took_s = await self._ask(followed)
+        return followed.cadence.answered(took_s, calls=calls)
 
     async def _ask(self, followed: _Followed) -> float:
         """Ask once; how long it took. Raises ReportError."""
         assert followed.format is not None
         began = self._clock()
-        self._heard(followed, await followed.format.read(followed.asking, began))
-        return self._clock() - began
+        followed.asked_s = float("inf")
+        report = await followed.format.read(followed.asking, began)
+        followed.asked_s = self._clock() - began
+        self._heard(followed, report)
+        return followed.asked_s
 
     async def _try_to_ask(self, followed: _Followed) -> None:
-        with suppress(ReportError):
-            await self._ask(followed)
+        """For a call that cannot wait for long, and cares about the outcome only if it is good."""
+        try:
+            async with followed.asks_now:
+                if self._is_stale(followed):
+                    await self._ask(followed)
+        except Exception as error:
+            logger.debug("load report of %s: %s", followed.replica.id, error)
 
     def _heard(self, followed: _Followed, report: LoadReport) -> None:
         if line := followed.complaints.about(report):
             logger.warning("%s: %s", followed.replica.id, line)
-        if not report.empty:
+        if not report.empty and self._followed.get(followed.replica.id) is followed:
             self._fleet.hear(followed.replica.id, report)
 
-    async def _stream(self, followed: _Followed, cadence: Cadence) -> float:
+    async def _stream(self, followed: _Followed) -> float:
         """Follow the load stream until it ends; when to come back. Raises ReportError."""
         try:
             stream = await followed.asking.stream(self.client, followed.last_id)
-        except ReportError as error:
-            if isinstance(error, NotThere) or _refused(error):
-                followed.last_id = None
-                self._unpublish(followed)
+        except ReportError:
+            followed.last_id = None
+            self._unpublish(followed)
             raise
         reader = StreamReader(self.client, self._scheme)
-        heard = False
+        understood_at, heard = self._clock(), False
         try:
             async for chunk in stream:
                 for found in reader.feed(chunk, self._clock()):
-                    heard = followed.speaks = True
-                    if isinstance(found, PrefixDelta):
-                        self._published(followed, found)
-                    else:
-                        self._heard(followed, found)
-                if reader.doubt and not followed.doubted:
-                    followed.doubted = True
-                    logger.warning(
-                        "load stream of %s: %s; such events are dropped", followed.replica.id, reader.doubt
-                    )
-                if reader.flooded(self._clock()):
-                    await anyio.sleep(1.0)  # a flood waits in the replica's own buffers
+                    understood_at, heard = self._clock(), True
+                    await self._take(followed, found)
+                    await self._slow_down(reader)
+                await self._slow_down(reader)
+                if reader.doubt:
+                    followed.warn("doubt", f"{reader.doubt}; such events are dropped")
+                if self._clock() - understood_at > _MEANINGLESS_S:
+                    break
         except WireError as error:
             logger.debug("load stream of %s: %s", followed.replica.id, error)
         finally:
             followed.speaks = False
             followed.last_id = reader.last_id or followed.last_id
             await stream.aclose()
-        return cadence.answered(0.0, calls=True) if heard else cadence.failed()
+        if not heard:
+            raise NoAnswer("the load stream says nothing that is understood")
+        return followed.cadence.answered(0.0, calls=True)
 
-    def _published(self, followed: _Followed, delta: PrefixDelta) -> None:
-        key = (followed.replica.url, delta.epoch)
+    async def _slow_down(self, reader: StreamReader) -> None:
+        if reader.flooded(self._clock()):
+            await anyio.sleep(1.0)  # a flood waits in the replica's own buffers
+
+    async def _take(self, followed: _Followed, found: LoadReport | PrefixDelta) -> None:
+        if self._followed.get(followed.replica.id) is not followed:
+            return
+        if isinstance(found, LoadReport):
+            followed.speaks = True
+            self._heard(followed, found)
+            return
+        key = (followed.replica.url, found.epoch)
         if followed.key != key:
             self._unpublish(followed)
-            followed.key = key
-            self._fleet.publishes(followed.replica.id, _SHARED.join(key))
-        _SHARED.apply(key, delta)
+            followed.key, followed.holder = key, _SHARED.join(key)
+        self._fleet.publishes(followed.replica.id, followed.holder)
+        for _ in _SHARED.apply(key, found):
+            await anyio.lowlevel.cancel_shielded_checkpoint()
 
     def _unpublish(self, followed: _Followed) -> None:
-        if followed.key is not None:
+        if followed.key is None:
+            return
+        if self._followed.get(followed.replica.id, followed) is followed:
             self._fleet.publishes(followed.replica.id, None)
-            _SHARED.leave(followed.key)
-            followed.key = None
+        _SHARED.leave(followed.key)
+        followed.key = followed.holder = None

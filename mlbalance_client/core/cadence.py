@@ -23,21 +23,28 @@ class Cadence:
         self._rng = rng
         self._failures = 0
         self._idle = 1.0
+        self.least_s = interval_s
 
     def first_s(self) -> float:
         """How long to wait before asking for the first time: a random part of the interval."""
         return self._rng.random() * self._interval_s
 
     def answered(self, took_s: float, *, calls: bool) -> float:
-        """How long to wait after an answer that took ``took_s``; ``calls``: whether there were any since the last."""
+        """How long to wait after an answer that took ``took_s``; ``calls``: whether there were any since the last.
+
+        After ``least_s`` of it, a call may end the wait.
+        """
         self._failures = 0
         self._idle = 1.0 if calls else min(_MOST_IDLE, self._idle * 2)
-        return self._jittered(max(self._interval_s * self._idle, took_s * _COST_PARTS))
+        self.least_s = self._jittered(max(self._interval_s, took_s * _COST_PARTS))
+        return max(self.least_s, self._jittered(self._interval_s * self._idle))
 
     def failed(self) -> float:
         """How long to wait after no answer."""
         self._failures = min(self._failures + 1, 16)
-        return self._jittered(max(self._interval_s, min(_LONGEST_S, self._interval_s * 2**self._failures)))
+        pause_s = max(self._interval_s, min(_LONGEST_S, self._interval_s * 2**self._failures))
+        self.least_s = self._jittered(pause_s)
+        return self.least_s
 
     def _jittered(self, pause_s: float) -> float:
         return pause_s * (1.0 + _JITTER * (2.0 * self._rng.random() - 1.0))

@@ -20,7 +20,7 @@ from .load_report import LoadReport
 from .load_view import Guess, LoadView
 from .model import Demand, Replica, ReplicaId, ReplicaState, Usage, Verdict
 from .pace import Stream
-from .picker import Decision, PickingSettings, Sight, Source, policy
+from .picker import Decision, PickingSettings, PrefixTokens, Sight, Source, policy
 from .pool import Pool
 from .prefix_index import PrefixIndex
 from .published import PublishedPrefixes, Publishers
@@ -31,6 +31,8 @@ from .tiers import tiers
 
 # Engines cache in blocks of their own size, so that a little more may be a hit than the blocks of text tell.
 _SLACK_BLOCKS = 2
+# A new name makes homes be ranked anew; one who takes a new one all the time must not keep the client busy.
+_RENAMED_AFTER_S = 10.0
 
 
 class FleetSettings(PickingSettings, Protocol):
@@ -97,6 +99,10 @@ class Pick:
             if charge.account.open:  # else the replica is gone and its place may be another's
                 self._stream = self._fleet.load.pace.stream(self.place, now)
 
+    def unnumbered(self) -> None:
+        """The call bears no number by which its replica could acknowledge it."""
+        self._charge.number = 0
+
     def piece(self, asked: float, arrived: float) -> None:
         """More of a stream, for which its reader asked at ``asked``, came at ``arrived``."""
         if self._stream is not None and self._charge.account.open:
@@ -145,9 +151,15 @@ class Fleet:
         self.pushback = pushback or Pushback(1.0, 30.0)
         self.readiness = Readiness(expiry_s)
         self._identities: dict[int, str] = {}
+        self._named_at: dict[int, float] = {}
         self._sight = Sight(
             self.ledger, self.load, self.index, self.publishers, self.company, self.rates, {}, settings
         )
+
+    @property
+    def compares(self) -> bool:
+        """Whether the policy weighs replicas by what they report."""
+        return isinstance(self._policy, PrefixTokens)
 
     @property
     def replicas(self) -> tuple[Replica, ...]:
@@ -271,7 +283,12 @@ class Fleet:
         self.load.hear(place, report)
         self.readiness.hear(place, report)
         if report.replica is not None and self._identities.get(place) != report.replica:
-            self._name(place, report.replica)
+            self._name(place, report.replica, report.at)
+
+    def report(self, id_: ReplicaId, now: float) -> LoadReport | None:
+        """The last report of a replica, unless it has expired."""
+        place = self._places.get(id_)
+        return None if place is None else self.load.report(place, now)
 
     def publishes(self, id_: ReplicaId, holder: int | None) -> None:
         """A replica's chains stand in the table of published prefixes as ``holder``; None: it publishes no more."""
@@ -346,8 +363,11 @@ class Fleet:
             pools = self._pools[model] = self._by_serving[alike]
         return pools
 
-    def _name(self, place: int, identity: str) -> None:
+    def _name(self, place: int, identity: str, at: float) -> None:
         """The replica itself says who it is, which is what homes go by; who claims another's name keeps its own."""
+        if at - self._named_at.get(place, float("-inf")) < _RENAMED_AFTER_S:
+            return
+        self._named_at[place] = at
         if identity in self._identities.values() or self._places.get(ReplicaId(identity), place) != place:
             return
         self._identities[place] = identity
@@ -375,6 +395,7 @@ class Fleet:
         self.pushback.drop(place)
         self.readiness.drop(place)
         self._identities.pop(place, None)
+        self._named_at.pop(place, None)
         self.rates.drop(place)
 
     def _rebuild(self) -> None:

@@ -72,16 +72,13 @@ class Account:
     def reported(self, at: float, acked: int | None) -> None:
         """A report came that held at ``at``: the charges that it counts are known from now on.
 
-        ``acked``: the newest call number that it counts; without it, what was sent before it held is taken to be in it.
+        ``acked``: the newest call number that it counts; without it, or of a call that bore no number, what was sent
+        before it held is taken to be in it.
         """
         for charge in self.queue:
-            if charge.known:
-                continue
-            if charge.at > at if acked is None else charge.number > acked:
-                if acked is None:
-                    break
-                continue
-            self._note(charge)
+            by_time = acked is None or not charge.number
+            if not charge.known and (charge.at <= at if by_time else charge.number <= (acked or 0)):
+                self._note(charge)
 
     def _note(self, charge: Charge) -> None:
         charge.known = True
@@ -140,7 +137,7 @@ class Ledger:
     ) -> Charge:
         """Claim ``prefill_tokens`` (uncached, predicted to take ``prefill_s``) and ``decode_tokens``.
 
-        ``number``: what the replica acknowledges the call by.
+        ``number``: what the replica acknowledges the call by; 0 if it bears none.
         """
         account = self.accounts[place]
         charge = Charge(

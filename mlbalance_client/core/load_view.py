@@ -15,7 +15,7 @@ from math import exp
 from .ledger import Account, Ledger
 from .load_report import LoadReport
 from .pace import Found, Pace
-from .standing import Basis, Work, basis, reported_s, under_way_s
+from .standing import Basis, Work, basis, reported_s, tells, under_way_s
 
 _STEP = 0.05
 # What a replica of each look has standing, against the mean over all calls, until own calls have shown it.
@@ -87,12 +87,12 @@ class LoadView:
         self._looks = {basis_: _Looks() for basis_ in Basis}
 
     def hear(self, place: int, report: LoadReport) -> None:
-        """A replica has told how it is; an older report than the one at hand is of no interest."""
-        known = self._reports.get(place)
-        if known is not None and known[0].at > report.at:
-            return
+        """A replica has told how it is; what is older than the report at hand, or tells less, is of no interest."""
         left_s = 0.0
-        if known is not None:
+        known = self._reports.get(place)
+        if known is not None and report.at - known[0].at < self._expiry_s:
+            if self._is_old(known[0], report) or self._is_less(known[0], report):
+                return
             left_s = under_way_s(known[0], known[2], report, self.work, self._rate(place))
         self._reports[place] = report, basis(report), left_s
         self._ledger.account(place).reported(report.at, report.acked)
@@ -159,6 +159,21 @@ class LoadView:
         self.pace.drop(place)
         self._reports.pop(place, None)
 
+    @staticmethod
+    def _is_old(known: LoadReport, report: LoadReport) -> bool:
+        if known.epoch is not None and known.epoch == report.epoch and known.seq is not None:
+            # Answers and the stream overtake one another: the replica's own count knows which was first.
+            return report.seq is not None and report.seq <= known.seq
+        return report.at < known.at
+
+    def _is_less(self, known: LoadReport, report: LoadReport) -> bool:
+        """Whether another source tells less, while the one at hand is fully believed."""
+        return (
+            report.source != known.source
+            and tells(report) < tells(known)
+            and report.at - known.at < self._expiry_s / 2
+        )
+
     def _say(self, age_s: float) -> float:
         """How much a report of this age is believed: fully for half of its life, then less and less."""
         return min(1.0, max(0.0, 2.0 - 2.0 * age_s / self._expiry_s))
@@ -176,7 +191,8 @@ class LoadView:
     ) -> float:
         others_s = self._others_s(place, account, report, basis_, left_s, now - report.at)
         if basis_ is Basis.WORK:
-            return others_s + account.unknown_s
+            # Own calls that it counts are there, whatever it says: one that lies piles them up, and is left alone.
+            return max(others_s, own_s - account.unknown_s) + account.unknown_s
         if basis_ is Basis.EMPTY_QUEUE:
             # Nobody waits: what stands there is under way, whoever sent it.
             under_s = max(0.0, left_s - (now - report.at))

@@ -138,6 +138,13 @@ class Sight:
         """Tokens of the first ``depth`` blocks; the last token is always computed anew."""
         return min(demand.prompt_tokens - 1, int(depth * self.tokens_per_block))
 
+    def published(self, place: int, demand: Demand) -> Hit:
+        """What the replica itself says that it holds of the prompt."""
+        if not self.publishers.mask >> place & 1:
+            return NO_HIT
+        depth = self.publishers.depth(place, demand.fingerprint.chain)
+        return (self.tokens(demand, depth), Source.PUBLISHED) if depth else NO_HIT
+
     def weigh(self, hits: Mapping[int, Hit], demand: Demand, now: float) -> Compared:
         """Score replicas for one call. On the path of every call, hence the flat loop."""
         settings, accounts, rates = self.settings, self.ledger.accounts, self.rates
@@ -186,7 +193,7 @@ class PrefixTokens:
         self._add_homes(sight, demand, pool, allowed, hits)
         for place in pool.sample(sight.settings.sampled_candidates, rng):
             if place not in hits and allowed >> place & 1:
-                hits[place] = NO_HIT
+                hits[place] = sight.published(place, demand)
         if not hits:
             hits[_any(allowed, pool, rng)] = NO_HIT
         compared = sight.weigh(hits, demand, now)
@@ -227,7 +234,8 @@ class PrefixTokens:
             for place in pool.homes(key):
                 if allowed >> place & 1 and accounts[place].tokens <= bound:
                     if published >> place & 1:
-                        hits.setdefault(place, NO_HIT)
+                        if place not in hits:
+                            hits[place] = sight.published(place, demand)
                     elif hits.get(place, NO_HIT)[0] < doubtful:
                         hits[place] = (doubtful, Source.HOME)
                     elif place not in hits:

@@ -4,13 +4,16 @@ A chain's hash falls into one of 2**16 buckets by its top bits. A bucket is an i
 6 bytes of hash and 2 of the holder's number, so that a look-up is one search in a few hundred bytes and 1,000 replicas
 with 4,000 chains each take about 35 MB. Readers never see a bucket half changed, whatever thread changes it.
 
+Strangers fill it, so that everything is bounded: chains per holder, chains in all (beyond which each has its fair
+share), and a holder's chains in one bucket, where honest hashes never crowd.
+
 A *holder* is one life of a replica. When a replica starts anew its old holder is disowned: it is not found any more,
 and its entries go all at once when half of the table is such.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 _BUCKETS = 1 << 16
 _SHIFT = 48
@@ -18,13 +21,17 @@ _LOW = (1 << _SHIFT) - 1
 _ENTRY = 8
 _HASH = 6
 _MOST_HOLDERS = 1 << 16
+_LONG_BUCKET = 64 * _ENTRY
+_MOST_IN_BUCKET = 32
 
 
 class PublishedPrefixes:
-    """``most_per_holder``: how many chains one replica may publish; more are ignored, so that a flood costs little."""
+    """``most_per_holder``: how many chains one replica may publish; ``most``: about how many all may together."""
 
-    def __init__(self, most_per_holder: int = 65_536) -> None:
+    def __init__(self, most_per_holder: int = 65_536, most: int = 8_000_000) -> None:
         self._most_per_holder = most_per_holder
+        self._most = most
+        self._total = 0
         self._buckets: list[bytes] = [b""] * _BUCKETS
         self._counts: dict[int, int] = {}
         self._next = 0
@@ -32,7 +39,7 @@ class PublishedPrefixes:
         self._dead = 0
 
     def __len__(self) -> int:
-        return sum(self._counts.values())
+        return self._total
 
     def count(self, holder: int) -> int:
         """How many chains a holder has."""
@@ -54,8 +61,10 @@ class PublishedPrefixes:
 
     def disown(self, holder: int) -> None:
         """The replica is gone, or has begun anew."""
-        self._dead += self._counts.pop(holder, 0)
-        if self._dead > 10_000 and self._dead > len(self):
+        count = self._counts.pop(holder, 0)
+        self._dead += count
+        self._total -= count
+        if self._dead > 10_000 and self._dead > self._total:
             self._sweep()
 
     def clear(self, holder: int) -> None:
@@ -70,6 +79,7 @@ class PublishedPrefixes:
                     for at in range(0, len(bucket), _ENTRY)
                     if not (entry := bucket[at : at + _ENTRY]).endswith(number)
                 )
+        self._total -= self._counts[holder]
         self._counts[holder] = 0
 
     def change(self, holder: int, add: Iterable[int], drop: Iterable[int]) -> None:
@@ -80,7 +90,7 @@ class PublishedPrefixes:
         for chain in drop:
             self._without(chain >> _SHIFT, (chain & _LOW).to_bytes(_HASH, "little") + number)
         for chain in add:
-            if self._counts[holder] >= self._most_per_holder:
+            if not self._has_room(holder):
                 return
             self._with(chain >> _SHIFT, (chain & _LOW).to_bytes(_HASH, "little") + number)
 
@@ -89,45 +99,66 @@ class PublishedPrefixes:
         entry = (chain & _LOW).to_bytes(_HASH, "little") + holder.to_bytes(2, "little")
         return _find(self._buckets[chain >> _SHIFT], entry, 0) >= 0
 
-    def holders(self, chain: int) -> list[int]:
-        """Who has this chain."""
+    def holders(self, chain: int) -> Iterator[int]:
+        """Who has this chain, one after the other: there may be thousands, of whom few are wanted."""
         bucket = self._buckets[chain >> _SHIFT]
         if not bucket:
-            return []
+            return
         wanted = (chain & _LOW).to_bytes(_HASH, "little")
-        found = []
         at = _find(bucket, wanted, 0)
         while at >= 0:
             holder = bucket[at + _HASH] | bucket[at + _HASH + 1] << 8
             if holder in self._counts:
-                found.append(holder)
+                yield holder
             at = _find(bucket, wanted, at + _ENTRY)
-        return found
 
-    def deepest(self, chain: Sequence[int], most: int, among: Container[int]) -> list[tuple[int, int]]:
-        """Up to ``most`` (holder, depth in blocks) of those in ``among``, deepest first."""
+    def depth(self, holder: int, chain: Sequence[int]) -> int:
+        """How many blocks of a prompt one holder has."""
+        low, high = 0, len(chain)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.holds(holder, chain[middle - 1]):
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def deepest(self, chain: Sequence[int], most: int, among: Callable[[int], bool]) -> list[tuple[int, int]]:
+        """Up to ``most`` (holder, depth in blocks) of those ``among`` says yes to, deepest first."""
         found: dict[int, int] = {}
         high = len(chain)
         while high and len(found) < most:
             low = 0
             while low < high:
                 middle = (low + high + 1) // 2
-                if any(h in among and h not in found for h in self.holders(chain[middle - 1])):
+                if any(h not in found and among(h) for h in self.holders(chain[middle - 1])):
                     low = middle
                 else:
                     high = middle - 1
             if low:
                 for holder in self.holders(chain[low - 1]):
-                    if holder in among:
-                        found.setdefault(holder, low)
+                    if holder not in found and among(holder):
+                        found[holder] = low
+                        if len(found) == most:
+                            break
             high = low
-        return list(found.items())[:most]
+        return list(found.items())
+
+    def _has_room(self, holder: int) -> bool:
+        count = self._counts[holder]
+        if self._total >= self._most and count * len(self._counts) >= self._most:
+            return False
+        return count < self._most_per_holder
 
     def _with(self, bucket: int, entry: bytes) -> None:
         old = self._buckets[bucket]
-        if _find(old, entry, 0) < 0:
-            self._buckets[bucket] = old + entry
-            self._counts[entry[_HASH] | entry[_HASH + 1] << 8] += 1
+        if _find(old, entry, 0) >= 0:
+            return
+        if len(old) > _LONG_BUCKET and old.count(entry[_HASH:]) >= _MOST_IN_BUCKET:
+            return
+        self._buckets[bucket] = old + entry
+        self._counts[entry[_HASH] | entry[_HASH + 1] << 8] += 1
+        self._total += 1
 
     def _without(self, bucket: int, entry: bytes) -> None:
         old = self._buckets[bucket]
@@ -135,6 +166,7 @@ class PublishedPrefixes:
         if at >= 0:
             self._buckets[bucket] = old[:at] + old[at + _ENTRY :]
             self._counts[entry[_HASH] | entry[_HASH + 1] << 8] -= 1
+            self._total -= 1
 
     def _sweep(self) -> None:
         """Remove the entries of holders that are no more."""
@@ -171,6 +203,8 @@ class Publishers:
 
     def assign(self, place: int, holder: int) -> None:
         """The replica at ``place`` publishes as ``holder`` from now on."""
+        if self._holders.get(place) == holder:
+            return
         self.drop(place)
         self._holders[place] = holder
         self._places[holder] = place
@@ -190,9 +224,14 @@ class Publishers:
 
     def deepest(self, chain: Sequence[int], among: int, most: int) -> list[tuple[int, int]]:
         """Up to ``most`` (place, depth in blocks) of those in the bit set ``among``, deepest first."""
-        found = []
-        for holder, depth in self.table.deepest(chain, most, self._places):
-            place = self._places[holder]
-            if among >> place & 1:
-                found.append((place, depth))
-        return found
+        places = self._places
+
+        def wanted(holder: int) -> bool:
+            return (place := places.get(holder)) is not None and bool(among >> place & 1)
+
+        return [(places[holder], depth) for holder, depth in self.table.deepest(chain, most, wanted)]
+
+    def depth(self, place: int, chain: Sequence[int]) -> int:
+        """How many blocks of a prompt the replica at ``place`` says that it has."""
+        holder = self._holders.get(place)
+        return 0 if holder is None else self.table.depth(holder, chain)

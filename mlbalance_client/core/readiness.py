@@ -15,7 +15,7 @@ _CLOSED = frozenset({State.STARTING, State.ASLEEP, State.DRAINING, State.OVERLOA
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    until: float
+    at: float
     whole: bool
     models: frozenset[str]
 
@@ -31,18 +31,15 @@ class Readiness:
         """A report came; one that tells nothing of readiness changes nothing."""
         if report.state is None and not report.models:
             return
-        closed = frozenset(_closed(report.models))
-        whole = report.state in _CLOSED
-        if whole or closed:
-            self._said[place] = _Said(report.at + self._expiry_s, whole, closed)
-        else:
-            self._said.pop(place, None)
+        if (said := self._said.get(place)) is not None and said.at > report.at:
+            return
+        self._said[place] = _Said(report.at, report.state in _CLOSED, frozenset(_closed(report.models)))
 
     def closed(self, model: str | None, now: float) -> int:
         """The places that take no call for ``model`` now, as a bit set."""
         mask = 0
         for place, said in self._said.items():
-            if now < said.until and (said.whole or model in said.models):
+            if (said.whole or model in said.models) and now - said.at < self._expiry_s:
                 mask |= 1 << place
         return mask
 

@@ -5,13 +5,14 @@ the report tells         work that stands there
 ======================== ==================================================================================
 ``expected_wait_s``      as told
 ``prefill_tokens``       tokens x learned work a token / learned rate
-``waiting_tokens``       the same, of the waiting ones; what is under way is read from the pace of own streams
+``waiting_tokens``       the same, of the waiting ones; what has left the queue is under way until its time passes
 ``waiting`` alone        own waiting calls by their known size, the others x the mean call's work
-no queue, but a          u / (1 - u) mean calls (Pollaczek-Khinchine), ``utilization`` before
-share in use             ``gpu_utilization``
+``utilization``          u / (1 - u) mean calls (Pollaczek-Khinchine)
+``gpu_utilization``      of an idle one: what own calls have found at such; of another: as if it told nothing
 ======================== ==================================================================================
 
-A GPU's utilization is used only where it is all there is: an engine under any load sits at 100 %.
+A GPU's utilization is used only where it is all there is: an engine under any load sits at 100 %, so that only an idle
+GPU tells anything. To count u / (1 - u) or u mean calls for it places worse than to know nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from .load_report import LoadReport
 
 _STEP = 0.02
 _MOST_IN_USE = 0.95
+_IDLE = 0.1
+_MOST_UNDER_WAY_S = 60.0
 
 
 class Basis(StrEnum):
@@ -33,6 +36,7 @@ class Basis(StrEnum):
     EMPTY_QUEUE = "empty queue"
     QUEUE = "queue"
     SHARE = "share in use"
+    IDLE_GPU = "idle GPU"
 
 
 def basis(report: LoadReport) -> Basis:
@@ -43,9 +47,22 @@ def basis(report: LoadReport) -> Basis:
         return Basis.QUEUED_WORK if report.waiting_tokens else Basis.EMPTY_QUEUE
     if report.waiting is not None:
         return Basis.QUEUE if report.waiting else Basis.EMPTY_QUEUE
-    if report.utilization is not None or report.gpu_utilization is not None:
+    if report.utilization is not None:
         return Basis.SHARE
+    if report.gpu_utilization is not None and report.gpu_utilization < _IDLE:
+        return Basis.IDLE_GPU
     return Basis.NOTHING
+
+
+def tells(report: LoadReport) -> int:
+    """How much a report tells of the work that stands there; one that tells less does not stand in for one of more."""
+    if report.expected_wait_s is not None or report.prefill_tokens is not None:
+        return 4
+    if report.waiting_tokens is not None:
+        return 3
+    if report.waiting is not None:
+        return 2
+    return 0 if report.utilization is None and report.gpu_utilization is None else 1
 
 
 class Work:
@@ -84,7 +101,7 @@ def under_way_s(before: LoadReport, left_s: float, report: LoadReport, work: Wor
     if not report.running or before.waiting_tokens is None or report.waiting_tokens is None:
         return 0.0
     admitted_s = max(0, before.waiting_tokens - report.waiting_tokens) * work.units_per_token / rate
-    left_s = max(0.0, left_s + admitted_s - (report.at - before.at))
+    left_s = min(_MOST_UNDER_WAY_S, max(0.0, left_s + admitted_s - (report.at - before.at)))
     # Whoever waits, waits for somebody.
     return max(left_s, work.units_per_call / rate / 2) if report.waiting_tokens else left_s
 
@@ -103,8 +120,7 @@ def reported_s(report: LoadReport, work: Work, rate: float, known: int, known_s:
         return max(0.0, report.waiting_tokens * work.units_per_token / rate - known_s)
     if report.waiting is not None:
         return max(0, report.waiting - known) * work.units_per_call / rate
-    in_use = report.utilization if report.utilization is not None else report.gpu_utilization
-    if in_use is None:
-        return 0.0
-    in_use = min(_MOST_IN_USE, in_use)
-    return in_use / (1.0 - in_use) * work.units_per_call / rate
+    if report.utilization is not None:
+        in_use = min(_MOST_IN_USE, report.utilization)
+        return in_use / (1.0 - in_use) * work.units_per_call / rate
+    return 0.0

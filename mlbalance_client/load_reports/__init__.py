@@ -11,7 +11,7 @@ from mlbalance_client.config.load_reports import report_kinds
 
 from . import orca
 from .auto import Auto
-from .base import MOST_BYTES, Fetch, Format, NoAnswer, NotThere, Page, ReportError
+from .base import MOST_BYTES, Fetch, Forbidden, Format, NoAnswer, NotThere, Page, ReportError
 from .complaints import Complaints
 from .kserve import KServe
 from .llama_cpp import LlamaCpp
@@ -29,6 +29,7 @@ __all__ = [
     "MOST_BYTES",
     "Complaints",
     "Fetch",
+    "Forbidden",
     "Format",
     "NoAnswer",
     "NotThere",

@@ -2,7 +2,8 @@
 
 ReportError        a page cannot be read as a load report
 ├── NoAnswer       the replica did not answer; ``refused``: nobody listens there, so what comes back may be another
-└── NotThere       it answered that it has no such page
+├── NotThere       it answered that it has no such page
+└── Forbidden      it answered that we may not see it
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ class NoAnswer(ReportError):
 
 class NotThere(ReportError):
     """The replica has no such page. If it had one, another server may have taken its place."""
+
+
+class Forbidden(ReportError):
+    """The replica demands a bearer token, or another one than it was given."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from threading import Lock
 
@@ -9,6 +10,8 @@ from mlbalance_client.core.load_format import PrefixDelta
 from mlbalance_client.core.published import PublishedPrefixes
 
 Key = tuple[str, str]
+
+_SLICE = 2_000
 
 
 @dataclass(slots=True)
@@ -44,8 +47,11 @@ class SharedPrefixes:
                 del self._publishers[key]
                 self.table.disown(publisher.holder)
 
-    def apply(self, key: Key, delta: PrefixDelta) -> None:
-        """Take in what one follower has heard; what another has told already is passed over."""
+    def apply(self, key: Key, delta: PrefixDelta) -> Iterator[None]:
+        """Take in what one follower has heard; what another has told already is passed over.
+
+        A large one in slices of some milliseconds: go through all of it, and let others run in between.
+        """
         with self._lock:
             publisher = self._publishers[key]
             if delta.seq <= publisher.seq:
@@ -53,4 +59,14 @@ class SharedPrefixes:
             publisher.seq = delta.seq
             if delta.reset:
                 self.table.clear(publisher.holder)
-            self.table.change(publisher.holder, delta.add, delta.drop)
+            if len(delta.drop) + len(delta.add) <= _SLICE:
+                self.table.change(publisher.holder, delta.add, delta.drop)
+                return
+        for at in range(0, len(delta.drop), _SLICE):
+            with self._lock:
+                self.table.change(publisher.holder, (), delta.drop[at : at + _SLICE])
+            yield
+        for at in range(0, len(delta.add), _SLICE):
+            with self._lock:
+                self.table.change(publisher.holder, delta.add[at : at + _SLICE], ())
+            yield

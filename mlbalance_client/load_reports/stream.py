@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from mlbalance_client.core.load_format import LoadFormatError, PrefixDelta, decode_load, decode_prefixes
 from mlbalance_client.core.load_report import LoadReport
@@ -15,7 +16,11 @@ CLIENT_HEADER = b"x-mlbalance-client"
 CALL_HEADER = b"x-mlbalance-call"
 
 _MOST_EVENT_BYTES = 2 << 20
-_MOST_EVENTS_PER_S = 200
+_LONGEST_ID = 20
+# What a second may cost, an event counting 1: no honest replica sends 20 in a second.
+_MOST_COST_PER_S = 200.0
+_COST_PER_BYTE = 1e-4
+_COST_OF_RESET = 50.0
 
 
 class StreamReader:
@@ -30,21 +35,22 @@ class StreamReader:
         self._scheme = scheme
         self._pending = 0
         self._window_at = float("-inf")
-        self._in_window = 0
+        self._cost = 0.0
         self.malformed = 0
         self.doubt: str | None = None
 
     @property
     def last_id(self) -> str | None:
-        """The place in the stream, for coming back to it."""
-        return self._events.last_id
+        """The place in the stream, for coming back to it; what is no number came from no reporter of ours."""
+        last = self._events.last_id
+        return last if last and len(last) <= _LONGEST_ID and last.isascii() and last.isdigit() else None
 
     def feed(self, chunk: bytes, at: float) -> Iterator[LoadReport | PrefixDelta]:
-        """What ``chunk`` completes. Raises ReportError for an event without end."""
+        """What ``chunk`` completes; ask ``flooded`` after each. Raises ReportError for an event without end."""
         self._pending += len(chunk)
         for kind, data in self._events.feed(chunk):
             self._pending = 0
-            self._in_window += 1
+            self._cost += 1.0 + len(data) * _COST_PER_BYTE
             try:
                 found = self._event(kind, data, at)
             except LoadFormatError as error:
@@ -57,21 +63,24 @@ class StreamReader:
             raise ReportError(f"{PATH}: an event of more than {_MOST_EVENT_BYTES} bytes")
 
     def flooded(self, now: float) -> bool:
-        """Whether there were more events within a second than anybody needs."""
+        """Whether there was more within a second than anybody needs."""
         if now - self._window_at >= 1.0:
-            self._window_at, self._in_window = now, 0
-        return self._in_window > _MOST_EVENTS_PER_S
+            self._window_at, self._cost = now, 0.0
+        return self._cost > _MOST_COST_PER_S
 
     def _event(self, kind: str, data: bytes, at: float) -> LoadReport | PrefixDelta | None:
         match kind:
             case "load":
-                return decode_load(data, at=at, client=self._client)
+                report = decode_load(data, at=at, client=self._client)
+                # It names the calls of this client that it counts in, so that naming none is counting none.
+                return report if report.acked is not None else replace(report, acked=0)
             case "prefixes":
                 delta = decode_prefixes(data)
                 if delta.scheme != self._scheme:
                     raise LoadFormatError(
                         f"hashes of scheme {delta.scheme!r}, where this client's are {self._scheme!r}"
                     )
+                self._cost += _COST_OF_RESET if delta.reset else 0.0
                 return delta
             case _:
                 return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from . import cost, decision, discovery, load_reports, placement, reporter
+from . import cost, decision, discovery, load_reports, placement, reporter, reports
 
 BENCHES = {
     "decision": decision.main,
@@ -13,6 +13,7 @@ BENCHES = {
     "placement": placement.main,
     "load_reports": load_reports.main,
     "reporter": reporter.main,
+    "reports": reports.main,
 }
 
 names = sys.argv[1:] or list(BENCHES)

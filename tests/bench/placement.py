@@ -8,6 +8,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import fields, replace
 from functools import cache
 from random import Random
+from types import MappingProxyType
+from typing import Any
 
 import anyio
 import httpx
@@ -23,7 +25,7 @@ from mlbalance_client.simulator.model.measures import CallRecord, Measures, meas
 from mlbalance_client.simulator.model.replay import RouterPlacer, replay
 from mlbalance_client.simulator.model.router import LeastRequestsRouter, Omniscient, RandomRouter, Router
 from mlbalance_client.simulator.model.spec import EngineSpec
-from mlbalance_client.simulator.model.traces import TraceCall, job_of_text, load
+from mlbalance_client.simulator.model.traces import Trace, TraceCall, job_of_text, load
 from mlbalance_client.simulator.world import fingerprint_of, simulate
 
 SPEC = EngineSpec()
@@ -39,24 +41,28 @@ WINDOW = (3000, 3600)
 HEADERS = {"content-type": "application/json"}
 
 
-def _mean(measured: Sequence[Measures]) -> Measures:
+def mean(measured: Sequence[Measures]) -> Measures:
+    """Of each figure."""
     return Measures(
         **{f.name: sum(getattr(m, f.name) for m in measured) / len(measured) for f in fields(Measures)}
     )
 
 
 @cache
-def _fingerprint(index: int) -> Fingerprint:
+def fingerprint_at(index: int) -> Fingerprint:
+    """Of the call with this index, made once."""
     return fingerprint_of(TRACE.calls[index - TRACE.calls[0].index])
 
 
-def _judged(router: Callable[[Random], Router]) -> Measures:
+def judged(router: Callable[[Random], Router], trace: Trace = TRACE) -> Measures:
+    """A router of the model in virtual time."""
+
     def once(seed: int) -> Measures:
         engines = [Engine(SPEC) for _ in range(8)]
-        records = replay(TRACE, engines, RouterPlacer(router(Random(seed)), engines))
+        records = replay(trace, engines, RouterPlacer(router(Random(seed)), engines))
         return measure((r for r in records if r.index >= WARM), SPEC)
 
-    return _mean([once(seed) for seed in SEEDS])
+    return mean([once(seed) for seed in SEEDS])
 
 
 def _ours(clients: int) -> Measures:
@@ -66,14 +72,15 @@ def _ours(clients: int) -> Measures:
             PickingConfig(),
             clients=clients,
             seed=seed,
-            fingerprints=lambda call: _fingerprint(call.index),
+            fingerprints=lambda call: fingerprint_at(call.index),
         )
         return measure((r for r in records if r.index >= WARM), SPEC)
 
-    return _mean([once(seed) for seed in SEEDS])
+    return mean([once(seed) for seed in SEEDS])
 
 
-def _print(rows: dict[str, Measures]) -> None:
+def print_rows(rows: Mapping[str, Measures]) -> None:
+    """Side by side, against the row ``omniscient``."""
     best = rows["omniscient"].ttft_mean_s
     print(
         f"  {'':26}{'TTFT mean':>10}{'p50':>8}{'p99':>8}   slowdown{'p50':>7}{'p99':>8}  cached  x omniscient"
@@ -89,15 +96,15 @@ def _print(rows: dict[str, Measures]) -> None:
 def virtual() -> None:
     """All of the trace, of which the first 3,000 calls only warm caches."""
     rows = {
-        "random": _judged(RandomRouter),
-        "least requests": _judged(LeastRequestsRouter),
-        "least requests, 8 clients": _judged(lambda rng: LeastRequestsRouter(rng, 8)),
-        "omniscient": _judged(Omniscient),
+        "random": judged(RandomRouter),
+        "least requests": judged(LeastRequestsRouter),
+        "least requests, 8 clients": judged(lambda rng: LeastRequestsRouter(rng, 8)),
+        "omniscient": judged(Omniscient),
         "ours": _ours(1),
         "ours, 8 clients": _ours(8),
     }
     print(f"placement in virtual time: conversation trace x 1.5, 8 replicas, mean of {len(SEEDS)} seeds")
-    _print(rows)
+    print_rows(rows)
     one, eight = rows["ours"].ttft_mean_s, rows["ours, 8 clients"].ttft_mean_s
     for what, ratio, target in (
         ("1 client against random", one / rows["random"].ttft_mean_s, 0.3),
@@ -147,10 +154,18 @@ def _ours_over(clients: Sequence[mlb.AsyncClient]) -> Sender:
     return send
 
 
-async def _replay_http(policy: str, clients: int) -> tuple[Measures, float]:
+async def replay_over_http(
+    policy: str,
+    clients: int,
+    reports: Mapping[str, Any] = MappingProxyType({"kind": "none"}),
+    middleware: Sequence[str] = (),
+) -> tuple[Measures, float]:
+    """The window through the omniscient router or so many clients; and by how much the replay was late at worst."""
     window = TRACE.window(*WINDOW).at_rate(COMPRESSION)
     async with AsyncExitStack() as stack:
-        fleet = stack.enter_context(Fleet(8, spec=SPEC.scaled(COMPRESSION), emit_interval_s=EMIT_INTERVAL_S))
+        fleet = stack.enter_context(
+            Fleet(8, spec=SPEC.scaled(COMPRESSION), emit_interval_s=EMIT_INTERVAL_S, middleware=middleware)
+        )
         if policy == "omniscient":
             send = _omniscient_over(
                 {
@@ -160,7 +175,11 @@ async def _replay_http(policy: str, clients: int) -> tuple[Measures, float]:
             )
         else:
             config = mlb.BalancerConfig.model_validate(
-                {"discovery": {"kind": "static", "replicas": fleet.urls}, "picking": {"policy": policy}}
+                {
+                    "discovery": {"kind": "static", "replicas": fleet.urls},
+                    "picking": {"policy": policy},
+                    "load_reports": dict(reports),
+                }
             )
             send = _ours_over(
                 [await stack.enter_async_context(mlb.AsyncClient(config)) for _ in range(clients)]
@@ -186,12 +205,12 @@ def http() -> None:
         ("ours", "prefix_tokens", 1),
         ("ours, 8 clients", "prefix_tokens", 8),
     ):
-        rows[name], late_s[name] = anyio.run(_replay_http, policy, clients)
+        rows[name], late_s[name] = anyio.run(replay_over_http, policy, clients)
     first, last = WINDOW
     print(
         f"placement over HTTP: calls {first} to {last}, cold caches, time x {COMPRESSION:.0f}, figures scaled back"
     )
-    _print(rows)
+    print_rows(rows)
     print("  the replay itself was late by at worst", ", ".join(f"{s:.2f} s" for s in late_s.values()))
 
 

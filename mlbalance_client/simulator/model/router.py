@@ -101,3 +101,27 @@ class LeastRequestsRouter:
     def ended(self, engine: int, job_id: str) -> None:
         """One fewer for its client."""
         self._counts[self._clients_of.pop(job_id)][engine] -= 1
+
+
+class TwoChoicesRouter:
+    """``clients`` independent counters of own requests, each call by a random one: the better of two random engines."""
+
+    def __init__(self, rng: Random, clients: int = 1) -> None:
+        self._rng = rng
+        self._counts: list[dict[int, int]] = [{} for _ in range(clients)]
+        self._clients_of: dict[str, int] = {}
+
+    def place(self, now: float, job: Job, engines: Sequence[Engine]) -> int:
+        """Fewer own requests outstanding; the first drawn at a tie."""
+        client = self._rng.randrange(len(self._counts))
+        counts = self._counts[client]
+        chosen = min(
+            self._rng.sample(range(len(engines)), min(2, len(engines))), key=lambda i: counts.get(i, 0)
+        )
+        counts[chosen] = counts.get(chosen, 0) + 1
+        self._clients_of[job.id] = client
+        return chosen
+
+    def ended(self, engine: int, job_id: str) -> None:
+        """One fewer for its client."""
+        self._counts[self._clients_of.pop(job_id)][engine] -= 1

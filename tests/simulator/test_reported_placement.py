@@ -1,0 +1,71 @@
+"""Placement by load reports on recorded conversations in virtual time: near to omniscience, and no herds."""
+
+from __future__ import annotations
+
+from functools import cache
+from random import Random
+
+import pytest
+
+from mlbalance_client.config import PickingConfig
+from mlbalance_client.core.fingerprint import Fingerprint
+from mlbalance_client.core.load_report import LoadReport
+from mlbalance_client.simulator.model.engine import Engine
+from mlbalance_client.simulator.model.measures import measure
+from mlbalance_client.simulator.model.replay import RouterPlacer, replay
+from mlbalance_client.simulator.model.router import Omniscient, Router, TwoChoicesRouter
+from mlbalance_client.simulator.model.spec import EngineSpec
+from mlbalance_client.simulator.model.traces import load
+from mlbalance_client.simulator.world import Told, fingerprint_of, simulate
+
+SPEC = EngineSpec()
+WARM = 3000
+# Recorded rate x 1.5: the omniscient router then keeps eight replicas about 75 % busy.
+TRACE = load("conversation").at_rate(1.5).window(2000, 5500)
+
+pytestmark = pytest.mark.slow
+
+
+@cache
+def fingerprint(index: int) -> Fingerprint:
+    return fingerprint_of(TRACE.calls[index - TRACE.calls[0].index])
+
+
+def counts(engine: Engine, now: float) -> LoadReport:
+    return LoadReport(source="vllm", at=now, running=engine.running, waiting=engine.waiting)
+
+
+def work(engine: Engine, now: float) -> LoadReport:
+    return LoadReport(source="stream", at=now, prefill_tokens=engine.prefill_tokens_outstanding)
+
+
+@cache
+def judged(router: type[Router], clients: int = 0) -> float:
+    made = router(Random(1), clients) if clients else router(Random(1))  # type: ignore[call-arg]
+    engines = [Engine(SPEC) for _ in range(8)]
+    records = replay(TRACE, engines, RouterPlacer(made, engines))
+    return measure((r for r in records if r.index >= WARM), SPEC).ttft_mean_s
+
+
+def ours(clients: int, told: Told) -> float:
+    records, _ = simulate(
+        TRACE,
+        PickingConfig(),
+        clients=clients,
+        seed=1,
+        fingerprints=lambda call: fingerprint(call.index),
+        told=told,
+    )
+    return measure((r for r in records if r.index >= WARM), SPEC).ttft_mean_s
+
+
+@pytest.mark.parametrize(("clients", "most"), [(16, 1.15), (64, 1.25)])
+def test_work_and_prefixes_bring_strangers_close_to_omniscience(clients: int, most: float) -> None:
+    assert ours(clients, Told(work, 0.1, prefixes=True)) <= most * judged(Omniscient)
+
+
+@pytest.mark.parametrize("tell", [counts, work])
+def test_reports_a_second_old_and_all_in_phase_make_no_herd(tell: object) -> None:
+    told = Told(tell, 1.0, jittered=False)  # type: ignore[arg-type]
+
+    assert ours(64, told) <= judged(TwoChoicesRouter, 64)
