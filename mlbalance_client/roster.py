@@ -6,7 +6,10 @@ Lives in one event loop; nothing of it waits for another but the first calls, fo
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from random import Random
+from typing import ParamSpec, TypeVar
+from weakref import WeakMethod
 
 import anyio
 from cachetools import TTLCache
@@ -24,6 +27,8 @@ from .events import DiscoveryRecovered, DiscoveryTrouble, EventStream, ReplicasC
 from .tending import Loop
 
 OnChange = Callable[[], None]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _CAUSES = 16
 _REMARKS = 256
@@ -84,7 +89,8 @@ class Roster:
     def start(self, owner: object) -> list[Loop]:
         """Start following the source; the loops are the caller's to end, and ``close`` is to be called then.
 
-        They also end when ``owner`` is collected.
+        They also end when ``owner`` is collected; while they wait they do not refer to this roster, so that what it
+        tells (events, their subscribers, a client that these know) can be collected with its owner.
         """
         if self._fixed:
             return []
@@ -92,7 +98,9 @@ class Roster:
             self._ready = anyio.Event()
             self._start_by = self._clock() + self._start_timeout_s
         self._stirred = anyio.Event()
-        return [Loop("discovery", self._follow, owner=owner), Loop("membership", self._tend, owner=owner)]
+        follow = partial(_follow, self._source, _weak(self._publish), _weak(self._failed), _weak(self._ended))
+        tend = partial(_tend, _weak(self._next), _weak(self._tick))
+        return [Loop("discovery", follow, owner=owner), Loop("membership", tend, owner=owner)]
 
     def close(self) -> None:
         """Let nobody wait any more."""
@@ -100,30 +108,23 @@ class Roster:
 
     # -- the source ---------------------------------------------------------------------------------------------
 
-    async def _follow(self) -> None:
-        while True:
-            try:
-                await self._source.run(self._publish)
-            except BalancerError as error:
-                self._failed(str(error))
-            except Exception as error:  # a plugin's mistake must not take the fleet away
-                self._failed(f"{type(error).__name__}: {error}")
-            else:
-                if not self._known:
-                    self._failed("it ended without naming a usable replica")
-                    self._give_up_waiting()
-                return
-            await anyio.sleep(self._backoff.next_s())
-
     def _publish(self, membership: Membership) -> None:
         self.source = membership.source
         self._backoff.reset()
         self._guard.observe(membership, self._clock())
         self._apply()
 
-    def _failed(self, cause: str) -> None:
+    def _failed(self, cause: str) -> float:
+        """The source gave no answer; when to try again, in seconds."""
         self._guard.failed(scrubbed(cause), self._clock())
         self._apply()
+        return self._backoff.next_s()
+
+    def _ended(self) -> None:
+        """There will be no other list."""
+        if not self._known:
+            self._failed("it ended without naming a usable replica")
+            self._give_up_waiting()
 
     # -- what is in force ---------------------------------------------------------------------------------------
 
@@ -170,21 +171,59 @@ class Roster:
 
     # -- time ---------------------------------------------------------------------------------------------------
 
-    async def _tend(self) -> None:
-        while True:
-            due = min(_FOREVER if self._guard.due is None else self._guard.due, self._start_by)
-            with anyio.move_on_after(max(0.0, due - self._clock())):
-                await self._stirred.wait()
-            self._stirred = anyio.Event()
-            now = self._clock()
-            if self._guard.due is not None and self._guard.due <= now:
-                self._guard.tick(now)
-                self._apply()
-            if self._start_by <= now:
-                self._give_up_waiting()
+    def _next(self) -> tuple[float, anyio.Event]:
+        """How long there is nothing to do, in seconds, and what tells that there is sooner."""
+        due = min(_FOREVER if self._guard.due is None else self._guard.due, self._start_by)
+        self._stirred = anyio.Event()
+        return max(0.0, due - self._clock()), self._stirred
+
+    def _tick(self) -> None:
+        now = self._clock()
+        if self._guard.due is not None and self._guard.due <= now:
+            self._guard.tick(now)
+            self._apply()
+        if self._start_by <= now:
+            self._give_up_waiting()
 
     def _give_up_waiting(self) -> None:
         self._overdue = True
         self._start_by = _FOREVER
         self._apply()
         self._ready.set()
+
+
+async def _follow(
+    source: discovery.Discovery,
+    publish: discovery.Publish,
+    failed: Callable[[str], float | None],
+    ended: Callable[[], None],
+) -> None:
+    while True:
+        try:
+            await source.run(publish)
+        except BalancerError as error:
+            wait_s = failed(str(error))
+        except Exception as error:  # a plugin's mistake must not take the fleet away
+            wait_s = failed(f"{type(error).__name__}: {error}")
+        else:
+            ended()
+            return
+        await anyio.sleep(wait_s or 0.0)
+
+
+async def _tend(waiting: Callable[[], tuple[float, anyio.Event] | None], tick: Callable[[], None]) -> None:
+    while (wait := waiting()) is not None:
+        wait_s, stirred = wait
+        with anyio.move_on_after(wait_s):
+            await stirred.wait()
+        tick()
+
+
+def _weak(method: Callable[P, T]) -> Callable[P, T | None]:
+    """The method while its object lives, which this does not keep alive; then nothing."""
+    weakly = WeakMethod(method)
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> T | None:
+        return None if (alive := weakly()) is None else alive(*args, **kwargs)
+
+    return call
