@@ -11,6 +11,7 @@ import logging
 import sys
 import weakref
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 
 import anyio
 
@@ -43,7 +44,7 @@ class EventLoop:
 
 
 class Loop:
-    """One named background loop, started at once.
+    """One named background loop, started at once, in an empty context: it outlives the call that started it.
 
     ``owner``: it is cancelled when this is collected, for which ``body`` must not refer to it while it waits.
     """
@@ -60,10 +61,12 @@ class Loop:
             self._finalizer.atexit = False
         trio = sys.modules.get("trio")
         if trio is not None and trio.lowlevel.in_trio_run():
-            trio.lowlevel.spawn_system_task(self._run, name=f"mlbalance {name}")
+            trio.lowlevel.spawn_system_task(self._run, name=f"mlbalance {name}", context=Context())
         else:
             # The loop keeps only weak references to tasks; this object keeps the task alive.
-            self._task = asyncio.get_running_loop().create_task(self._run(), name=f"mlbalance {name}")
+            self._task = asyncio.get_running_loop().create_task(
+                self._run(), name=f"mlbalance {name}", context=Context()
+            )
 
     async def _run(self) -> None:
         try:
