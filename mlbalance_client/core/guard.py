@@ -45,7 +45,8 @@ class Guard:
 
     ``trouble``: why the list is not simply what the source says, "" if it is; ``remarks``: what the last answer held
     that could not be used. After ``due`` (seconds of the caller's clock, None for never) ``tick`` may change them.
-    While the source fails nothing changes but by ``max_stale_s``: an old answer is not confirmed by waiting.
+    While the source fails nothing changes but by ``max_stale_s``: an old answer is not confirmed by waiting, so what
+    is held back is held anew from the first answer after it.
     """
 
     def __init__(self, settings: GuardSettings) -> None:
@@ -63,6 +64,8 @@ class Guard:
 
     def observe(self, seen: Membership, now: float) -> None:
         """The source gave a full list."""
+        if self._failing_since is not None:
+            self._low = None  # what was held before it failed must last anew
         self._failing_since, self._failure = None, ""
         self._seen = admitted(seen, self._settings.allowed_networks)
         self._flaps.observe(self._seen.replicas, now)

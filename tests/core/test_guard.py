@@ -93,7 +93,22 @@ def test_waiting_confirms_nothing_while_the_source_fails() -> None:
     it.tick(1000.0)
     assert ids(it) == "a"
     it.observe(seen(), 1001.0)
+    assert (ids(it), it.due) == ("a", 1101.0)
+    it.tick(1101.0)
     assert ids(it) == ""
+
+
+def test_a_shrinkage_is_held_anew_after_an_outage() -> None:
+    it = guard(shrink_hold_s=30)
+    it.observe(seen("a", "b", "c", "d"), 0.0)
+    it.observe(seen("a"), 1.0)
+    it.failed("gone", 2.0)
+    it.observe(seen("a"), 40.0)
+    assert (ids(it), it.due) == ("abcd", 70.0)
+    it.observe(seen("a"), 69.0)
+    assert ids(it) == "abcd"
+    it.tick(70.0)
+    assert ids(it) == "a"
 
 
 def test_a_sudden_shrinkage_is_held_and_those_that_are_named_follow_it() -> None:
