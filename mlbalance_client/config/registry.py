@@ -44,7 +44,7 @@ class RegistryConfig(DiscoveryConfig):
         default=0.5,
         ge=0,
         le=1,
-        description="If an answer names a smaller share than this of the list before, those that vanished are "
+        description="If a smaller share than this of the usable replicas is left at once, those that vanished are "
         "kept for `shrink_hold_s`. 0: believed at once.",
     )
     shrink_hold_s: Seconds = Field(

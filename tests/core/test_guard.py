@@ -123,6 +123,29 @@ def test_a_sudden_shrinkage_is_held_and_those_that_are_named_follow_it() -> None
     assert (ids(it), it.trouble) == ("ax", "")
 
 
+def test_the_dead_do_not_count_when_the_living_vanish() -> None:
+    dead = [replica(name, OUT) for name in "mnopqrstuv"]
+    it = guard(shrink_hold_s=30)
+    it.observe(seen(*"abcdefghij", *dead), 0.0)
+    it.observe(seen("a", *dead), 1.0)
+    assert (ids(it), it.due) == ("abcdefghij", 31.0)
+    assert it.trouble.startswith("only 1 of 10 replicas are left")
+
+
+def test_tidying_up_the_dead_is_no_shrinkage() -> None:
+    it = guard()
+    it.observe(seen("a", "b", *(replica(name, OUT) for name in "mnopqrstuv")), 0.0)
+    it.observe(seen("a", "b"), 1.0)
+    assert (len(it.in_force or ()), it.trouble) == (2, "")
+
+
+def test_who_is_named_as_out_has_not_vanished() -> None:
+    it = guard()
+    it.observe(seen("a", "b", "c", "d"), 0.0)
+    it.observe(seen("a", *(replica(name, OUT) for name in "bcd")), 1.0)
+    assert (ids(it), it.trouble) == ("a", "")
+
+
 def test_one_whose_address_another_has_by_now_is_not_held() -> None:
     it = guard()
     it.observe(seen("a", "b", "c", "d", "e"), 0.0)
