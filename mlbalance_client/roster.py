@@ -59,6 +59,8 @@ class Roster:
         self._clock = clock
         self._on_change = on_change
         self._backoff = Backoff(doubling(settings.retry_max_s), rng)
+        self._lasting_s = settings.retry_max_s
+        self._mended_by: float | None = None
         self._guard = Guard(settings)
         self._fallback = tuple(map(discovery.replica_of, settings.fallback))
         self._start_timeout_s = settings.start_timeout_s
@@ -110,12 +112,15 @@ class Roster:
 
     def _publish(self, membership: Membership) -> None:
         self.source = membership.source
-        self._backoff.reset()
+        if self._mended_by == _FOREVER:
+            # Many a source answers once and breaks, again and again: an answer alone mends nothing.
+            self._mended_by = self._clock() + self._lasting_s
         self._guard.observe(membership, self._clock())
         self._apply()
 
     def _failed(self, cause: str) -> float:
         """The source gave no answer; when to try again, in seconds."""
+        self._mended_by = _FOREVER
         self._guard.failed(scrubbed(cause), self._clock())
         self._apply()
         return self._backoff.next_s()
@@ -164,7 +169,7 @@ class Roster:
         for cause in causes:
             event = DiscoveryTrouble(now, self.source, scrubbed(cause), len(self._fleet.replicas))
             self._events.emit(event)
-        if not trouble and self._troubled_since is not None:
+        if not trouble and self._troubled_since is not None and self._mended_by is None:
             self._events.emit(DiscoveryRecovered(now, self.source, now - self._troubled_since))
             self._troubled_since = None
             self._told.clear()
@@ -173,12 +178,18 @@ class Roster:
 
     def _next(self) -> tuple[float, anyio.Event]:
         """How long there is nothing to do, in seconds, and what tells that there is sooner."""
-        due = min(_FOREVER if self._guard.due is None else self._guard.due, self._start_by)
+        due = min(
+            self._start_by, *(at for at in (self._guard.due, self._mended_by) if at is not None), _FOREVER
+        )
         self._stirred = anyio.Event()
         return max(0.0, due - self._clock()), self._stirred
 
     def _tick(self) -> None:
         now = self._clock()
+        if self._mended_by is not None and self._mended_by <= now:
+            self._mended_by = None
+            self._backoff.reset()
+            self._tell()
         if self._guard.due is not None and self._guard.due <= now:
             self._guard.tick(now)
             self._apply()

@@ -10,10 +10,10 @@ PACKAGE = "mlbalance_client"
 ROOT = Path(__file__).parents[1] / PACKAGE
 
 FLOORS = {
-    "word": ("errors", "events", "calls", "config"),
+    "word": ("backoff", "errors", "events", "calls", "config"),
     "core": ("core",),
     "rim": ("discovery", "wire", "dialects"),
-    "conduct": ("answer", "backoff", "engine", "held_streams", "roster", "telling", "tending"),
+    "conduct": ("answer", "engine", "held_streams", "roster", "telling", "tending"),
     "door": (
         "client",
         "httpx2",
