@@ -29,6 +29,8 @@ _MARGIN_S = 15.0
 _BETWEEN_S = 0.05
 _LEAST_WATCH_S = 1.0
 _PAGE = 500
+_MOST_PAGES = 200
+_MOST_RESTARTS = 3
 
 
 class _Expired(Exception):
@@ -69,7 +71,7 @@ class K8sDiscovery:
 
     async def _list(self, client: httpx.AsyncClient) -> None:
         slices: dict[str, Slice] = {}
-        page = ""
+        page, seen, restarts = "", set[str](), 0
         while True:
             try:
                 answer = await client.get(
@@ -79,8 +81,8 @@ class K8sDiscovery:
                 )
             except (httpx.HTTPError, OSError) as error:
                 raise DiscoveryError(transport_error(error)) from error
-            if page and answer.status_code == 410:
-                slices, page = {}, ""
+            if page and answer.status_code == 410 and restarts < _MOST_RESTARTS:
+                slices, page, seen, restarts = {}, "", set(), restarts + 1
                 await anyio.sleep(_BETWEEN_S)
                 continue
             check(answer.status_code, answer.content)
@@ -89,6 +91,9 @@ class K8sDiscovery:
             if not page:
                 self._slices, self._version = slices, version
                 return
+            if page in seen or len(seen) >= _MOST_PAGES:
+                raise DiscoveryError("the list of EndpointSlices has no end: its pages go on and on")
+            seen.add(page)
 
     async def _watch(self, client: httpx.AsyncClient, publish: Publish, *, said: bool) -> None:
         """Follow changes until the server ends the watch. Raises _Expired, DiscoveryError.
