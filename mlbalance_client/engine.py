@@ -182,6 +182,8 @@ class Engine:
         """Wait for the first usable list of replicas, at most ``discovery.start_timeout_s``. Raises ClientClosed."""
         if self._roster.waiting:
             await self._roster.ready()
+            if self._closed:
+                raise ClientClosed("this client was closed during the call")
 
     def _on_change(self) -> None:
         """Let go of the connections to whoever is no longer in the fleet, or is to be verified by another name."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from random import Random
 
 import anyio
@@ -224,13 +226,46 @@ async def test_closing_lets_nobody_wait(source: Source) -> None:
     async with anyio.create_task_group() as tasks:
 
         async def call() -> None:
-            with pytest.raises(mlb.NoReplicas, match="no answer yet"):
+            with pytest.raises(mlb.ClientClosed, match="closed during the call"):
                 await client.get("/")
 
         tasks.start_soon(call)
         while not source.asked:
             await anyio.lowlevel.checkpoint()
         await client.aclose()
+
+
+async def test_closing_ends_the_wait_of_the_pick_alone(source: Source) -> None:
+    picking = mlb.Balancer(config(start_timeout_s=3600))
+    async with anyio.create_task_group() as tasks:
+
+        async def call() -> None:
+            with pytest.raises(mlb.ClientClosed, match="closed during the call"):
+                async with picking.acquire(mlb.Call(prompt="x")):
+                    pass
+
+        tasks.start_soon(call)
+        while not source.asked:
+            await anyio.lowlevel.checkpoint()
+        await picking.aclose()
+
+
+def test_closing_ends_the_wait_of_a_synchronous_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = threading.Event()
+
+    class Asked(Silent):
+        async def run(self, publish: Callable[[Membership], None]) -> None:
+            asked.set()
+            await anyio.sleep_forever()
+
+    monkeypatch.setattr(discovery, "create", lambda config, rng: Asked())
+    client = mlb.Client(config(start_timeout_s=3600))
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(client.get, "/")
+        assert asked.wait(10)
+        client.close()
+        with pytest.raises(mlb.ClientClosed):
+            call.result(10)
 
 
 async def test_the_pick_alone_waits_too(source: Source) -> None:
