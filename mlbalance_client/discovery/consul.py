@@ -117,7 +117,9 @@ class ConsulDiscovery:
         return answer
 
     async def _headers(self) -> dict[str, str]:
-        token = await secret(self._config.token, self._config.token_file) or os.environ.get(_TOKEN_VARIABLE)
+        token = await secret(self._config.token, self._config.token_file)
+        if token is None:
+            token = os.environ.get(_TOKEN_VARIABLE)
         return {"X-Consul-Token": header_value(token)} if token else {}
 
     def _scope(self) -> dict[str, str | None]:

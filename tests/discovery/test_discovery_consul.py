@@ -415,6 +415,26 @@ async def test_credentials_stay_on_their_side() -> None:
 
 
 @pytest.mark.anyio
+async def test_a_token_file_that_is_empty_is_trouble_and_no_reason_for_another_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONSUL_HTTP_TOKEN", SECRET)
+    (tmp_path / "token").write_text("\n")
+
+    def serve(exchange: Exchange, number: int) -> None:
+        exchange.answer(200, HEALTHY, f"X-Consul-Index: {number}\r\n")
+
+    with agent(serve) as server:
+        keys = {"kind": "consul", "service": "llm", "address": server.address}
+        async with following({**keys, "token_file": str(tmp_path / "token")}) as it:
+            assert "token: it is empty" in await it.error()
+        assert not server.exchanges
+        async with following({**keys, "token": ""}) as it:
+            await it.ids()
+        assert {exchange.header("x-consul-token") for exchange in server.exchanges} == {None}
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("token", ["a\nb", "tokén"])
 async def test_a_token_that_cannot_be_sent_is_not_shown(tmp_path: Path, token: str) -> None:
     (tmp_path / "token").write_text(token)
