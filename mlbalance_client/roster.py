@@ -31,6 +31,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _CAUSES = 16
+_CAUSE_CHARS = 1_000
 _REMARKS = 256
 _REMARK_AGAIN_S = 600.0
 _FOREVER = float("inf")
@@ -121,7 +122,7 @@ class Roster:
     def _failed(self, cause: str) -> float:
         """The source gave no answer; when to try again, in seconds."""
         self._mended_by = _FOREVER
-        self._guard.failed(scrubbed(cause), self._clock())
+        self._guard.failed(_line(cause), self._clock())
         self._apply()
         return self._backoff.next_s()
 
@@ -139,7 +140,7 @@ class Roster:
         self._known = self._known or usable
         if self._overdue and not self._known:
             replicas = self._fallback or replicas
-        self._fleet.nobody = f"{self.source}: {self._guard.trouble or 'no answer yet'}"
+        self._fleet.nobody = f"{self.source}: {_line(self._guard.trouble) or 'no answer yet'}"
         self._update(replicas)
         self._tell()
         if usable:
@@ -167,7 +168,7 @@ class Roster:
             self._told.add(trouble)
             causes.append(trouble)
         for cause in causes:
-            event = DiscoveryTrouble(now, self.source, scrubbed(cause), len(self._fleet.replicas))
+            event = DiscoveryTrouble(now, self.source, _line(cause), len(self._fleet.replicas))
             self._events.emit(event)
         if not trouble and self._troubled_since is not None and self._mended_by is None:
             self._events.emit(DiscoveryRecovered(now, self.source, now - self._troubled_since))
@@ -228,6 +229,12 @@ async def _tend(waiting: Callable[[], tuple[float, anyio.Event] | None], tick: C
         with anyio.move_on_after(wait_s):
             await stirred.wait()
         tick()
+
+
+def _line(cause: str) -> str:
+    """Fit for logs; what a registry says may be of any length."""
+    cause = scrubbed(cause)
+    return cause if len(cause) <= _CAUSE_CHARS else f"{cause[:_CAUSE_CHARS]}…"
 
 
 def _weak(method: Callable[P, T]) -> Callable[P, T | None]:

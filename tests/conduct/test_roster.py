@@ -302,6 +302,13 @@ def told(steps: list[tuple[float, str | list[str]]]) -> tuple[list[Event], list[
     return heard, sizes
 
 
+def test_a_cause_is_no_longer_than_a_line() -> None:
+    events, _ = told([(0.0, "no " * 1_000_000)])
+    (cause,) = [event.cause for event in events if isinstance(event, DiscoveryTrouble)]
+    assert cause.startswith("no no ")
+    assert len(cause) <= 1_001
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(
