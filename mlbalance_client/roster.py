@@ -20,9 +20,9 @@ from .config import DiscoveryConfig, RegistryConfig, StaticConfig
 from .config.urls import scrubbed
 from .core.fleet import Fleet
 from .core.guard import Guard
-from .core.membership import Membership
+from .core.membership import Membership, admitted
 from .core.model import Replica
-from .errors import BalancerError
+from .errors import BalancerError, ConfigError
 from .events import DiscoveryRecovered, DiscoveryTrouble, EventStream, ReplicasChanged
 from .tending import Loop
 
@@ -40,7 +40,7 @@ _FOREVER = float("inf")
 class Roster:
     """``on_change`` is called when the fleet has changed.
 
-    Raises ConfigError if the source cannot be made.
+    Raises ConfigError if the source cannot be made, or a fallback would be refused if a source named it.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Roster:
         self._lasting_s = settings.retry_max_s
         self._mended_by: float | None = None
         self._guard = Guard(settings)
-        self._fallback = tuple(map(discovery.replica_of, settings.fallback))
+        self._fallback = _fallback(settings)
         self._start_timeout_s = settings.start_timeout_s
         self._start_by = _FOREVER
         self._known = self._overdue = False
@@ -100,7 +100,6 @@ class Roster:
         if self.waiting:
             self._ready = anyio.Event()
             self._start_by = self._clock() + self._start_timeout_s
-        self._stirred = anyio.Event()
         follow = partial(_follow, self._source, _weak(self._publish), _weak(self._failed), _weak(self._ended))
         tend = partial(_tend, _weak(self._next), _weak(self._tick))
         return [Loop("discovery", follow, owner=owner), Loop("membership", tend, owner=owner)]
@@ -229,6 +228,13 @@ async def _tend(waiting: Callable[[], tuple[float, anyio.Event] | None], tick: C
         with anyio.move_on_after(wait_s):
             await stirred.wait()
         tick()
+
+
+def _fallback(settings: RegistryConfig) -> tuple[Replica, ...]:
+    given = Membership(tuple(map(discovery.replica_of, settings.fallback)), "fallback")
+    if refused := admitted(given, settings.allowed_networks).remarks:
+        raise ConfigError(f"discovery.fallback: {'; '.join(refused)}")
+    return given.replicas
 
 
 def _line(cause: str) -> str:

@@ -70,7 +70,7 @@ class RegistryConfig(DiscoveryConfig):
     allowed_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
         default=(),
         description="Replicas elsewhere are left out and reported, and those given by name, which may lead anywhere. "
-        "Empty: all are allowed.",
+        "Of `fallback` that would be a mistake. Empty: all are allowed.",
     )
     retry_max_s: Seconds = Field(
         default=10.0,

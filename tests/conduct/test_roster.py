@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -152,6 +153,23 @@ async def test_the_fallback_serves_until_there_is_a_list(source: Source, replica
         await anyio.lowlevel.checkpoint()
         assert (await client.get("/")).status_code == 200
     assert len(replicas[1].exchanges) == 1
+
+
+@pytest.mark.parametrize(
+    ("fallback", "said"),
+    [
+        (["http://10.0.0.1", "http://11.0.0.1"], "outside allowed_networks: 11.0.0.1:80"),
+        (["http://localhost"], "outside allowed_networks: localhost:80"),
+        (["http://10.0.0.1", {"url": "http://10.0.0.2", "id": "10.0.0.1:80"}], "another has the same id"),
+    ],
+)
+async def test_a_fallback_that_would_be_refused_is_a_mistake(
+    source: Source, fallback: list[Any], said: str
+) -> None:
+    allowed = {"allowed_networks": ["10.0.0.0/8"]}
+    mlb.AsyncClient(config(fallback=["http://10.0.0.1"], **allowed))
+    with pytest.raises(mlb.ConfigError, match=f"discovery.fallback: left out, .*{said}"):
+        mlb.AsyncClient(config(fallback=fallback, **allowed))
 
 
 async def test_trouble_is_told_once_and_so_is_its_end(
