@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import anyio
@@ -17,14 +18,20 @@ _SILENCE_S = 10.0
 
 
 class Asking:
-    """A ``Fetch`` (load_reports.base)."""
+    """A ``Fetch`` (load_reports.base). ``tls_name``: what the replica's certificate must be for, None for its host."""
 
     def __init__(
-        self, wire: Wire, url: str, timeout_s: float, token: SecretStr | None, clock: Callable[[], float]
+        self,
+        wire: Wire,
+        url: str,
+        tls_name: str | None,
+        timeout_s: float,
+        token: SecretStr | None,
+        clock: Callable[[], float],
     ) -> None:
         parts = urlsplit(url)
         self._wire = wire
-        self._origin = Origin.from_url(url)
+        self._origin = Origin.from_url(url, tls_name)
         self._authority = parts.netloc.encode("ascii")
         self._prefix = parts.path.rstrip("/").encode("ascii")
         self._timeout_s = timeout_s
@@ -42,7 +49,7 @@ class Asking:
         began = self._clock()
         origin = self._origin
         if port is not None and port != origin.port:
-            origin = Origin(origin.scheme, origin.host, port)
+            origin = replace(origin, port=port)
             self._others.add(origin)
         chunks: list[bytes] = []
         size = 0

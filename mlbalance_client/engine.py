@@ -24,7 +24,7 @@ from .config import BalancerConfig
 from .core.attempts import RETRIED_STATUSES, Attempts, Command, Deliver, GiveUp, Start
 from .core.fingerprint import fingerprint, text_key
 from .core.fleet import Fleet, Pick
-from .core.model import Demand, Usage, Verdict
+from .core.model import Demand, Replica, Usage, Verdict
 from .core.pushback import Pushback
 from .core.report import CallReport, Explanation, FleetSnapshot, explain, snapshot
 from .dialects import Dialect, Reading, Sign, find
@@ -101,11 +101,6 @@ def _call_weakly(method: WeakMethod[Callable[[], None]]) -> None:
         alive()
 
 
-def _named(extensions: dict[str, Any], tls_name: str | None) -> dict[str, Any]:
-    """With the name that the replica's certificate must be for, unless the caller says another."""
-    return extensions if tls_name is None else {"sni_hostname": tls_name, **extensions}
-
-
 class Engine:
     """Everything of one client but its face. Lives in one event loop; starts at the first call."""
 
@@ -138,7 +133,7 @@ class Engine:
         self._secret = None if secret is None else secret.get_secret_value().encode()
         options = wire or WireOptions(keepalive_expiry_s=config.http.keepalive_expiry_s)
         self.wire = Wire(options)
-        self._origins: dict[str, tuple[Origin, bytes, bytes]] = {}
+        self._origins: dict[tuple[str, str | None], tuple[Origin, bytes, bytes]] = {}
         self._timeouts = Timeouts(
             config.http.connect_timeout_s, config.http.read_timeout_s, config.http.write_timeout_s
         )
@@ -205,15 +200,17 @@ class Engine:
         return explain(demand, self.fleet.choose(demand, self.clock()))
 
     async def replicas_known(self) -> None:
-        """Wait for the first usable list of replicas, at most ``discovery.start_timeout_s``."""
+        """Wait for the first usable list of replicas, at most ``discovery.start_timeout_s``. Raises ClientClosed."""
         if self._roster.waiting:
             await self._roster.ready()
+            if self._closed:
+                raise ClientClosed("this client was closed during the call")
 
     def _on_change(self) -> None:
-        """Follow who is in the fleet now, and let go of the connections to who is not."""
+        """Follow who is in the fleet now; let go of connections to who is not, or is to be verified by another name."""
         self.reporting.update(self.fleet.replicas)
-        here = {replica.url for replica in self.fleet.replicas}
-        gone = [self._origins.pop(url)[0] for url in list(self._origins) if url not in here]
+        here = {(replica.url, replica.tls_name) for replica in self.fleet.replicas}
+        gone = [self._origins.pop(place)[0] for place in list(self._origins) if place not in here]
         kept = {origin for origin, _, _ in self._origins.values()}
         for origin in gone:
             if origin not in kept:
@@ -356,7 +353,7 @@ class Engine:
 
     def _open_wire(self, call: _Call, pick: Pick, acked_by: int) -> Awaitable[WireAnswer]:
         request = call.request
-        origin, authority, prefix = self._origin(pick.replica.url)
+        origin, authority, prefix = self._origin(pick.replica)
         headers = [
             (b"Host", request.host or authority),
             *request.headers,
@@ -370,18 +367,19 @@ class Engine:
                 headers=headers,
                 body=request.body,
                 timeouts=request.timeouts or self._timeouts,
-                extensions=_named(request.extensions, pick.replica.tls_name),
+                extensions=request.extensions,
                 on_resend=call.plan.sent_again if call.plan.may_send_again else None,
             ),
         )
 
-    def _origin(self, url: str) -> tuple[Origin, bytes, bytes]:
-        known = self._origins.get(url)
+    def _origin(self, replica: Replica) -> tuple[Origin, bytes, bytes]:
+        place = replica.url, replica.tls_name
+        known = self._origins.get(place)
         if known is None:
-            parts = urlsplit(url)
-            origin = Origin.from_url(url)
+            parts = urlsplit(replica.url)
+            origin = Origin.from_url(*place)
             known = (origin, parts.netloc.encode("ascii"), parts.path.rstrip("/").encode("ascii"))
-            self._origins[url] = known
+            self._origins[place] = known
         return known
 
     def _flow(self, call: _Call, number: int, pick: Pick, answer: WireAnswer) -> Flow:

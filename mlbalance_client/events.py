@@ -114,7 +114,7 @@ class DiscoveryTrouble:
 
 @dataclass(frozen=True, slots=True)
 class DiscoveryRecovered:
-    """The source's word counts again. ``after_s``: seconds since the first sign of trouble."""
+    """The source's word counts again, and has for a while. ``after_s``: seconds since the first sign of trouble."""
 
     at: float
     source: str

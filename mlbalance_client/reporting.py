@@ -220,7 +220,9 @@ class Reporting:
 
     def _new(self, replica: Replica) -> _Followed:
         config = self._config
-        asking = Asking(self._wire, replica.url, config.timeout_s, config.token, self._clock)
+        asking = Asking(
+            self._wire, replica.url, replica.tls_name, config.timeout_s, config.token, self._clock
+        )
         return _Followed(
             replica,
             asking,

@@ -11,6 +11,7 @@ import logging
 import sys
 import weakref
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 
 import anyio
 
@@ -43,9 +44,9 @@ class EventLoop:
 
 
 class Loop:
-    """One named background loop, started at once.
+    """One named background loop, started at once, in an empty context: it outlives the call that started it.
 
-    ``owner``: it is cancelled when this is collected, for which ``body`` must not hold it for long.
+    ``owner``: it is cancelled when this is collected, for which ``body`` must not refer to it while it waits.
     """
 
     def __init__(self, name: str, body: Callable[[], Awaitable[None]], owner: object | None = None) -> None:
@@ -53,15 +54,19 @@ class Loop:
         self._body = body
         self._scope = anyio.CancelScope()
         self._done = anyio.Event()
+        self._finalizer: weakref.finalize[..., object] | None = None
         if owner is not None:
             # The method, not the scope's: it keeps this object, and so the task, until then.
-            weakref.finalize(owner, EventLoop().call_soon, self.cancel).atexit = False
+            self._finalizer = weakref.finalize(owner, EventLoop().call_soon, self.cancel)
+            self._finalizer.atexit = False
         trio = sys.modules.get("trio")
         if trio is not None and trio.lowlevel.in_trio_run():
-            trio.lowlevel.spawn_system_task(self._run, name=f"mlbalance {name}")
+            trio.lowlevel.spawn_system_task(self._run, name=f"mlbalance {name}", context=Context())
         else:
             # The loop keeps only weak references to tasks; this object keeps the task alive.
-            self._task = asyncio.get_running_loop().create_task(self._run(), name=f"mlbalance {name}")
+            self._task = asyncio.get_running_loop().create_task(
+                self._run(), name=f"mlbalance {name}", context=Context()
+            )
 
     async def _run(self) -> None:
         try:
@@ -70,6 +75,8 @@ class Loop:
         except Exception:
             logger.exception("background loop %r of a balancer failed", self.name)
         finally:
+            if self._finalizer is not None:
+                self._finalizer.detach()  # it keeps the body, and whatever that refers to
             self._done.set()
 
     def cancel(self) -> None:

@@ -10,21 +10,11 @@ PACKAGE = "mlbalance_client"
 ROOT = Path(__file__).parents[1] / PACKAGE
 
 FLOORS = {
-    "word": ("errors", "events", "calls", "config"),
+    "word": ("backoff", "errors", "events", "calls", "config"),
     "core": ("core",),
     "rim": ("discovery", "load_reports", "wire", "dialects"),
     "conduct": (
-        *(
-            "answer",
-            "asking",
-            "backoff",
-            "engine",
-            "held_streams",
-            "reporting",
-            "roster",
-            "telling",
-            "tending",
-        ),
+        *("answer", "asking", "engine", "held_streams", "reporting", "roster", "telling", "tending"),
     ),
     "door": (
         "client",

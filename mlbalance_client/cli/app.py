@@ -146,7 +146,9 @@ def check(
         str | None,
         typer.Argument(help="A discovery URL or a TOML file; without one, the variable MLBALANCE_TARGET."),
     ] = None,
-    contact: Annotated[bool, typer.Option("--contact", help="Also try to connect to each replica.")] = False,
+    contact: Annotated[
+        bool, typer.Option("--contact", help="Also connect to each replica, by TCP or TLS; no call is made.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the replicas of a target and say what was found, and why.

@@ -85,7 +85,7 @@ async def find(config: BalancerConfig, *, contact: bool = False) -> Found:
     try:
         await roster.ready()
         contacts = await _contacts(fleet.replicas, config.http.connect_timeout_s) if contact else {}
-        return Found(roster.source, fleet.replicas, tuple(troubles), contacts)
+        return Found(roster.told_source, fleet.replicas, tuple(troubles), contacts)
     finally:
         for loop in loops:
             await loop.aclose()
@@ -93,6 +93,18 @@ async def find(config: BalancerConfig, *, contact: bool = False) -> Found:
 
 def _nothing_to_close() -> None:
     pass
+
+
+async def _connect(tls: bool, host: str, port: int, tls_name: str | None) -> None:
+    """Connect and leave; TLS is verified by the system's certificates."""
+    if tls:
+        secured = await anyio.connect_tcp(
+            host, port, tls=True, tls_hostname=tls_name or host, tls_standard_compatible=False
+        )
+        await secured.aclose()
+    else:
+        plain = await anyio.connect_tcp(host, port)
+        await plain.aclose()
 
 
 async def _contacts(replicas: Iterable[Replica], timeout_s: float) -> dict[str, str]:
@@ -103,14 +115,13 @@ async def _contacts(replicas: Iterable[Replica], timeout_s: float) -> dict[str, 
         port = parts.port or (443 if parts.scheme == "https" else 80)
         try:
             with anyio.fail_after(timeout_s):
-                stream = await anyio.connect_tcp(parts.hostname or "", port)
+                await _connect(parts.scheme == "https", parts.hostname or "", port, replica.tls_name)
         except TimeoutError:
             said[replica.id] = f"no connection within {timeout_s:g} s"
-        except OSError as error:
+        except (OSError, anyio.BrokenResourceError) as error:  # ssl's own among them
             said[replica.id] = f"no connection: {error.__cause__ or error}"
         else:
             said[replica.id] = _REACHED
-            await stream.aclose()
 
     async with anyio.create_task_group() as tasks:
         for replica in replicas:

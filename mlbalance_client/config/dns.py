@@ -14,12 +14,14 @@ from .discovery import Name
 from .registry import AddressedConfig, Seconds
 from .urls import TargetURL, replica_url
 
-_LABEL = re.compile(r"[\w-]{1,63}")
+_LABEL = re.compile(r"[\w-]{1,63}", re.ASCII)
 
 
 def _domain(name: str) -> str:
     if not all(map(_LABEL.fullmatch, name.removesuffix(".").split("."))):
-        raise ValueError("must be a domain name: letters, digits, - and _ between dots, at most 63 in a row")
+        raise ValueError(
+            "must be a domain name: letters, digits, - and _ between dots, at most 63 in a row; others as xn--"
+        )
     return name
 
 

@@ -25,7 +25,8 @@ class RegistryConfig(DiscoveryConfig):
     )
     fallback: Replicas = Field(
         default=(),
-        description="Replicas to use from `start_timeout_s` on, until there is a list; URLs or tables.",
+        description="Replicas to use while no list with a usable one is in force: at the start after "
+        "`start_timeout_s`, later when the last good list is given up; URLs or tables.",
     )
     max_stale_s: Seconds | None = Field(
         default=None,
@@ -44,7 +45,7 @@ class RegistryConfig(DiscoveryConfig):
         default=0.5,
         ge=0,
         le=1,
-        description="If an answer names a smaller share than this of the list before, those that vanished are "
+        description="If a smaller share than this of the usable replicas is left at once, those that vanished are "
         "kept for `shrink_hold_s`. 0: believed at once.",
     )
     shrink_hold_s: Seconds = Field(
@@ -70,7 +71,7 @@ class RegistryConfig(DiscoveryConfig):
     allowed_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
         default=(),
         description="Replicas elsewhere are left out and reported, and those given by name, which may lead anywhere. "
-        "Empty: all are allowed.",
+        "Of `fallback` that would be a mistake. Empty: all are allowed.",
     )
     retry_max_s: Seconds = Field(
         default=10.0,

@@ -4,8 +4,8 @@ A source gives full lists or fails. The guard keeps the last good list
 
 - while the source fails, for ``max_stale_s`` (unset: for ever);
 - while an answer names no usable replica, for ``empty_hold_s``;
-- for ``shrink_hold_s``, as to those that vanished, when fewer than ``shrink_share`` of the list are left at once;
-  those that the answer does name follow it all the while.
+- for ``shrink_hold_s``, as to those that vanished, when fewer than ``shrink_share`` of the usable ones are left at
+  once; those that the answer does name follow it all the while, and have not vanished if it calls them unusable.
 
 A replica that comes back after leaving ``flap_departures`` times within ``flap_window_s`` is out until it has stayed
 for ``flap_hold_s``, unless that would leave fewer than ``shrink_share`` of the usable ones: then the registry is
@@ -45,7 +45,8 @@ class Guard:
 
     ``trouble``: why the list is not simply what the source says, "" if it is; ``remarks``: what the last answer held
     that could not be used. After ``due`` (seconds of the caller's clock, None for never) ``tick`` may change them.
-    While the source fails nothing changes but by ``max_stale_s``: an old answer is not confirmed by waiting.
+    While the source fails nothing changes but by ``max_stale_s``: an old answer is not confirmed by waiting, so what
+    is held back is held anew from the first answer after it.
     """
 
     def __init__(self, settings: GuardSettings) -> None:
@@ -63,6 +64,8 @@ class Guard:
 
     def observe(self, seen: Membership, now: float) -> None:
         """The source gave a full list."""
+        if self._failing_since is not None:
+            self._low = None  # what was held before it failed must last anew
         self._failing_since, self._failure = None, ""
         self._seen = admitted(seen, self._settings.allowed_networks)
         self._flaps.observe(self._seen.replicas, now)
@@ -91,11 +94,12 @@ class Guard:
         """Accept the list or hold it back; what is wrong with it."""
         good = self._good
         usable = any(replica.usable for replica in wanted)
-        shrunk = len(wanted) < self._settings.shrink_share * len(good)
-        if (usable and not shrunk) or not any(replica.usable for replica in good):
+        before = {replica.id for replica in good if replica.usable}
+        left = sum(replica.usable or replica.id in before for replica in wanted)
+        if (usable and left >= self._settings.shrink_share * len(before)) or not before:
             self._accept(wanted)
             return "" if usable else self._emptiness(wanted)
-        what = f"only {len(wanted)} of {len(good)} replicas are left" if usable else self._emptiness(wanted)
+        what = f"only {left} of {len(before)} replicas are left" if usable else self._emptiness(wanted)
         until = self._low_since(usable, now) + self._hold_s(usable)
         if now >= until:
             self._accept(wanted)

@@ -49,12 +49,16 @@ def make_replica(
     """A replica as the core wants it: URL checked and normalised, id derived, models read off the labels.
 
     ``models``: what it serves if the labels do not say. Raises ConfigError if the URL is not
-    ``http(s)://host[:port][/prefix]`` or the weight not a number above 0.
+    ``http(s)://host[:port][/prefix]``, the weight not a number above 0, or a name not text that UTF-8 can encode, as
+    half of a surrogate pair is not, which JSON may hold.
     """
     parsed = replica_url(url)
     if not 0.0 < weight < inf:
         raise ConfigError(f"replica {url}: the weight must be a number above 0")
     labels = MappingProxyType(dict(labels or {}))
+    for text in (id, zone, tls_name, *labels, *labels.values(), *models):
+        if text is not None and not _encodes(text):
+            raise ConfigError(f"replica {url}: {text[:80]!a} is not text that UTF-8 can encode")
     return Replica(
         ReplicaId(id or parsed.id),
         str(parsed),
@@ -64,7 +68,7 @@ def make_replica(
         labels,
         _models(labels) or frozenset(models),
         state,
-        because,
+        because.encode("utf-8", "replace").decode(),
         tls_name,
     )
 
@@ -89,6 +93,14 @@ def replica_of(config: ReplicaConfig) -> Replica:
         state=ReplicaState(config.state),
         tls_name=config.tls_server_name,
     )
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _models(labels: Mapping[str, str]) -> frozenset[str]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 from random import Random
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 import anyio
 import httpx
 
+from mlbalance_client.backoff import Backoff, doubling
 from mlbalance_client.config import ConsulConfig
 from mlbalance_client.core.membership import Membership
 from mlbalance_client.errors import DiscoveryError
@@ -32,7 +33,8 @@ _WITHOUT_INDEX_S = 1.0
 class ConsulDiscovery:
     """One query is pending at one agent; the next agent is asked when that one fails, all of them before it is said.
 
-    ``rng`` is not needed: agents spread the ends of waits themselves.
+    An agent whose first answer is its last has failed like one that gives none. ``rng`` spreads what is asked after
+    failures; agents spread the ends of waits themselves.
     """
 
     config_type = ConsulConfig
@@ -42,6 +44,7 @@ class ConsulDiscovery:
         self._agents = [str(agent) for agent in config.agents]
         self._failed: dict[str, str] = {}
         self._in_a_row = 0
+        self._rng = rng
 
     def initial(self) -> None:
         """Not without asking."""
@@ -49,30 +52,38 @@ class ConsulDiscovery:
     async def run(self, publish: Publish) -> None:
         """Publish the first list and every change. Raises DiscoveryError when no agent answers as it should."""
         self._in_a_row = 0
-        while self._in_a_row < len(self._agents):
-            agent = self._agents[0]
+        backoff = Backoff(doubling(self._config.retry_max_s), self._rng)
+        while True:
+            agent, began = self._agents[0], anyio.current_time()
             try:
                 await self._follow(agent, publish)
             except DiscoveryError as error:
                 self._failed[agent] = str(error)
                 self._in_a_row += 1
             self._agents.append(self._agents.pop(0))
-            await anyio.sleep(_BETWEEN_S)
+            if self._in_a_row >= len(self._agents):
+                break
+            if anyio.current_time() - began > self._config.retry_max_s:
+                backoff.reset()
+            await anyio.sleep(backoff.next_s())
         raise DiscoveryError("; ".join(f"{agent}: {why}" for agent, why in sorted(self._failed.items())))
 
-    async def _follow(self, agent: str, publish: Publish) -> None:
+    async def _follow(self, agent: str, publish: Publish) -> NoReturn:
         config = self._config
         async with await registry_client(
             agent, ca_file=config.ca_file, cert_file=config.cert_file, key_file=config.key_file
         ) as client:
             index = 0
+            first = True
             while True:
                 asked = anyio.current_time()
                 answer = await self._ask(client, index)
                 found = _index(answer)
                 self._failed.pop(agent, None)
                 publish(await self._membership(client, answer))
-                self._in_a_row = 0
+                if not first:
+                    self._in_a_row = 0
+                first = False
                 index = 0 if found < index else found
                 least_s = _BETWEEN_S if found > 0 else _WITHOUT_INDEX_S
                 await anyio.sleep(max(0.0, asked + least_s - anyio.current_time()))
@@ -106,7 +117,9 @@ class ConsulDiscovery:
         return answer
 
     async def _headers(self) -> dict[str, str]:
-        token = await secret(self._config.token, self._config.token_file) or os.environ.get(_TOKEN_VARIABLE)
+        token = await secret(self._config.token, self._config.token_file)
+        if token is None:
+            token = os.environ.get(_TOKEN_VARIABLE)
         return {"X-Consul-Token": header_value(token)} if token else {}
 
     def _scope(self) -> dict[str, str | None]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Callable
+from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
+from anyio import to_thread
 
 from mlbalance_client.config import FileConfig, ReplicaFile
 from mlbalance_client.core.membership import Membership
@@ -18,7 +21,8 @@ from .base import Publish, replica_of
 
 _SETTLED_S = 0.05
 
-Stamp = tuple[int, int, int]
+Stamp = tuple[int, int, int, int]
+T = TypeVar("T")
 
 
 class FileDiscovery:
@@ -29,7 +33,7 @@ class FileDiscovery:
     def __init__(self, config: FileConfig, rng: Random) -> None:
         self._config = config
         self._rng = rng
-        self._path = anyio.Path(config.path)
+        self._path = Path(config.path)
 
     def initial(self) -> None:
         """Not without reading."""
@@ -49,19 +53,20 @@ class FileDiscovery:
         while True:
             before = await self._stamp()
             await anyio.sleep(min(_SETTLED_S, self._config.poll_s))
-            try:
-                content = await self._path.read_bytes()
-            except OSError as error:
-                raise self._error(error.strerror or str(error)) from error
+            content = await self._aside(self._path.read_bytes)
             if await self._stamp() == before:
                 return content, before
 
     async def _stamp(self) -> Stamp:
+        found = await self._aside(self._path.stat)
+        return found.st_ctime_ns, found.st_mtime_ns, found.st_size, found.st_ino
+
+    async def _aside(self, work: Callable[[], T]) -> T:
+        """In a thread, which is left to itself when we are cancelled: a dead mount or a pipe may hold it for ever."""
         try:
-            found = await self._path.stat()
+            return await to_thread.run_sync(work, abandon_on_cancel=True)
         except OSError as error:
             raise self._error(error.strerror or str(error)) from error
-        return found.st_mtime_ns, found.st_size, found.st_ino
 
     def _replicas(self, content: bytes) -> tuple[Replica, ...]:
         try:

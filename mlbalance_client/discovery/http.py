@@ -6,8 +6,8 @@ import socket
 import ssl
 from pathlib import Path
 
-import anyio
 import httpx
+from anyio import to_thread
 from pydantic import SecretStr
 
 from mlbalance_client.errors import DiscoveryError
@@ -32,7 +32,7 @@ async def registry_client(
     """
     verify: ssl.SSLContext | bool = False
     if base_url.startswith("https://"):
-        verify = await anyio.to_thread.run_sync(_context, ca_file, cert_file, key_file)
+        verify = await to_thread.run_sync(_context, ca_file, cert_file, key_file, abandon_on_cancel=True)
     transport = httpx.AsyncHTTPTransport(verify=verify, trust_env=False, socket_options=_KEEPALIVE)
     return httpx.AsyncClient(
         base_url=base_url, transport=transport, timeout=httpx.Timeout(_CONNECT_S), trust_env=False
@@ -40,16 +40,19 @@ async def registry_client(
 
 
 async def secret(given: SecretStr | None, file: str | None) -> str | None:
-    """The token as given, else what the file holds now. Raises DiscoveryError if the file cannot be read."""
+    """The token as given, else what the file holds now. Raises DiscoveryError if the file holds none."""
     if given is not None:
         return given.get_secret_value()
     if file is None:
         return None
     try:
-        return (await anyio.Path(file).read_text()).strip()
+        found = await to_thread.run_sync(Path(file).read_text, abandon_on_cancel=True)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text"
         raise DiscoveryError(f"token file {file}: {reason}") from error
+    if not (token := found.strip()):
+        raise DiscoveryError(f"token file {file}: it is empty")
+    return token
 
 
 def header_value(token: str) -> str:

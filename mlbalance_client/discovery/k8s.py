@@ -29,6 +29,8 @@ _MARGIN_S = 15.0
 _BETWEEN_S = 0.05
 _LEAST_WATCH_S = 1.0
 _PAGE = 500
+_MOST_PAGES = 200
+_MOST_RESTARTS = 3
 
 
 class _Expired(Exception):
@@ -53,20 +55,23 @@ class K8sDiscovery:
     async def run(self, publish: Publish) -> None:
         """Publish the first list and every change. Raises DiscoveryError when the API server does not answer."""
         async with await registry_client(self._server(), ca_file=self._config.ca_file) as client:
+            said = False
             while True:
                 if not self._version:
                     await self._list(client)
                     publish(self._membership())
+                    said = True
                 began = anyio.current_time()
                 try:
-                    await self._watch(client, publish)
+                    await self._watch(client, publish, said=said)
                 except _Expired:
                     self._version = ""
+                said = True
                 await anyio.sleep(max(_BETWEEN_S, began + _LEAST_WATCH_S - anyio.current_time()))
 
     async def _list(self, client: httpx.AsyncClient) -> None:
         slices: dict[str, Slice] = {}
-        page = ""
+        page, seen, restarts = "", set[str](), 0
         while True:
             try:
                 answer = await client.get(
@@ -76,8 +81,8 @@ class K8sDiscovery:
                 )
             except (httpx.HTTPError, OSError) as error:
                 raise DiscoveryError(transport_error(error)) from error
-            if page and answer.status_code == 410:
-                slices, page = {}, ""
+            if page and answer.status_code == 410 and restarts < _MOST_RESTARTS:
+                slices, page, seen, restarts = {}, "", set(), restarts + 1
                 await anyio.sleep(_BETWEEN_S)
                 continue
             check(answer.status_code, answer.content)
@@ -86,9 +91,15 @@ class K8sDiscovery:
             if not page:
                 self._slices, self._version = slices, version
                 return
+            if page in seen or len(seen) >= _MOST_PAGES:
+                raise DiscoveryError("the list of EndpointSlices has no end: its pages go on and on")
+            seen.add(page)
 
-    async def _watch(self, client: httpx.AsyncClient, publish: Publish) -> None:
-        """Follow changes until the server ends the watch. Raises _Expired, DiscoveryError."""
+    async def _watch(self, client: httpx.AsyncClient, publish: Publish, *, said: bool) -> None:
+        """Follow changes until the server ends the watch. Raises _Expired, DiscoveryError.
+
+        ``said``: what is known was published since the last failure; if not, that a watch has begun ends the failure.
+        """
         watch_s = self._config.watch_s * (1.0 + 0.1 * self._rng.random())
         asked = self._asked(
             watch="true",
@@ -105,7 +116,8 @@ class K8sDiscovery:
                     raise _Expired
                 if answer.status_code != 200:
                     check(answer.status_code, await answer.aread())
-                publish(self._membership())
+                if not said:
+                    publish(self._membership())
                 lines = Lines()
                 stream = cast(AsyncGenerator[bytes, None], answer.aiter_bytes())
                 async with aclosing(stream) as pieces:

@@ -121,7 +121,7 @@ class DiscoveryConformance:
         self._run(scene)
 
     def test_cancelling_ends_it_at_once(self) -> None:
-        """Wherever it waits."""
+        """Wherever it waits; a source that tidies up for longer than ``within_s`` keeps its client from closing."""
 
         async def scene(registry: Registry) -> None:
             registry.register({"a": "10.0.0.1:1"})
@@ -130,6 +130,8 @@ class DiscoveryConformance:
                     registry.fail()
                 async with self._following(registry) as it:
                     await it.until(lambda it=it: bool(it.errors or it.memberships))  # type: ignore[misc]
+                    it.running.cancel()
+                    await it.until(lambda it=it: it.ended)  # type: ignore[misc]
 
         self._run(scene)
 
@@ -170,19 +172,23 @@ class DiscoveryConformance:
             it.publish(first)
 
         async def run() -> None:
-            while True:
-                try:
-                    await source.run(it.publish)
-                except DiscoveryError as error:
-                    it.fail(str(error))
-                    await anyio.sleep(_AGAIN_S)
-                else:
-                    return
+            try:
+                with it.running:
+                    while True:
+                        try:
+                            await source.run(it.publish)
+                        except DiscoveryError as error:
+                            it.fail(str(error))
+                            await anyio.sleep(_AGAIN_S)
+                        else:
+                            return
+            finally:
+                it.end()
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(run)
             yield it
-            tasks.cancel_scope.cancel()
+            it.running.cancel()
 
 
 class _Followed:
@@ -191,6 +197,8 @@ class _Followed:
     def __init__(self, within_s: float) -> None:
         self.memberships: list[Membership] = []
         self.errors: list[str] = []
+        self.running = anyio.CancelScope()
+        self.ended = False
         self._within_s = within_s
         self._news = anyio.Event()
         self._seen = 0
@@ -201,6 +209,10 @@ class _Followed:
 
     def fail(self, error: str) -> None:
         self.errors.append(error)
+        self._news.set()
+
+    def end(self) -> None:
+        self.ended = True
         self._news.set()
 
     async def lists(self, *urls: str) -> Membership:

@@ -45,18 +45,22 @@ class WireOptions:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Scheme, host and port of a replica."""
+    """Scheme, host and port of a replica; ``tls_name``: what its certificate must be for, None for the host.
+
+    A connection is verified once, so those that were verified for one name do not serve where another is demanded.
+    """
 
     scheme: bytes
     host: bytes
     port: int
+    tls_name: str | None = None
 
     @classmethod
-    def from_url(cls, url: str) -> Origin:
+    def from_url(cls, url: str, tls_name: str | None = None) -> Origin:
         """The origin of an absolute http or https URL."""
         parts = urlsplit(url)
         port = parts.port or (443 if parts.scheme == "https" else 80)
-        return cls(parts.scheme.encode("ascii"), (parts.hostname or "").encode("ascii"), port)
+        return cls(parts.scheme.encode("ascii"), (parts.hostname or "").encode("ascii"), port, tls_name)
 
 
 class Connection(httpcore.AsyncHTTPConnection):

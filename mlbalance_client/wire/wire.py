@@ -102,7 +102,8 @@ class Wire:
 
     def __init__(self, options: WireOptions) -> None:
         self._options = options
-        self._pools: dict[Origin, Pool] = {}
+        # By origin, and then by the name that a caller demands, if one does.
+        self._pools: dict[Origin, dict[str | None, Pool]] = {}
         self._leaving: list[Pool] = []
         self._closed = False
 
@@ -115,9 +116,7 @@ class Wire:
         """Send a request and wait for the head of its answer. Raises WireError."""
         if self._closed:
             raise ClientClosed("this client is closed")
-        pool = self._pools.get(origin)
-        if pool is None:
-            pool = self._pools[origin] = Pool(origin, self._options)
+        pool = self._pool(origin, request.extensions.get("sni_hostname"))
         connection = pool.take()
         reused = connection.is_idle()
         try:
@@ -130,7 +129,7 @@ class Wire:
 
     def forget(self, origin: Origin) -> None:
         """The replica is gone: ``reap`` closes its idle connections, the busy ones are closed when they are done."""
-        if pool := self._pools.pop(origin, None):
+        for pool in self._pools.pop(origin, {}).values():
             pool.retire()
             self._leaving.append(pool)
 
@@ -146,7 +145,16 @@ class Wire:
         await close_all([each for pool in self._all_pools() for each in pool.close()])
 
     def _all_pools(self) -> list[Pool]:
-        return [*self._pools.values(), *self._leaving]
+        return [*(pool for named in self._pools.values() for pool in named.values()), *self._leaving]
+
+    def _pool(self, origin: Origin, demanded: str | None) -> Pool:
+        named = self._pools.get(origin)
+        if named is None:
+            named = self._pools[origin] = {}
+        pool = named.get(demanded)
+        if pool is None:
+            pool = named[demanded] = Pool(origin, self._options)
+        return pool
 
     async def _exchange(self, pool: Pool, connection: Connection, message: httpcore.Request) -> WireAnswer:
         try:
@@ -191,5 +199,11 @@ def _message(origin: Origin, request: WireRequest) -> httpcore.Request:
         url=httpcore.URL(scheme=origin.scheme, host=origin.host, port=origin.port, target=request.target),
         headers=request.headers,
         content=_Body(body) if isinstance(body, bytes) else _CallersBody(body),
-        extensions={**request.extensions, "timeout": request.timeouts.as_extension()},
+        extensions=_extensions(origin, request),
     )
+
+
+def _extensions(origin: Origin, request: WireRequest) -> dict[str, Any]:
+    """With the name that the replica's certificate must be for, unless the caller says another."""
+    named = {} if origin.tls_name is None else {"sni_hostname": origin.tls_name}
+    return {**named, **request.extensions, "timeout": request.timeouts.as_extension()}

@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections.abc import Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar
 
 import anyio
 import pytest
@@ -75,6 +76,27 @@ async def test_a_loop_whose_owner_is_collected_ends() -> None:
     del owner
     with anyio.fail_after(10):
         await ended.wait()
+
+
+request: ContextVar[object] = ContextVar("request")
+
+
+@pytest.mark.anyio
+async def test_a_loop_does_not_see_the_context_of_whoever_starts_it() -> None:
+    found: list[object] = []
+
+    async def body() -> None:
+        found.append(request.get(None))
+        found.append(await anyio.to_thread.run_sync(request.get, None))
+        done.set()
+
+    done = anyio.Event()
+    request.set("the first caller's")
+    loop = Loop("test", body)
+    with anyio.fail_after(10):
+        await done.wait()
+    await loop.aclose()
+    assert found == [None, None]
 
 
 @pytest.mark.anyio

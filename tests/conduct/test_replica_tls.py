@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 import trustme
 
 import mlbalance_client as mlb
+from mlbalance_client.events import ReplicasChanged
 
 from ..discovery.test_discovery_dns import NAME, answering
 from ..registries.nameserver import NameServer
@@ -79,3 +81,45 @@ async def test_by_the_name_that_srv_was_asked_for_and_not_by_what_dns_says(
         with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
             await get(authority, other)
     assert len(plain.exchanges) == 1
+
+
+async def test_a_connection_that_was_verified_for_another_name_is_not_used(
+    authority: trustme.CA, plain: Scripted, front: TlsFront, tmp_path: Path
+) -> None:
+    path, new = tmp_path / "fleet.json", tmp_path / "new"
+
+    def name(name: str) -> None:
+        new.write_text(json.dumps([{"url": f"https://{front.address}", "id": "a", "tls_server_name": name}]))
+        new.replace(path)
+
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    name("llm.test")
+    config = mlb.BalancerConfig(discovery={"kind": "file", "path": str(path), "poll_s": 0.02})
+    async with mlb.AsyncClient(config, verify=trusting) as client:
+        changed = anyio.Event()
+        assert (await client.get("/")).status_code == 200
+        client.subscribe(lambda event: changed.set() if isinstance(event, ReplicasChanged) else None)
+        name("other.test")
+        with anyio.fail_after(10):
+            await changed.wait()
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            await client.get("/")
+        assert await anyio.to_thread.run_sync(plain.exchanges[0].wait_gone), "the connection is closed"
+    assert len(plain.exchanges) == 1
+
+
+async def test_a_callers_own_name_is_verified_too(
+    authority: trustme.CA, plain: Scripted, front: TlsFront
+) -> None:
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    replica = {"url": f"https://{front.address}", "tls_server_name": "llm.test"}
+    config = mlb.BalancerConfig(discovery={"kind": "static", "replicas": [replica]})
+    async with mlb.AsyncClient(config, verify=trusting) as client:
+        assert (await client.get("/")).status_code == 200
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            await client.get("/", extensions={"sni_hostname": "other.test"})
+        assert (await client.get("/")).status_code == 200
+    assert len(plain.exchanges) == 2
+    assert plain.connections == 1

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from random import Random
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -152,6 +155,23 @@ async def test_the_fallback_serves_until_there_is_a_list(source: Source, replica
     assert len(replicas[1].exchanges) == 1
 
 
+@pytest.mark.parametrize(
+    ("fallback", "said"),
+    [
+        (["http://10.0.0.1", "http://11.0.0.1"], "outside allowed_networks: 11.0.0.1:80"),
+        (["http://localhost"], "outside allowed_networks: localhost:80"),
+        (["http://10.0.0.1", {"url": "http://10.0.0.2", "id": "10.0.0.1:80"}], "another has the same id"),
+    ],
+)
+async def test_a_fallback_that_would_be_refused_is_a_mistake(
+    source: Source, fallback: list[Any], said: str
+) -> None:
+    allowed = {"allowed_networks": ["10.0.0.0/8"]}
+    mlb.AsyncClient(config(fallback=["http://10.0.0.1"], **allowed))
+    with pytest.raises(mlb.ConfigError, match=f"discovery.fallback: left out, .*{said}"):
+        mlb.AsyncClient(config(fallback=fallback, **allowed))
+
+
 async def test_trouble_is_told_once_and_so_is_its_end(
     source: Source, replicas: list[Scripted], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -224,13 +244,46 @@ async def test_closing_lets_nobody_wait(source: Source) -> None:
     async with anyio.create_task_group() as tasks:
 
         async def call() -> None:
-            with pytest.raises(mlb.NoReplicas, match="no answer yet"):
+            with pytest.raises(mlb.ClientClosed, match="closed during the call"):
                 await client.get("/")
 
         tasks.start_soon(call)
         while not source.asked:
             await anyio.lowlevel.checkpoint()
         await client.aclose()
+
+
+async def test_closing_ends_the_wait_of_the_pick_alone(source: Source) -> None:
+    picking = mlb.Balancer(config(start_timeout_s=3600))
+    async with anyio.create_task_group() as tasks:
+
+        async def call() -> None:
+            with pytest.raises(mlb.ClientClosed, match="closed during the call"):
+                async with picking.acquire(mlb.Call(prompt="x")):
+                    pass
+
+        tasks.start_soon(call)
+        while not source.asked:
+            await anyio.lowlevel.checkpoint()
+        await picking.aclose()
+
+
+def test_closing_ends_the_wait_of_a_synchronous_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = threading.Event()
+
+    class Asked(Silent):
+        async def run(self, publish: Callable[[Membership], None]) -> None:
+            asked.set()
+            await anyio.sleep_forever()
+
+    monkeypatch.setattr(discovery, "create", lambda config, rng: Asked())
+    client = mlb.Client(config(start_timeout_s=3600))
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(client.get, "/")
+        assert asked.wait(10)
+        client.close()
+        with pytest.raises(mlb.ClientClosed):
+            call.result(10)
 
 
 async def test_the_pick_alone_waits_too(source: Source) -> None:
@@ -265,6 +318,13 @@ def told(steps: list[tuple[float, str | list[str]]]) -> tuple[list[Event], list[
             roster._publish(Membership(tuple(make_replica(f"http://{name}:1") for name in what), "test"))
         sizes.append(len(fleet.replicas))
     return heard, sizes
+
+
+def test_a_cause_is_no_longer_than_a_line() -> None:
+    events, _ = told([(0.0, "no " * 1_000_000)])
+    (cause,) = [event.cause for event in events if isinstance(event, DiscoveryTrouble)]
+    assert cause.startswith("no no ")
+    assert len(cause) <= 1_001
 
 
 @settings(max_examples=200, deadline=None)

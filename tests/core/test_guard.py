@@ -93,7 +93,22 @@ def test_waiting_confirms_nothing_while_the_source_fails() -> None:
     it.tick(1000.0)
     assert ids(it) == "a"
     it.observe(seen(), 1001.0)
+    assert (ids(it), it.due) == ("a", 1101.0)
+    it.tick(1101.0)
     assert ids(it) == ""
+
+
+def test_a_shrinkage_is_held_anew_after_an_outage() -> None:
+    it = guard(shrink_hold_s=30)
+    it.observe(seen("a", "b", "c", "d"), 0.0)
+    it.observe(seen("a"), 1.0)
+    it.failed("gone", 2.0)
+    it.observe(seen("a"), 40.0)
+    assert (ids(it), it.due) == ("abcd", 70.0)
+    it.observe(seen("a"), 69.0)
+    assert ids(it) == "abcd"
+    it.tick(70.0)
+    assert ids(it) == "a"
 
 
 def test_a_sudden_shrinkage_is_held_and_those_that_are_named_follow_it() -> None:
@@ -106,6 +121,29 @@ def test_a_sudden_shrinkage_is_held_and_those_that_are_named_follow_it() -> None
     assert "http://10.0.0.9:9" in {r.url for r in it.in_force or ()}
     it.tick(31.0)
     assert (ids(it), it.trouble) == ("ax", "")
+
+
+def test_the_dead_do_not_count_when_the_living_vanish() -> None:
+    dead = [replica(name, OUT) for name in "mnopqrstuv"]
+    it = guard(shrink_hold_s=30)
+    it.observe(seen(*"abcdefghij", *dead), 0.0)
+    it.observe(seen("a", *dead), 1.0)
+    assert (ids(it), it.due) == ("abcdefghij", 31.0)
+    assert it.trouble.startswith("only 1 of 10 replicas are left")
+
+
+def test_tidying_up_the_dead_is_no_shrinkage() -> None:
+    it = guard()
+    it.observe(seen("a", "b", *(replica(name, OUT) for name in "mnopqrstuv")), 0.0)
+    it.observe(seen("a", "b"), 1.0)
+    assert (len(it.in_force or ()), it.trouble) == (2, "")
+
+
+def test_who_is_named_as_out_has_not_vanished() -> None:
+    it = guard()
+    it.observe(seen("a", "b", "c", "d"), 0.0)
+    it.observe(seen("a", *(replica(name, OUT) for name in "bcd")), 1.0)
+    assert (ids(it), it.trouble) == ("a", "")
 
 
 def test_one_whose_address_another_has_by_now_is_not_held() -> None:

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import dns.rcode
 import pytest
 
@@ -133,6 +134,9 @@ class TestConsul(DiscoveryConformance):
         return RealConsul(had(packages.consul))
 
 
+WITHIN_S = 0.5
+
+
 class Broken:
     """A source with a fault."""
 
@@ -145,8 +149,14 @@ class Broken:
         return None
 
     async def run(self, publish: Any) -> None:
-        import anyio
+        try:
+            await self._run(publish)
+        finally:
+            if self._fault == "slow to end":
+                with anyio.CancelScope(shield=True):
+                    await anyio.sleep(3 * WITHIN_S)
 
+    async def _run(self, publish: Any) -> None:
         while True:
             self._times += 1
             try:
@@ -175,6 +185,7 @@ class Broken:
         ("ids of addresses", "test_a_replica_that_moves_keeps_its_id"),
         ("only additions", "test_it_names_what_is_registered_and_every_change"),
         ("silent when empty", "test_an_empty_registry_is_an_empty_list"),
+        ("slow to end", "test_cancelling_ends_it_at_once"),
     ],
 )
 def test_the_suite_finds_faults(
@@ -183,7 +194,7 @@ def test_the_suite_finds_faults(
     registry = File(tmp_path / "replicas.json")
 
     class Suite(DiscoveryConformance):
-        within_s = 0.5
+        within_s = WITHIN_S
 
         @contextmanager
         def registry(self) -> Iterator[Registry]:

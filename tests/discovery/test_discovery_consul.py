@@ -300,7 +300,7 @@ async def test_an_agent_that_failed_once_is_asked_again_before_all_have_failed()
             exchange.wait_gone()
 
     def dying(exchange: Exchange, number: int) -> None:
-        if number == 1:
+        if number <= 2:
             exchange.answer(200, HEALTHY[:1], "X-Consul-Index: 5\r\n")
         else:
             exchange.reset()
@@ -309,6 +309,7 @@ async def test_an_agent_that_failed_once_is_asked_again_before_all_have_failed()
         async with following(
             {"kind": "consul", "service": "llm", "address": [one.address, two.address]}
         ) as it:
+            assert await it.ids() == {"llm-1"}
             assert await it.ids() == {"llm-1"}
             assert await it.ids() == {"llm-1", "llm-2", "llm-3"}
             assert not [said for said in it.said if isinstance(said, str)]
@@ -411,6 +412,26 @@ async def test_credentials_stay_on_their_side() -> None:
         for exchange in registry.exchanges:
             assert exchange.header("x-consul-token") == SECRET
             assert b"caller" not in exchange.head
+
+
+@pytest.mark.anyio
+async def test_a_token_file_that_is_empty_is_trouble_and_no_reason_for_another_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONSUL_HTTP_TOKEN", SECRET)
+    (tmp_path / "token").write_text("\n")
+
+    def serve(exchange: Exchange, number: int) -> None:
+        exchange.answer(200, HEALTHY, f"X-Consul-Index: {number}\r\n")
+
+    with agent(serve) as server:
+        keys = {"kind": "consul", "service": "llm", "address": server.address}
+        async with following({**keys, "token_file": str(tmp_path / "token")}) as it:
+            assert "token: it is empty" in await it.error()
+        assert not server.exchanges
+        async with following({**keys, "token": ""}) as it:
+            await it.ids()
+        assert {exchange.header("x-consul-token") for exchange in server.exchanges} == {None}
 
 
 @pytest.mark.anyio

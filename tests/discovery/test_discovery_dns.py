@@ -177,6 +177,8 @@ async def test_the_next_name_server_is_asked_and_bad_names_are_refused() -> None
         {"name": "a..b"},
         {"name": "a" * 64},
         {"name": "me:secret@x"},
+        {"name": "bücher.test"},
+        {"name": "llm.test", "search_domains": ["\uff11.test"]},
         {"name": "x:53"},
         {"nameservers": ["dns.test"]},
         {"nameservers": ["https://1.1.1.1"]},

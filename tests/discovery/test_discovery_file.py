@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from contextlib import suppress
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
+import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -95,6 +98,43 @@ async def test_a_file_that_comes_back_unchanged_ends_the_trouble(tmp_path: Path)
         await it.error()
         away.rename(path)
         assert [r.url for r in (await after_errors(it)).replicas] == [ONE]
+
+
+async def test_a_change_that_keeps_size_and_time_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "replicas.json"
+    path.write_text(json.dumps([ONE]))
+    before = path.stat()
+    async with following(at(path)) as it:
+        assert await it.ids() == {"10.0.0.1:1"}
+        with path.open("r+") as file:
+            file.write(json.dumps([TWO]))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert await it.ids() == {"10.0.0.2:2"}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+async def test_a_read_that_never_ends_does_not_keep_anybody(tmp_path: Path) -> None:
+    """Opening a pipe waits for whoever writes."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reading, ended = threading.Event(), threading.Event()
+    it = source(str(path))
+
+    def read() -> bytes:
+        reading.set()
+        try:
+            return Path(path).read_bytes()
+        finally:
+            ended.set()
+
+    it._path = SimpleNamespace(read_bytes=read, stat=path.stat)  # type: ignore[assignment]
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(it.run, lambda membership: None)
+        assert await anyio.to_thread.run_sync(reading.wait, 10)
+        tasks.cancel_scope.cancel()
+    assert not ended.is_set()
+    path.open("wb").close()
+    assert await anyio.to_thread.run_sync(ended.wait, 10)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from mlbalance_client.events import ReplicasChanged
 
 from ..scripted import Scripted
 from .consul import Consul
+from .counting import Counting
 from .packages import Program
 from .scene import under_load
 
@@ -215,19 +216,18 @@ async def test_an_empty_list_is_told_apart_by_what_the_token_may_read(
 async def test_five_hundred_replicas_and_one_pending_query(consul: Consul, servers: list[Scripted]) -> None:
     many = {f"m{n}": servers[n % 4].address for n in range(500)}
     consul.change(add=many)
-    async with under_load(discovery(consul, wait_s=600)) as scene:
-        assert len(scene.usable()) == 500
-        first = consul.call("GET", "agent/metrics")
-        await scene.more_calls(100)
-        assert count(consul.call("GET", "agent/metrics")) == count(first), (
-            "nothing is asked while nothing changes"
-        )
-        consul.change(add={}, remove=["m7"])
-        await scene.until_usable(*(many.keys() - {"m7"}))
-
-
-def count(metrics: Any) -> int:
-    return sum(c["Count"] for c in metrics["Counters"] + metrics["Samples"] if "health.service" in c["Name"])
+    with Counting(consul.address, b"GET /v1/health/service/llm") as between:
+        async with under_load(discovery(consul, wait_s=600, address=between.address)) as scene:
+            assert len(scene.usable()) == 500
+            for changes in range(3):
+                if changes:
+                    consul.change(add={}, remove=[f"m{changes}"])
+                    await scene.until_usable(*(many.keys() - {f"m{n}" for n in range(1, changes + 1)}))
+                answered = between.counts[1]
+                assert await anyio.to_thread.run_sync(between.wait_asked, answered + 1)
+                before = between.counts
+                await scene.more_calls(100)
+                assert between.counts == before == (answered + 1, answered), "one is open, and none is added"
 
 
 async def test_tags_metadata_node_addresses_and_who_has_no_name(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import anyio
@@ -13,13 +14,14 @@ from hypothesis import strategies as st
 
 from mlbalance_client.config import BalancerConfig, K8sConfig
 from mlbalance_client.core.model import ReplicaState
+from mlbalance_client.discovery.k8s import K8sDiscovery
 from mlbalance_client.discovery.k8s_events import event_of, listed
 from mlbalance_client.discovery.k8s_slices import replicas_of, slice_of
 from mlbalance_client.errors import ConfigError, DiscoveryError
 
 from ..discovery.following import following
 from ..scripted import Exchange, Scripted
-from .kubernetes import TOKEN, Api, endpoint, endpoint_slice
+from .kubernetes import TOKEN, Api, endpoint, endpoint_slice, status
 from .scene import under_load
 
 
@@ -147,6 +149,32 @@ async def test_a_token_that_is_renewed_is_read_again(api: Api, pods: list[Script
         file.write_text("renewed\n")
         await scene.until_recovered()
         assert TOKEN not in repr(scene.events)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("pages", "said", "most"),
+    [
+        ("repeated", "the list of EndpointSlices has no end", 2),
+        ("endless", "the list of EndpointSlices has no end", 201),
+        ("expired", "HTTP 410", 8),
+    ],
+)
+async def test_a_list_without_an_end_is_given_up(pages: str, said: str, most: int) -> None:
+    def script(exchange: Exchange) -> None:
+        if pages == "expired" and "continue=" in exchange.path:
+            exchange.answer(410, status(410, "Expired", "the token is too old"))
+            return
+        token = "same" if pages == "repeated" else f"page {len(api.exchanges)}"
+        exchange.answer(200, {"metadata": {"resourceVersion": "5", "continue": token}, "items": []})
+
+    with Scripted(script) as api:
+        keys = {"namespace": "team", "service": "llm", "token": TOKEN, "address": f"http://{api.address}"}
+        config = BalancerConfig(discovery={"kind": "k8s", **keys}).discovery
+        assert isinstance(config, K8sConfig)
+        with pytest.raises(DiscoveryError, match=said):
+            await K8sDiscovery(config, Random(1)).run(lambda membership: None)
+        assert len(api.exchanges) == most
 
 
 @pytest.mark.anyio
