@@ -1,4 +1,4 @@
-"""A fake of the Kubernetes API's list and watch for EndpointSlices, after its concepts page and recorded payloads.
+"""A fake of the Kubernetes API's list and watch for EndpointSlices, made after its documentation, not recorded.
 
 Versions count up over all objects; watches get what came after their version, bookmarks when told, and 410 once
 history was compacted. Lists come in pages. A bearer token is demanded.
