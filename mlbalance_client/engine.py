@@ -287,7 +287,7 @@ class Engine:
 
     async def _perform(self, call: _Call) -> Answer:
         if self._roster.waiting:
-            await self._roster.ready()
+            await self.replicas_known()
         command = call.plan.begin()
         previous: AttemptReport | None = None
         while True:

@@ -48,7 +48,7 @@ async def get(authority: trustme.CA, discovery: dict[str, Any]) -> int:
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
     headers = {"Authorization": "Bearer key"}
-    config = mlb.BalancerConfig(discovery=discovery)
+    config = mlb.BalancerConfig(discovery=discovery, load_reports={"kind": "none"})
     async with mlb.AsyncClient(config, verify=trusting, headers=headers) as client:
         return (await client.get("/")).status_code
 
@@ -95,7 +95,9 @@ async def test_a_connection_that_was_verified_for_another_name_is_not_used(
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
     name("llm.test")
-    config = mlb.BalancerConfig(discovery={"kind": "file", "path": str(path), "poll_s": 0.02})
+    config = mlb.BalancerConfig(
+        discovery={"kind": "file", "path": str(path), "poll_s": 0.02}, load_reports={"kind": "none"}
+    )
     async with mlb.AsyncClient(config, verify=trusting) as client:
         changed = anyio.Event()
         assert (await client.get("/")).status_code == 200
@@ -115,7 +117,9 @@ async def test_a_callers_own_name_is_verified_too(
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
     replica = {"url": f"https://{front.address}", "tls_server_name": "llm.test"}
-    config = mlb.BalancerConfig(discovery={"kind": "static", "replicas": [replica]})
+    config = mlb.BalancerConfig(
+        discovery={"kind": "static", "replicas": [replica]}, load_reports={"kind": "none"}
+    )
     async with mlb.AsyncClient(config, verify=trusting) as client:
         assert (await client.get("/")).status_code == 200
         with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):

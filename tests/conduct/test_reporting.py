@@ -18,7 +18,8 @@ import mlbalance_client as mlb
 from mlbalance_client.core.cadence import Cadence
 from mlbalance_client.core.fingerprint import SCHEME
 from mlbalance_client.core.load_format import PrefixDelta, encode_prefixes
-from mlbalance_client.discovery import Membership
+from mlbalance_client.core.model import Replica
+from mlbalance_client.engine import Engine
 from mlbalance_client.reporting import Reporting
 from mlbalance_client.simulator.model.fleet import Fleet
 from mlbalance_client.simulator.model.spec import EngineSpec
@@ -476,6 +477,11 @@ async def test_a_client_dropped_unclosed_is_collected_and_leaves_nothing() -> No
         await until(lambda: Reporting.shared()._publishers == {})
 
 
+def now_in_the_fleet(engine: Engine, *replicas: Replica) -> None:
+    engine.fleet.update(replicas)
+    engine._on_change()
+
+
 async def test_a_replica_that_leaves_the_fleet_is_let_go_at_once_and_one_that_moves_is_followed() -> None:
     with (
         Scripted(speaks(load(1, "e1"), prefixes(1, 5))) as one,
@@ -487,13 +493,13 @@ async def test_a_replica_that_leaves_the_fleet_is_let_go_at_once_and_one_that_mo
             engine = client.balancer.engine
             (replica,) = engine.fleet.replicas
             moved = type(replica)(replica.id, f"http://{two.address}")
-            engine._publish(Membership((moved,), "test"))
+            now_in_the_fleet(engine, moved)
             assert Reporting.shared()._publishers == {}
             await until(lambda: published(client) == 2)
-            engine._publish(Membership((), "test"))
+            now_in_the_fleet(engine)
             assert Reporting.shared()._publishers == {}
             assert engine.reporting._followed == {}
-            engine._publish(Membership((moved,), "test"))
+            now_in_the_fleet(engine, moved)
             await until(lambda: published(client) == 2)
 
 

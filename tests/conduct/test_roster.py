@@ -76,7 +76,9 @@ def replicas() -> Iterator[list[Scripted]]:
 
 
 def config(**keys: object) -> mlb.BalancerConfig:
-    return mlb.BalancerConfig(discovery=FileConfig(path="unused", retry_max_s=0.01, **keys))
+    return mlb.BalancerConfig(
+        discovery=FileConfig(path="unused", retry_max_s=0.01, **keys), load_reports={"kind": "none"}
+    )
 
 
 class Heard:
