@@ -61,7 +61,7 @@ async def test_a_busy_replica_says_what_it_truly_has() -> None:
         ]
         for call in calls:
             call.start()
-        assert eventually(lambda: fleet.state(0)["waiting"] == 3)
+        assert eventually(lambda: (fleet.state(0)["running"], fleet.state(0)["waiting"]) == (2, 3))
         fetch = HttpFetch(fleet.urls[0])
         for kind in ("vllm", "sglang"):
             form = create(LoadReportsConfig(kind=kind))
