@@ -428,6 +428,7 @@ class Engine:
 
     def _deliver(self, call: _Call, number: int, *, exhausted: bool) -> Answer:
         flow = call.flows[number]
+        call.flows.clear()  # a flow knows its call: without the circle both go at once, not at the next collection
         call.report.attempts = tuple(call.attempts)
         headers = flow.wire.headers
         if exhausted:

@@ -85,7 +85,8 @@ class CallReport:
     tenant: str | None = None
     priority: int = 0
     _explanation: Explanation | None = field(default=None, repr=False)
-    _pick: Pick | None = field(default=None, repr=False)
+    _demand: Demand | None = field(default=None, repr=False)
+    _decision: Decision | None = field(default=None, repr=False)
 
     def picked(self, pick: Pick) -> None:
         """Note where the call goes; the words are made only if somebody asks."""
@@ -93,15 +94,15 @@ class CallReport:
         self.predicted_hit_tokens = pick.decision.chosen.hit_tokens
         self.prompt_tokens = pick.demand.prompt_tokens
         self.reason = reason(pick.decision)
-        self._pick = pick
+        self._demand, self._decision = pick.demand, pick.decision
         self._explanation = None
 
     def explain(self) -> Explanation:
         """Why this replica; of the last attempt, if there were several."""
         if self._explanation is None:
-            if self._pick is None:
+            if self._demand is None or self._decision is None:
                 raise LookupError("no replica was picked for this call")
-            self._explanation = explain(self._pick.demand, self._pick.decision)
+            self._explanation = explain(self._demand, self._decision)
         return self._explanation
 
 
