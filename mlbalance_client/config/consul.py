@@ -85,9 +85,9 @@ class ConsulConfig(AddressedConfig):
         service = url.path.strip("/")
         if not service or "/" in service:
             raise ConfigError(f"target {url.text}: write consul://agent:8500/service")
-        keys: dict[str, Any] = {"kind": "consul", "service": service, "tls": url.tls}
+        keys: dict[str, Any] = {"kind": "consul", "service": service, **url.tls_key}
         if url.authority:
             keys["address"] = [
                 agent if _PORT.search(agent) else f"{agent}:8500" for agent in url.authority.split(",")
             ]
-        return {**keys, **cls.from_query(url, tag="tags", model="models")}
+        return cls.from_query(url, keys, tag="tags", model="models")

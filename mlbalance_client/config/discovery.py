@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
@@ -26,12 +27,15 @@ class DiscoveryConfig(Section):
         raise ConfigError(f"target {url.text}: this kind has no URL form; use a [discovery] table")
 
     @classmethod
-    def from_query(cls, url: TargetURL, **aliases: str) -> dict[str, Any]:
+    def from_query(
+        cls, url: TargetURL, said: Mapping[str, Any] | None = None, /, **aliases: str
+    ) -> dict[str, Any]:
         """The keys that the query of a discovery URL sets: any but secrets; lists by repeating the parameter.
 
-        ``aliases``: other names of keys. Raises ConfigError for parameters that are none or given twice.
+        ``said``: the keys that the rest of the URL has set already, which are returned too; ``aliases``: other names of
+        keys. Raises ConfigError for parameters that are none or given twice.
         """
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = dict(said or {})
         for parameter, values in url.query.items():
             key = aliases.get(parameter, parameter)
             field = cls.model_fields.get(key)
@@ -46,6 +50,8 @@ class DiscoveryConfig(Section):
                 )
             if not is_structured(field) and len(values) > 1:
                 raise ConfigError(f"target {url.text}: {parameter} is given {len(values)} times")
+            if key in found:
+                raise ConfigError(f"target {url.text}: {parameter} is said twice, before the query too")
             found[key] = values if is_structured(field) else values[0]
         return found
 

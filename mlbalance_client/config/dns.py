@@ -80,7 +80,8 @@ class SrvConfig(ResolverConfig):
     def from_url(cls, url: TargetURL) -> dict[str, Any]:
         """``srv[+https]://_service._proto.name[?key=value]``."""
         _no_path(url)
-        return {"kind": "srv", "name": url.authority, "tls": url.tls, **cls.from_query(url, model="models")}
+        keys = {"kind": "srv", "name": url.authority, **url.tls_key}
+        return cls.from_query(url, keys, model="models")
 
 
 class DnsConfig(ResolverConfig):
@@ -92,11 +93,13 @@ class DnsConfig(ResolverConfig):
 
     @classmethod
     def from_url(cls, url: TargetURL) -> dict[str, Any]:
-        """``dns[+https]://name:port[?key=value]``; without a port 80, with TLS 443."""
+        """``dns[+https]://name:port[?key=value]``."""
         _no_path(url)
-        parsed = replica_url(f"{'https' if url.tls else 'http'}://{url.authority}")
-        keys = cls.from_query(url, model="models")
-        return {"kind": "dns", "name": parsed.host, "port": parsed.port, "tls": url.tls, **keys}
+        parsed = replica_url(f"http://{url.authority}")
+        keys = {"kind": "dns", "name": parsed.host, **url.tls_key}
+        if ":" in url.authority:
+            keys["port"] = parsed.port
+        return cls.from_query(url, keys, model="models")
 
 
 def _no_path(url: TargetURL) -> None:

@@ -36,7 +36,7 @@ class FileConfig(RegistryConfig):
         """``file:///absolute/path[?key=value]``."""
         if url.authority or url.tls:
             raise ConfigError(f"target {url.text}: write file:///absolute/path")
-        return {"kind": "file", "path": unquote(url.path), **cls.from_query(url)}
+        return cls.from_query(url, {"kind": "file", "path": unquote(url.path)})
 
 
 class ReplicaFile(Section):

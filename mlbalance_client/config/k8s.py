@@ -55,5 +55,5 @@ class K8sConfig(AddressedConfig):
         service, _, port = url.path.strip("/").partition(":")
         if not url.authority or not service or "/" in service:
             raise ConfigError(f"target {url.text}: write k8s://namespace/service:port")
-        keys: dict[str, Any] = {"kind": "k8s", "namespace": url.authority, "service": service, "tls": url.tls}
-        return {**keys, **({"port": port} if port else {}), **cls.from_query(url, model="models")}
+        keys: dict[str, Any] = {"kind": "k8s", "namespace": url.authority, "service": service, **url.tls_key}
+        return cls.from_query(url, keys | ({"port": port} if port else {}), model="models")

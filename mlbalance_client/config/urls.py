@@ -54,6 +54,11 @@ class TargetURL:
     query: dict[str, list[str]]
     text: str
 
+    @property
+    def tls_key(self) -> dict[str, bool]:
+        """What ``+https`` says of a registry's key ``tls``; nothing without it."""
+        return {"tls": True} if self.tls else {}
+
 
 def replica_url(text: str) -> ReplicaURL:
     """Parse ``http(s)://host[:port][/prefix]``. Raises ConfigError that says what is wrong."""

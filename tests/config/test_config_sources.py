@@ -238,6 +238,29 @@ def test_files_that_cannot_be_used(tmp_path: Path, content: bytes, expected: str
     assert str(caught.value).count("\n") == 0
 
 
+@pytest.mark.parametrize(
+    ("target", "key"),
+    [
+        ("consul+https://127.0.0.1:8500/llm?tls=false", "tls"),
+        ("srv+https://_l._tcp.x.test?tls=false", "tls"),
+        ("consul://127.0.0.1:8500/llm?service=x", "service"),
+        ("srv://_a._tcp.x.test?name=_b._tcp.x.test", "name"),
+        ("dns://llm.x.test:80?port=81", "port"),
+        ("file:///a.json?path=/b.json", "path"),
+        ("k8s://team/llm:http?port=x", "port"),
+    ],
+)
+def test_a_url_does_not_say_a_thing_twice(target: str, key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key} is said twice"):
+        load(target)
+
+
+def test_a_name_in_dns_needs_a_port() -> None:
+    with pytest.raises(ConfigError, match="port: is required"):
+        load("dns://llm.x.test")
+    assert load("dns://llm.x.test?port=81").discovery.port == 81  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("target", ["static://http://a:1", "http://a:1,b:2", "static://https://a"])
 def test_two_forms_of_a_target_mixed_up_are_told_apart(target: str) -> None:
     with pytest.raises(ConfigError, match="static://host:port,host:port"):
