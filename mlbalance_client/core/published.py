@@ -73,12 +73,17 @@ class PublishedPrefixes:
             return
         number = holder.to_bytes(2, "little")
         for i, bucket in enumerate(self._buckets):
-            if bucket and number in bucket:
-                self._buckets[i] = b"".join(
-                    entry
-                    for at in range(0, len(bucket), _ENTRY)
-                    if not (entry := bucket[at : at + _ENTRY]).endswith(number)
-                )
+            at = bucket.find(number)
+            if at < 0:
+                continue
+            left = bucket
+            while at >= 0:
+                if at % _ENTRY == _HASH:
+                    left = left[: at - _HASH] + left[at - _HASH + _ENTRY :]
+                    at = left.find(number, at - _HASH)
+                else:
+                    at = left.find(number, at + 1)
+            self._buckets[i] = left
         self._total -= self._counts[holder]
         self._counts[holder] = 0
 

@@ -20,7 +20,7 @@ _LONGEST_ID = 20
 # What a second may cost, an event counting 1: no honest replica sends 20 in a second.
 _MOST_COST_PER_S = 200.0
 _COST_PER_BYTE = 1e-4
-_COST_OF_RESET = 50.0
+_COST_OF_RESET = 100.0
 
 
 class StreamReader:

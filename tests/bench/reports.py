@@ -85,6 +85,7 @@ def virtual() -> None:
         ("counts", counts, 0.1, {}),
         ("counts", counts, 1.0, {}),
         ("waiting tokens", waiting_tokens, 0.1, {}),
+        ("waiting tokens", waiting_tokens, 1.0, {}),
         ("all tokens", work, 0.1, {}),
         ("all tokens", work, 0.5, {}),
         ("all tokens", work, 1.0, {}),
@@ -95,6 +96,7 @@ def virtual() -> None:
     rows["16: nothing"] = _ours(16, None)
     for name, tell, every_s, more in tells:
         rows[f"16: {name}, {every_s:g} s"] = _ours(16, Told(tell, every_s, **more))
+    rows["64: tokens + prefixes, 0.1 s"] = _ours(64, Told(work, 0.1, prefixes=True))
     rows["64: tokens, 1 s, in phase"] = _ours(64, Told(work, 1.0, jittered=False))
     print(
         "placement by reports in virtual time: calls 2000 to 5500 of the trace x 1.5, the first 1,000 warm caches"
