@@ -93,13 +93,13 @@ class DnsConfig(ResolverConfig):
 
     @classmethod
     def from_url(cls, url: TargetURL) -> dict[str, Any]:
-        """``dns[+https]://name:port[?key=value]``."""
+        """``dns[+https]://name:port[?key=value]``; without a port 80, with TLS 443."""
         _no_path(url)
-        parsed = replica_url(f"http://{url.authority}")
+        parsed = replica_url(f"{'https' if url.tls else 'http'}://{url.authority}")
         keys = {"kind": "dns", "name": parsed.host, **url.tls_key}
         if ":" in url.authority:
             keys["port"] = parsed.port
-        return cls.from_query(url, keys, model="models")
+        return {"port": parsed.port, **cls.from_query(url, keys, model="models")}
 
 
 def _no_path(url: TargetURL) -> None:

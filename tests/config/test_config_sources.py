@@ -255,12 +255,6 @@ def test_a_url_does_not_say_a_thing_twice(target: str, key: str) -> None:
         load(target)
 
 
-def test_a_name_in_dns_needs_a_port() -> None:
-    with pytest.raises(ConfigError, match="port: is required"):
-        load("dns://llm.x.test")
-    assert load("dns://llm.x.test?port=81").discovery.port == 81  # type: ignore[attr-defined]
-
-
 @pytest.mark.parametrize("target", ["static://http://a:1", "http://a:1,b:2", "static://https://a"])
 def test_two_forms_of_a_target_mixed_up_are_told_apart(target: str) -> None:
     with pytest.raises(ConfigError, match="static://host:port,host:port"):

@@ -121,7 +121,7 @@ def test_ids_that_are_not_one_instances_alone_are_told_apart_by_node() -> None:
         ("consul://a:1,b:2/llm", {"address": ("http://a:1", "http://b:2")}),
         ("consul+https://a:1/llm", {"address": ("http://a:1",), "tls": True}),
         ("consul://a:1/llm?dc=x&tag=g&tag=h&model=m", {"dc": "x", "tags": ("g", "h"), "models": ("m",)}),
-        ("consul://a:1/llm?address=https://b:8501", {"address": ("https://b:8501",)}),
+        ("consul:///llm?address=https://b:8501", {"address": ("https://b:8501",)}),
     ],
 )
 def test_urls(target: str, keys: dict[str, Any]) -> None:
