@@ -357,3 +357,17 @@ def test_whatever_comes_the_fleet_stays_and_each_cause_is_told_once(
             since.clear()
     failures = {what for _, what in steps if isinstance(what, str)}
     assert failures <= {e.cause for e in events if isinstance(e, DiscoveryTrouble)}
+
+
+async def test_the_fallback_serves_again_when_the_last_list_is_given_up(source: Source) -> None:
+    with Scripted(Exchange.answer) as listed, Scripted(Exchange.answer) as spare:
+        fallback = [f"http://{spare.address}"]
+        async with mlb.AsyncClient(config(fallback=fallback, empty_hold_s=0.01)) as client:
+            heard = Heard(client)
+            source.say([("a", f"http://{listed.address}")])
+            assert (await client.get("/")).status_code == 200
+            source.say([])
+            await heard.wait(ReplicasChanged, 2)
+            assert heard.of(ReplicasChanged)[-1].source.endswith("(fallback)")
+            assert (await client.get("/")).status_code == 200
+        assert (len(listed.exchanges), len(spare.exchanges)) == (1, 1)
