@@ -135,8 +135,7 @@ class LoadView:
 
     def guess(self, place: int, now: float) -> Guess:
         """What the replica looks like now, to learn from when the call has found how it is."""
-        found, age_s = self.pace.found(place, now)
-        found = found if age_s < self._memory_s else Found.UNSEEN
+        found = self.found(place, now)
         known = self._reports.get(place)
         if known is None or known[1] is Basis.NOTHING or self._say(now - known[0].at) < 0.5:
             return _UNTOLD[found]
