@@ -71,6 +71,29 @@ class FailedOver:
 
 
 @dataclass(frozen=True, slots=True)
+class HedgeStarted:
+    """A call that had no content of one replica after ``after_s`` goes to another as well, as attempt ``attempt``."""
+
+    at: float
+    call: str
+    attempt: int
+    from_replica: str
+    to_replica: str
+    after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class HedgeEnded:
+    """A hedged call is answered by ``replica``; ``won``: by an attempt that was started beside another."""
+
+    at: float
+    call: str
+    attempt: int
+    replica: str
+    won: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Settled:
     """A charge was closed. Tokens as the replica counted them, ``None`` where it did not say."""
 
@@ -126,6 +149,8 @@ Event = (
     | AttemptStarted
     | AttemptEnded
     | FailedOver
+    | HedgeStarted
+    | HedgeEnded
     | Settled
     | ReplicasChanged
     | DiscoveryTrouble
@@ -155,7 +180,7 @@ class EventStream:
         if events:
             events.emit(...)
 
-    Failovers and changes of the fleet are rare, and are always emitted.
+    Failovers, hedges and changes of the fleet are rare, and are always emitted.
     """
 
     __slots__ = ("_lock", "_subscriptions")

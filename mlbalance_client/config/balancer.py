@@ -12,31 +12,16 @@ from . import sources
 from .base import Section
 from .describe import Unit
 from .discovery import DiscoveryConfig
+from .hedging import HedgingConfig
 from .http import HttpConfig
 from .kinds import DISCOVERY
 from .load_reports import LoadReportsConfig, report_kinds
 from .picking import PickingConfig
-
-
-class RetriesConfig(Section):
-    """When a failed call is sent again, before anything of an answer was seen."""
-
-    max_attempts: int = Field(
-        default=2,
-        ge=1,
-        le=5,
-        description="How often a call may be sent at most, each time to another replica. 2: one replica's "
-        "failure is hidden, an overload is not multiplied. What was never sent does not "
-        "count.",
-    )
+from .retries import RetriesConfig
 
 
 class AdmissionConfig(Section):
     """Waiting for room."""
-
-
-class HedgingConfig(Section):
-    """Asking a second replica when the first is slow."""
 
 
 class OutlierDetectionConfig(Section):

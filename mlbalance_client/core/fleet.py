@@ -12,6 +12,7 @@ from random import Random
 from typing import Protocol
 
 from ..errors import NoReplicas
+from .attempts import Others
 from .company import Company
 from .cost import Costs, PrefillRates, prefill_units
 from .fingerprint import BLOCK_BYTES, Fingerprint
@@ -230,7 +231,10 @@ class Fleet:
         if nobody (else) serves the call.
         """
         self.ledger.sweep(now)
-        decision = self.choose(demand, now, excluded)
+        return self.take(self.choose(demand, now, excluded), demand, now, number=number)
+
+    def take(self, decision: Decision, demand: Demand, now: float, *, number: int = 0) -> Pick:
+        """Charge the replica that was chosen in this same breath."""
         chosen = decision.chosen
         guess = self.load.guess(chosen.place, now)
         charge = self.ledger.charge(
@@ -247,10 +251,32 @@ class Fleet:
             self.index.record(chosen.place, (demand.session,))
         return Pick(self, self._replicas[chosen.place], demand, decision, charge, guess)
 
-    def serves(self, demand: Demand, excluded: Collection[ReplicaId] = ()) -> bool:
-        """Whether anybody but ``excluded`` serves the call."""
+    def others(self, demand: Demand, excluded: Collection[ReplicaId], now: float) -> Others:
+        """Who serves the call besides ``excluded``."""
         barred = self._barred(excluded)
-        return any(pool.mask & ~barred for pool in self._pools_for(demand.model))
+        unwilling = barred | self._unwilling(demand, now)
+        left = Others.NOBODY
+        for pool in self._pools_for(demand.model):
+            if pool.mask & ~unwilling:
+                return Others.WILLING
+            if pool.mask & ~barred:
+                left = Others.RESTING
+        return left
+
+    def alternative(self, demand: Demand, excluded: Collection[ReplicaId], now: float) -> Decision | None:
+        """What ``choose`` would say without ``excluded``, if it is one that takes calls."""
+        if self.others(demand, excluded, now) is not Others.WILLING:
+            return None
+        self.ledger.sweep(now)
+        return self.choose(demand, now, excluded)
+
+    def opens_in_s(self, demand: Demand, now: float) -> float:
+        """Seconds until somebody who serves the call does not rest; 0 if somebody does not, or nobody serves it."""
+        places = {place for pool in self._pools_for(demand.model) for place in pool.places}
+        return min((self.pushback.rests_s(place, now) for place in places), default=0.0)
+
+    def _unwilling(self, demand: Demand, now: float) -> int:
+        return self.pushback.resting(now) | self.readiness.closed(demand.model, now)
 
     def choose(self, demand: Demand, now: float, excluded: Collection[ReplicaId] = ()) -> Decision:
         """What ``pick`` would choose, without charging anything."""

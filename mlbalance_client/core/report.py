@@ -43,6 +43,7 @@ class Explanation:
     predicted_hit_tokens: int
     reason: str
     candidates: tuple[Weighed, ...]
+    hedge: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -50,6 +51,8 @@ class Explanation:
 
     def __str__(self) -> str:
         lines = [f"{self.replica} ({self.url}): {self.reason}"]
+        if self.hedge:
+            lines.append(f"    {self.hedge}")
         for c in sorted(self.candidates, key=lambda c: c.score_s):
             mark = "->" if c.replica == self.replica else "  "
             lines.append(
@@ -69,13 +72,15 @@ class CallReport:
     """What became of one call; lies in ``response.extensions["mlbalance"]`` and fills as the call goes on.
 
     Times are seconds since the call began. ``predicted_hit_tokens`` is what the picker believed the replica to
-    have cached; ``usage`` is what the replica said, once the answer has ended.
+    have cached; ``usage`` is what the replica said, once the answer has ended. ``hedged``: another replica was asked
+    as well; ``hedge_won``: and answered first.
     """
 
     replica: str = ""
     url: str = ""
     attempts: tuple[AttemptReport, ...] = ()
     hedged: bool = False
+    hedge_won: bool = False
     predicted_hit_tokens: int = 0
     prompt_tokens: int = 0
     reason: str = ""
@@ -102,8 +107,15 @@ class CallReport:
         if self._explanation is None:
             if self._demand is None or self._decision is None:
                 raise LookupError("no replica was picked for this call")
-            self._explanation = explain(self._demand, self._decision)
+            self._explanation = explain(self._demand, self._decision, self._hedge_words())
         return self._explanation
+
+    def _hedge_words(self) -> str:
+        if not self.hedged:
+            return ""
+        if self.hedge_won:
+            return "it was asked as well, since another was slow to begin, and answered first"
+        return "it was slow to begin, so another was asked as well, but it answered first"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +179,8 @@ def reason(decision: Decision) -> str:
     return _WORDS[decision.chosen.source]
 
 
-def explain(demand: Demand, decision: Decision) -> Explanation:
-    """Put a decision into words and figures."""
+def explain(demand: Demand, decision: Decision, hedge: str = "") -> Explanation:
+    """Put a decision into words and figures. ``hedge``: what came of a second attempt, if there was one."""
     replicas = decision.pool.replicas
     chosen, weight = decision.chosen, decision.compared.miss_weight
     return Explanation(
@@ -193,6 +205,7 @@ def explain(demand: Demand, decision: Decision) -> Explanation:
             )
             for c in decision.candidates
         ),
+        hedge=hedge,
     )
 
 
