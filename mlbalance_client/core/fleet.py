@@ -285,8 +285,7 @@ class Fleet:
         if change:
             self._rebuild()
             usable = (place for place, replica in self._replicas.items() if replica.usable)
-            for place in self.outliers.members(usable, now):
-                self._come_back(place, now)
+            self.outliers.members(usable, now)
         return change
 
     def demand(

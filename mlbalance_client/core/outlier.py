@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import sqrt
 from random import Random
@@ -190,20 +190,15 @@ class Outliers:
             self._records[place].back_at = now
             self._changed()
 
-    def members(self, places: Iterable[int], now: float) -> list[int]:
-        """Discovery has changed who there is; the places that come back because fewer may be out now."""
+    def members(self, places: Iterable[int], now: float) -> None:
+        """Discovery has changed who there is."""
         self._members = frozenset(places)
         for place in [place for place in self._records if place not in self._members]:
             self.drop(place)
         for place in self._members:
             self._records.setdefault(place, _Record())
-        back = []
-        while self._ejected() > self._most_ejected():
-            first = min((e for e in self._out.values() if not e.unreachable), key=lambda e: e.until)
-            self.release(first.place, now)
-            back.append(first.place)
+        self._trim(now)
         self._changed()
-        return back
 
     def drop(self, place: int) -> None:
         """The replica is gone."""
@@ -320,9 +315,9 @@ class Outliers:
         return f"it failed several calls in a row (weight {record.row:.1f})"
 
     def _usual(self) -> float | None:
-        """The median of the replicas' medians, at most some samples old."""
+        """The median of the replicas' medians, some samples old: the more replicas, the less often it is sought."""
         timed, usual = self._typical
-        if usual is None or self._timed - timed >= _SAMPLES:
+        if self._timed - timed >= max(_SAMPLES, len(self._records)):
             usual = self._usual_of_others(None)
             self._typical = self._timed, usual
         return usual
@@ -346,8 +341,15 @@ class Outliers:
         lasts_s = min(settings.ejection_max_s, base_s * record.times_out * jitter)
         ejection = self._out[place] = Ejection(place, why, now + lasts_s, record.times_out, unreachable)
         self._silences.pop(place, None)
+        self._trim(now)
         self._changed()
         return ejection
+
+    def _trim(self, now: float) -> None:
+        """Fewer can be reached now: let those back first whose time would be over first."""
+        ejected = sorted((e for e in self._out.values() if not e.unreachable), key=lambda e: e.until)
+        for ejection in ejected[: max(0, len(ejected) - self._most_ejected())]:
+            self._out[ejection.place] = replace(ejection, until=now)
 
     def _ejected(self) -> int:
         return sum(not ejection.unreachable for ejection in self._out.values())

@@ -367,6 +367,7 @@ def test_the_share_holds_the_last_one_stays_and_nobody_ejected_is_picked(
                 pick.first_content(later)
                 pick.settle(Verdict.OK, later, Usage(2000, 0, 10))
 
+        pick = fleet.pick(world.demand(), world.now)
         out = list(fleet.outliers.out)
         refusing = [ejection for ejection in out if ejection.unreachable]
         reachable = len(members) - len(refusing)
@@ -374,7 +375,6 @@ def test_the_share_holds_the_last_one_stays_and_nobody_ejected_is_picked(
         assert ejected <= max(share * reachable, 1 if share else 0)
         assert ejected < max(1, reachable)
         assert all(ejection.until - world.now <= 300.0 * 1.1 for ejection in out)
-        pick = fleet.pick(world.demand(), world.now)
         names = {fleet_place for fleet_place, replica in fleet.places() if replica.id == pick.replica.id}
         willing = [p for p, _ in fleet.places() if fleet.outliers.ejection(p) is None]
         if willing and not fleet.outliers.panic:
