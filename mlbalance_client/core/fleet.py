@@ -190,7 +190,7 @@ class Pick:
     def _took(self, took_s: float, decode_s: float, now: float, *, at_least: bool = False) -> None:
         """Told as a multiple of what the call would need at a replica that is as fast as its weight says."""
         fleet, place, chosen = self._fleet, self.place, self.decision.chosen
-        if place in fleet.slow_start:
+        if fleet.slow_start.active and place in fleet.slow_start:
             return
         work_s = (chosen.waiting_s + chosen.own_s) * fleet.rates.relative(place)
         multiple = (took_s + _FLOOR_S) / (work_s + decode_s + _FLOOR_S)
@@ -350,7 +350,7 @@ class Fleet:
         self.index.record(chosen.place, demand.fingerprint.chain)
         if demand.session is not None:
             self.index.record(chosen.place, (demand.session,))
-        on_trial = self.slow_start.taken(chosen.place)
+        on_trial = self.slow_start.active and self.slow_start.taken(chosen.place)
         return Pick(self, self._replicas[chosen.place], demand, decision, charge, guess, on_trial)
 
     def others(self, demand: Demand, excluded: Collection[ReplicaId], now: float) -> Others:
@@ -391,7 +391,7 @@ class Fleet:
                 self._come_back(place, now)
             for ejection in self.outliers.overdue(now):
                 self.eject(ejection, now)
-        if not self.slow_start:
+        if not self.slow_start.active:
             return self.outliers.barred
         return self.outliers.barred | self.slow_start.barred(replayable=replayable)
 
@@ -401,7 +401,7 @@ class Fleet:
         return self._choose(pool, barred, demand, now)
 
     def _choose(self, pool: Pool, barred: int, demand: Demand, now: float) -> Decision:
-        if self.slow_start:
+        if self.slow_start.active:
             self.slow_start.ramp(now)
         ratio = self.costs.ratio(demand.model).value
         self._sight.tokens_per_block = BLOCK_BYTES / ratio
@@ -553,7 +553,7 @@ class Fleet:
             self.pushback.succeeded(pick.place)
             self.outliers.served(pick.place, now)
             self._heard_at[pick.place] = now
-            if self.slow_start:
+            if self.slow_start.active:
                 self.slow_start.served(pick.place, now)
             elif (lag := self.load.pace.lag(pick.place)) > 1.0:
                 self.eject(self.outliers.lags(pick.place, lag, now), now)
