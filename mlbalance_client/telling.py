@@ -6,9 +6,18 @@ from collections.abc import Callable
 
 from .core.fleet import Pick
 from .core.model import Usage, Verdict
-from .core.report import CallReport
+from .core.report import CallReport, reason
 from .errors import AttemptReport, FailureKind
-from .events import AttemptEnded, AttemptStarted, EventStream, FailedOver, Picked, Settled
+from .events import (
+    AttemptEnded,
+    AttemptStarted,
+    EventStream,
+    FailedOver,
+    HedgeEnded,
+    HedgeStarted,
+    Picked,
+    Settled,
+)
 
 
 class Telling:
@@ -29,9 +38,9 @@ class Telling:
                 call=call,
                 attempt=number,
                 replica=replica.id,
-                reason=report.reason,
-                prompt_tokens=report.prompt_tokens,
-                predicted_hit_tokens=report.predicted_hit_tokens,
+                reason=reason(pick.decision),
+                prompt_tokens=pick.demand.prompt_tokens,
+                predicted_hit_tokens=pick.decision.chosen.hit_tokens,
                 candidates=len(pick.decision.compared.hits),
                 tenant=report.tenant,
                 priority=report.priority,
@@ -43,6 +52,14 @@ class Telling:
         """A call goes to the picked replica after another has failed it."""
         why = str(previous.failure or previous.status)
         self._events.emit(FailedOver(now, call, previous.number, previous.replica, pick.replica.id, why))
+
+    def hedged(self, call: str, pick: Pick, number: int, slow: str, after_s: float, now: float) -> None:
+        """A call goes to the picked replica as well, since ``slow`` has not begun to answer for ``after_s``."""
+        self._events.emit(HedgeStarted(now, call, number, slow, pick.replica.id, after_s))
+
+    def hedge_ended(self, call: str, pick: Pick, number: int, *, won: bool) -> None:
+        """A hedged call is answered by the picked replica."""
+        self._events.emit(HedgeEnded(self._clock(), call, number, pick.replica.id, won))
 
     def ended(
         self,
@@ -74,20 +91,29 @@ class Telling:
         )
 
     def settled(
-        self, call: str, pick: Pick, report: CallReport, began: float, verdict: Verdict, usage: Usage | None
+        self,
+        call: str,
+        pick: Pick,
+        report: CallReport,
+        began: float,
+        verdict: Verdict,
+        usage: Usage | None,
+        *,
+        counts: bool = True,
     ) -> None:
-        """A pick was settled; the report gets its end."""
-        now = self._clock()
-        report.total_s, report.usage = now - began, usage
+        """A pick was settled; if it ``counts``, the report gets its end."""
+        total_s = self._clock() - began
+        if counts:
+            report.total_s, report.usage = total_s, usage
         if self._events:
             usage = usage or Usage()
             self._events.emit(
                 Settled(
-                    at=now,
+                    at=began + total_s,
                     call=call,
                     replica=pick.replica.id,
                     verdict=verdict,
-                    total_s=report.total_s,
+                    total_s=total_s,
                     ttft_s=report.ttft_s,
                     prompt_tokens=usage.prompt_tokens,
                     cached_tokens=usage.cached_tokens,

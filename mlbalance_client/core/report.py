@@ -43,6 +43,7 @@ class Explanation:
     predicted_hit_tokens: int
     reason: str
     candidates: tuple[Weighed, ...]
+    hedge: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -50,6 +51,8 @@ class Explanation:
 
     def __str__(self) -> str:
         lines = [f"{self.replica} ({self.url}): {self.reason}"]
+        if self.hedge:
+            lines.append(f"    {self.hedge}")
         for c in sorted(self.candidates, key=lambda c: c.score_s):
             mark = "->" if c.replica == self.replica else "  "
             lines.append(
@@ -69,13 +72,15 @@ class CallReport:
     """What became of one call; lies in ``response.extensions["mlbalance"]`` and fills as the call goes on.
 
     Times are seconds since the call began. ``predicted_hit_tokens`` is what the picker believed the replica to
-    have cached; ``usage`` is what the replica said, once the answer has ended.
+    have cached; ``usage`` is what the replica said, once the answer has ended. ``hedged``: another replica was asked
+    as well; ``hedge_won``: and answered first.
     """
 
     replica: str = ""
     url: str = ""
     attempts: tuple[AttemptReport, ...] = ()
     hedged: bool = False
+    hedge_won: bool = False
     predicted_hit_tokens: int = 0
     prompt_tokens: int = 0
     reason: str = ""
@@ -102,17 +107,26 @@ class CallReport:
         if self._explanation is None:
             if self._demand is None or self._decision is None:
                 raise LookupError("no replica was picked for this call")
-            self._explanation = explain(self._demand, self._decision)
+            self._explanation = explain(self._demand, self._decision, self._hedge_words())
         return self._explanation
+
+    def _hedge_words(self) -> str:
+        if not self.hedged:
+            return ""
+        if self.hedge_won:
+            return "it was asked as well, since another was slow to begin, and answered first"
+        return "it was slow to begin, so another was asked as well, but it answered first"
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSnapshot:
     """What the client believes of one replica. Tokens and requests are this client's own, outstanding now.
 
-    ``looks``: unseen, free, busy or long busy, by the pace of own streams. ``rests_s``: for how long it is not picked
-    yet, since it has failed. ``report``: what the replica itself said last and how many seconds ago, if that still
-    counts; ``published_prefixes``: how many of its cached prefixes it has named.
+    ``ejected``: why it is kept out now, in words; None if it is not. ``starting``: as what share of itself it counts
+    while it is led up to full load; None if it is not. ``looks``: unseen, free, busy or long busy, by the pace of own
+    streams. ``rests_s``: for how long it is not picked yet, since it has failed. ``report``: what the replica itself
+    said last and how many seconds ago, if that still counts; ``published_prefixes``: how many of its cached prefixes
+    it has named.
     """
 
     id: str
@@ -125,6 +139,8 @@ class ReplicaSnapshot:
     requests: int
     prefill_tokens: int
     decode_tokens: int
+    ejected: str | None
+    starting: float | None
     looks: str
     rests_s: float
     waiting_s: float
@@ -167,8 +183,8 @@ def reason(decision: Decision) -> str:
     return _WORDS[decision.chosen.source]
 
 
-def explain(demand: Demand, decision: Decision) -> Explanation:
-    """Put a decision into words and figures."""
+def explain(demand: Demand, decision: Decision, hedge: str = "") -> Explanation:
+    """Put a decision into words and figures. ``hedge``: what came of a second attempt, if there was one."""
     replicas = decision.pool.replicas
     chosen, weight = decision.chosen, decision.compared.miss_weight
     return Explanation(
@@ -193,6 +209,7 @@ def explain(demand: Demand, decision: Decision) -> Explanation:
             )
             for c in decision.candidates
         ),
+        hedge=hedge,
     )
 
 
@@ -217,6 +234,7 @@ def _told(fleet: Fleet, place: int, now: float) -> dict[str, Any] | None:
 
 def _replicas(fleet: Fleet, now: float) -> Sequence[ReplicaSnapshot]:
     rows = []
+    shares = fleet.slow_start.ramp(now)
     for place, replica in fleet.places():
         account = fleet.ledger.account(place)
         rows.append(
@@ -232,6 +250,8 @@ def _replicas(fleet: Fleet, now: float) -> Sequence[ReplicaSnapshot]:
                 prefill_tokens=account.prefill_tokens,
                 decode_tokens=account.decode_tokens,
                 rests_s=fleet.pushback.rests_s(place, now),
+                ejected=None if (out := fleet.outliers.ejection(place)) is None else out.why,
+                starting=shares.get(place),
                 looks=fleet.load.found(place, now).value,
                 waiting_s=fleet.load.waiting_s(place, now),
                 prefill_tokens_per_s=fleet.rates[place],
