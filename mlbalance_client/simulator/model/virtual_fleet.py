@@ -12,7 +12,7 @@ from typing import Any
 from .faults import Faults
 from .memory_network import MemoryNetwork
 from .server import Options, ReplicaApp
-from .spec import EngineSpec
+from .spec import EngineSpec, Job
 
 
 class VirtualReplica:
@@ -129,3 +129,28 @@ class VirtualFleet:
     def urls(self) -> list[str]:
         """Where the replicas listen."""
         return [replica.url for replica in self.replicas]
+
+    def states(self) -> list[dict[str, Any]]:
+        """The true state of all; their counters over all their lives."""
+        return [replica.state() for replica in self.replicas]
+
+    async def set_faults(self, number: int, **faults: Any) -> None:
+        """These instead of those it has."""
+        self.replicas[number].set_faults(**faults)
+
+    async def kill(self, number: int) -> None:
+        """Without warning."""
+        self.replicas[number].kill()
+
+    async def drain(self, number: int) -> None:
+        """Ends once what is under way there is over."""
+        await self.replicas[number].drain()
+
+    async def start(self, number: int, **faults: Any) -> None:
+        """Anew, where it was, with an empty cache."""
+        self.replicas[number].start(**faults)
+
+    async def quote(self, number: int, job: Job, *, sees_cold: bool = True) -> float | None:
+        """What the omniscient router wants to know."""
+        replica = self.replicas[number]
+        return replica.app.quote(job, sees_cold=sees_cold) if replica.listens else None
