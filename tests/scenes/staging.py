@@ -135,7 +135,7 @@ class HttpStage:
         try:
             now = self._fleet.state(number)
         except RuntimeError:
-            now = dict.fromkeys(_COUNTERS, 0)
+            now = {**dict.fromkeys(_COUNTERS, 0), "in_flight": 0}
         return {**now, **{name: now[name] + self._before[number][name] for name in _COUNTERS}}
 
     async def _remember(self, number: int) -> None:
@@ -194,6 +194,7 @@ def config(urls: Sequence[str], sections: Mapping[str, Any], seed: int) -> mlb.B
 async def _staged(
     scene: Scene, trace: Trace, send: Sender, stage: Any, told: list[tuple[float, events.Event]], scale: float
 ) -> Seen:
+    before = await _states(stage)
     start = anyio.current_time()
     quick = scene.compressed(scale)
     arrivals = quick.arrivals(trace.at_rate(scale))
@@ -206,8 +207,15 @@ async def _staged(
         record.total_s = None if record.total_s is None else record.total_s * scale
     due = {call.index: call.t_s * scale for call in arrivals.calls}
     when = [((t - start) * scale, event) for t, event in told]
-    states = await anyio.to_thread.run_sync(stage.states) if isinstance(stage, HttpStage) else stage.states()
+    states = [
+        {**now, **{name: now[name] - then[name] for name in _COUNTERS}}
+        for now, then in zip(await _states(stage), before, strict=True)
+    ]
     return Seen(scene, records, due, when, states, late_s * scale, trace.calls, stage.urls)
+
+
+async def _states(stage: Any) -> list[dict[str, Any]]:
+    return await anyio.to_thread.run_sync(stage.states) if isinstance(stage, HttpStage) else stage.states()
 
 
 def _listening(told: list[tuple[float, events.Event]]) -> Callable[[events.Event], None]:

@@ -83,11 +83,15 @@ class Scene:
     blind_to_cold: bool = False
 
     def from_(self, at_s: float, apart_s: float | None = None) -> Scene:
-        """The same, its first change at ``at_s``, and restarts ``apart_s`` apart."""
+        """The same, its first change at ``at_s``; ``apart_s``: changes are so far apart, and replicas cold for less."""
         first = min((change.at_s for change in self.changes), default=0.0)
         changes = [replace(change, at_s=change.at_s - first + at_s) for change in self.changes]
         if apart_s is not None:
-            changes = [replace(change, at_s=at_s + n * apart_s) for n, change in enumerate(changes)]
+            cold = max(1, round(_COLD_CALLS * apart_s / _APART_S))
+            changes = [
+                replace(change, at_s=at_s + n * apart_s, faults={**change.faults, "cold_calls": cold})
+                for n, change in enumerate(changes)
+            ]
         return replace(self, changes=tuple(changes), burst=self.burst and replace(self.burst, at_s=at_s))
 
     def compressed(self, factor: float) -> Scene:
@@ -122,6 +126,8 @@ def _compressed(change: Change, factor: float) -> Change:
 
 
 _AT = 20.0
+_APART_S = 20.0
+_COLD_CALLS = 20
 
 SCENES = {
     scene.name: scene
@@ -159,11 +165,11 @@ SCENES = {
         ),
         Scene(
             "outage",
-            "all replicas answer 503 for ten seconds",
+            "all replicas answer 503 for half a minute",
             Must(failed=1.0, attempts=1.2),
             (
                 Change(_AT, replicas=ALL, faults={"reject_status": 503}),
-                Change(_AT + 10, replicas=ALL),
+                Change(_AT + 30, replicas=ALL),
             ),
         ),
         Scene(
@@ -176,7 +182,7 @@ SCENES = {
             "rolling",
             "all eight are restarted, 20 s apart: they drain, and come back cold",
             Must(p99=1.5),
-            tuple(Change(_AT + 20 * n, What.ROLL, (n,), {"cold_calls": 20}) for n in ALL),
+            tuple(Change(_AT + _APART_S * n, What.ROLL, (n,), {"cold_calls": _COLD_CALLS}) for n in ALL),
             blind_to_cold=True,
         ),
         Scene(
