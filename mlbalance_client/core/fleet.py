@@ -143,7 +143,7 @@ class Pick:
             self._fleet.ledger.first_content(charge, now)
             if charge.account.open:  # else the replica is gone and its place may be another's
                 self._stream = self._fleet.load.pace.stream(self.place, now)
-                self._fleet.outliers.alive(self.place)
+                self._fleet.outliers.alive(self.place, now)
                 self._took(now - charge.at, 0.0, now)
 
     def unnumbered(self) -> None:
@@ -154,7 +154,7 @@ class Pick:
         """More of a stream, for which its reader asked at ``asked``, came at ``arrived``."""
         if self._stream is not None and self._charge.account.open:
             self._stream.piece(asked, arrived)
-            self._fleet.outliers.alive(self.place)
+            self._fleet.outliers.alive(self.place, arrived)
 
     def failed(self, now: float, retry_after_s: float | None = None, kind: Failure = Failure.ERROR) -> None:
         """The replica failed the call, which speaks against it; when it will take calls again, if it said so."""
@@ -165,7 +165,8 @@ class Pick:
         """The call is slow enough to be hedged: nothing has come of it yet."""
         if self._charge.account.open:
             fleet = self._fleet
-            fleet.eject(fleet.outliers.silent(self.place, self._charge.at, now), now)
+            patient = self.place in fleet.slow_start
+            fleet.eject(fleet.outliers.silent(self.place, self._charge.at, now, patient=patient), now)
 
     def cut_short(self, now: float) -> None:
         """The call was given up after it had stood for so long without content: it would have taken longer yet."""
@@ -229,7 +230,7 @@ class Fleet:
         self.company = Company()
         self.pushback = pushback or Pushback(1.0, 30.0)
         self.outliers = outliers or Outliers(_NoDetection(), rng)
-        self.slow_start = slow_start or SlowStart(_NoSlowStart())
+        self.slow_start = SlowStart(_NoSlowStart()) if slow_start is None else slow_start
         self._tell = tell
         self._panicked = False
         self._tiered = False
@@ -285,8 +286,7 @@ class Fleet:
         if change:
             self._rebuild()
             usable = (place for place, replica in self._replicas.items() if replica.usable)
-            for place in self.outliers.members(usable, now):
-                self._come_back(place, now)
+            self.outliers.members(usable, now)
         return change
 
     def demand(
@@ -459,7 +459,7 @@ class Fleet:
             self.on_failed(place, kind, now, None, on_trial=False)
             return
         self._heard_at[place] = now
-        self.outliers.alive(place)
+        self.outliers.alive(place, now)
         self.pushback.succeeded(place)
         if self.outliers.ejection(place) is not None:
             self.outliers.release(place, now)
@@ -481,6 +481,7 @@ class Fleet:
     def _come_back(self, place: int, now: float) -> None:
         self.slow_start.admit(place)
         self.pushback.drop(place)
+        self.rates.forget(place)
         self._tell(ReplicaReturned(now, self._replicas[place].id))
         self._out_changed(now)
 
