@@ -14,6 +14,8 @@ from math import inf
 from random import Random
 from weakref import WeakMethod
 
+import anyio
+
 from .backoff import RetryStrategies
 from .calls import CallOptions
 from .config import BalancerConfig
@@ -38,6 +40,8 @@ from .tending import EventLoop, Loop
 from .wire import Wire, WireOptions
 
 __all__ = ["Answer", "Engine", "Headers", "Request"]
+
+_DRAINED_YET_S = 0.02
 
 
 def _unencoded(headers: Headers) -> Headers:
@@ -113,6 +117,7 @@ class Engine:
         self._loops: list[Loop] = []
         self._started = False
         self._closed = False
+        self.drain_s = config.http.drain_s
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -134,12 +139,23 @@ class Engine:
                 self._loops.append(Loop("load reports", self.reporting.run, owner=self))
 
     async def aclose(self) -> None:
-        """End the loops, the open streams and the connections. Idempotent; any task of the loop may call it."""
+        """Take no more calls, let those under way end within ``drain_s``, then end the loops and the connections.
+
+        Idempotent; any task of the loop may call it.
+        """
         self._closed = True
-        self._roster.close()
+        self._performer.leave()
+        # A cancel of asyncio's own comes through any shield, but once: what it interrupts must not keep the rest.
+        try:
+            with anyio.move_on_after(self.drain_s):
+                while self._performer.under_way or self.held.being_read():  # noqa: ASYNC110 - ends by time alone too
+                    await anyio.sleep(_DRAINED_YET_S)
+        finally:
+            await self._end()
+
+    async def _end(self) -> None:
         for loop in self._loops:
             loop.cancel()
-        # A cancel of asyncio's own comes through any shield, but once: what it interrupts must not keep the rest.
         try:
             await self._performer.aclose()
             for loop in self._loops:

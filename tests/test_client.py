@@ -785,7 +785,7 @@ def test_closing_a_synchronous_client_ends_the_calls_of_other_threads() -> None:
             outcome.append(error)
 
     with Scripted(silent) as server:
-        client = mlb.Client(config(server))
+        client = mlb.Client(config(server, http={"drain_s": 0}))
         caller = threading.Thread(target=call)
         caller.start()
         assert reached.wait(10)
