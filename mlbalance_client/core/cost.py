@@ -106,6 +106,12 @@ class PrefillRates:
             rate = self._value[place] = self._pace(place) * self._guess[place]
         return rate
 
+    def relative(self, place: int) -> float:
+        """By how much a replica is faster than its weight says, beside the fleet; slower ones are below 1."""
+        if len(self._of_fleet) < _ENOUGH:
+            return 1.0
+        return self[place] / self._guess[place] / (self._of_fleet.value() or 1.0)
+
     def samples(self, place: int) -> int:
         """How many samples of its own a replica has."""
         return len(self._of_replica[place])
