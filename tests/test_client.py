@@ -42,6 +42,7 @@ def config(*servers: Scripted, **sections: Any) -> mlb.BalancerConfig:
     replicas = [f"http://{server.address}" for server in servers]
     sections.setdefault("picking", {"residual_s": 0.0, "policy": "round_robin"})
     sections.setdefault("load_reports", {"kind": "none"})
+    sections.setdefault("health_checks", {"enabled": False})
     return mlb.BalancerConfig(discovery={"kind": "static", "replicas": replicas}, seed=4, **sections)
 
 
