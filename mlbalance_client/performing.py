@@ -471,9 +471,8 @@ class Performer:
         kept = [pair for pair in headers if pair[0].lower() not in _RETRY_HEADERS]
         kept.append((b"x-should-retry", b"false"))
         if not any(name.lower() == b"retry-after" for name, _ in kept):
-            rests_s = self._fleet.opens_in_s(call.demand, self._clock())
-            if rests_s > 0:
-                kept.append((b"retry-after", b"%d" % ceil(rests_s)))
+            opens_in_s = self._fleet.opens_in_s(call.demand, self._clock())
+            kept.append((b"retry-after", b"%d" % max(1, ceil(opens_in_s))))
         return kept
 
     def _given_up(self, call: CallUnderWay) -> BalancerError:

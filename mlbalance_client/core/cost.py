@@ -95,6 +95,11 @@ class PrefillRates:
         self._guess[place] = guess
         self._value.pop(place, None)
 
+    def forget(self, place: int) -> None:
+        """What the replica has shown counts no more; it is taken to be as fast as the others."""
+        self._of_replica[place] = Recent(_RATE_QUANTILE, _SAMPLES)
+        self._value.pop(place, None)
+
     def drop(self, place: int) -> None:
         """The replica is gone."""
         for table in (self._guess, self._of_replica, self._value):

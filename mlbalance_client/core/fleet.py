@@ -236,7 +236,7 @@ class Fleet:
         self.company = Company()
         self.pushback = pushback or Pushback(1.0, 30.0)
         self.outliers = outliers or Outliers(_NoDetection(), rng)
-        self.slow_start = slow_start or SlowStart(_NoSlowStart())
+        self.slow_start = SlowStart(_NoSlowStart()) if slow_start is None else slow_start
         self._tell = tell
         self._panicked = False
         self._tiered = False
@@ -505,6 +505,7 @@ class Fleet:
     def _come_back(self, place: int, now: float) -> None:
         self.slow_start.admit(place)
         self.pushback.drop(place)
+        self.rates.forget(place)
         self._tell(ReplicaReturned(now, self._replicas[place].id))
         self._out_changed(now)
 

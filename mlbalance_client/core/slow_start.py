@@ -81,8 +81,6 @@ class SlowStart:
         self.shares = {
             place: max(settings.min_share, (now - since) / settings.window_s) for place, since in up.items()
         }
-        for place in self._trials:
-            self.shares[place] = settings.min_share
         return self.shares
 
     def __bool__(self) -> bool:
