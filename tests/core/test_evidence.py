@@ -130,3 +130,13 @@ def test_of_who_is_gone_nothing_is_heard(world: World) -> None:
     world.fleet.checked(C, 2.0, Proof.MODEL)
     world.fleet.check_failed(C, 2.0, Failure.ERROR)
     assert world.unproven(20.0) == {A: Proof.SYSTEM, B: Proof.SYSTEM}
+
+
+def test_one_that_fails_on_trial_after_slowness_is_not_let_back_by_a_check(world: World) -> None:
+    world.fleet.eject(world.fleet.outliers.lags(0, 10.0, 1.0), 1.0)
+    (ejection,) = world.fleet.outliers.out
+    world.call(B, ejection.until + 0.1)
+    assert world.out() == []
+    world.fleet.check_failed(A, ejection.until + 0.2, Failure.ERROR)
+    assert len(world.out()) == 1
+    assert A not in world.unproven(ejection.until + 0.3)
