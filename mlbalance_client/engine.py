@@ -78,6 +78,8 @@ class Engine:
         self.config = config
         self.events = EventStream()
         log_events(self.events)
+        # Background loops hold what tells of itself, and subscribers often know the client.
+        tell = partial(_tell_weakly, WeakMethod(self._heard))
         self._rng = Random(config.seed)
         rests = config.outlier_detection
         self.fleet = Fleet(
@@ -88,7 +90,7 @@ class Engine:
             published=Reporting.shared().table,
             outliers=Outliers(config.outlier_detection, self._rng),
             slow_start=SlowStart(config.slow_start),
-            tell=self.events.emit,
+            tell=tell,
         )
         self.clock = clock
         self._client_id = ""
@@ -107,7 +109,7 @@ class Engine:
             self.wire,
             self.reporting,
             clock,
-            partial(_tell_weakly, WeakMethod(self._heard)),
+            tell,
         )
         self.tell = Telling(self.events, clock)
         self.held = HeldStreams(

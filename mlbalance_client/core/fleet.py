@@ -475,7 +475,6 @@ class Fleet:
             self._come_back(place, now)
         if proof is Proof.MODEL:
             self.pushback.succeeded(place)
-            self.outliers.alive(place, now)
             self.outliers.served(place, now)
             self.slow_start.served(place, now)
 

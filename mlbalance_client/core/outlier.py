@@ -243,6 +243,7 @@ class Outliers:
 
     def served(self, place: int, now: float) -> None:
         """The replica served a call to its end."""
+        self.alive(place, now)
         record = self._records.get(place)
         if record is not None:
             record.row, record.broken, record.refused = 0.0, 0, 0

@@ -96,7 +96,7 @@ def test_an_ejection_ends_by_what_proves_its_evidence_wrong(
 def test_a_failed_check_of_one_on_trial_sends_it_out_again_for_longer(world: World) -> None:
     eject(world, Failure.UNREACHABLE)
     world.fleet.checked(A, 3.0, Proof.SYSTEM)
-    world.fleet.check_failed(A, 4.0, Failure.SILENT)
+    world.fleet.check_failed(A, 4.0, Failure.UNREACHABLE)
     assert len(world.out()) == 1
     again = world.news[-1]
     assert isinstance(again, ReplicaEjected)
