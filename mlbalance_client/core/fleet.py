@@ -21,7 +21,7 @@ from .ledger import Charge, Ledger
 from .load_report import LoadReport
 from .load_view import Guess, LoadView
 from .model import Demand, Replica, ReplicaId, ReplicaState, Usage, Verdict
-from .outlier import Ejection, Failure, Outliers
+from .outlier import Ejection, Failure, Outliers, Proof
 from .pace import Stream
 from .picker import Decision, PickingSettings, PrefixTokens, Sight, Source, policy
 from .pool import Pool
@@ -99,6 +99,13 @@ class MembershipChange:
 
     def __bool__(self) -> bool:
         return bool(self.added or self.removed or self.changed)
+
+
+class Unproven(NamedTuple):
+    """A replica of which traffic tells nothing now, and the proof that it is well."""
+
+    replica: Replica
+    needs: Proof
 
 
 News = ReplicaEjected | ReplicaReturned | PanicChanged
@@ -278,6 +285,7 @@ class Fleet:
         for id_ in added:
             self._places[id_] = place = next(free)
             self._replicas[place] = wanted[id_]
+            self._heard_at[place] = now
             if joins:
                 self.slow_start.admit(place)
         for id_ in changed:
@@ -451,32 +459,48 @@ class Fleet:
         )
         self._out_changed(now)
 
-    def checked(self, id_: ReplicaId, now: float, *, ok: bool, kind: Failure = Failure.ERROR) -> None:
-        """A health check was answered, or not. A good one ends an ejection: the replica may show itself to callers."""
+    def checked(self, id_: ReplicaId, now: float, proof: Proof) -> None:
+        """A health check was passed; it ends an ejection of which it proves the evidence wrong.
+
+        A model that has answered has shown itself: its replica is not on trial any more.
+        """
         if (place := self._places.get(id_)) is None:
             return
-        if not ok:
-            self.on_failed(place, kind, now, None, on_trial=False)
-            return
         self._heard_at[place] = now
-        self.outliers.alive(place, now)
-        self.pushback.succeeded(place)
-        if self.outliers.ejection(place) is not None:
+        ejection = self.outliers.ejection(place)
+        if ejection is not None:
+            if proof < ejection.needs:
+                return
             self.outliers.release(place, now)
             self._come_back(place, now)
+        if proof is Proof.MODEL:
+            self.pushback.succeeded(place)
+            self.outliers.served(place, now)
+            self.slow_start.served(place, now)
 
-    def without_evidence(self, now: float, older_than_s: float) -> list[ReplicaId]:
-        """Those of whom no call has told for so long, and those who are ejected or on trial."""
-        return [
-            replica.id
-            for place, replica in self._replicas.items()
-            if replica.usable
-            and (
-                now - self._heard_at.get(place, float("-inf")) >= older_than_s
-                or self.outliers.ejection(place) is not None
-                or self.slow_start.on_trial(place)
-            )
-        ]
+    def check_failed(self, id_: ReplicaId, now: float, kind: Failure) -> None:
+        """A health check was failed; it counts like a call."""
+        if (place := self._places.get(id_)) is not None:
+            self.on_failed(place, kind, now, None, on_trial=self.slow_start.on_trial(place))
+
+    def without_evidence(self, now: float, older_than_s: float) -> list[Unproven]:
+        """Those of whom nobody has told for so long, and those who are out or on trial: what proof each needs.
+
+        Not those of whom only callers' calls can tell, nor those that take no calls by their own word or a registry's.
+        """
+        closed = self.readiness.closed(None, now)
+        found = []
+        for place, replica in self._replicas.items():
+            if not replica.usable or closed >> place & 1:
+                continue
+            if (ejection := self.outliers.ejection(place)) is not None:
+                if ejection.needs < Proof.CALLS:
+                    found.append(Unproven(replica, ejection.needs))
+            elif self.slow_start.on_trial(place):
+                found.append(Unproven(replica, Proof.MODEL))
+            elif now - self._heard_at[place] >= older_than_s:
+                found.append(Unproven(replica, Proof.SYSTEM))
+        return found
 
     def _come_back(self, place: int, now: float) -> None:
         self.slow_start.admit(place)

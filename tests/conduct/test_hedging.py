@@ -278,7 +278,7 @@ async def test_closing_the_client_ends_both(first_fails: bool) -> None:
     with two("hang") as (turns, one, other):
         if first_fails:
             turns._acts = (turns.after_the_second(busy), turns.hang)
-        client = mlb.AsyncClient(eager(one, other))
+        client = mlb.AsyncClient(eager(one, other, http={"drain_s": 0}))
         caught: list[BaseException] = []
 
         async def call() -> None:
