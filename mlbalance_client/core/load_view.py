@@ -9,11 +9,12 @@ as it ages, to nothing at its expiry. A call that is overdue says more than any 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from math import exp
 
 from .ledger import Account, Ledger
+from .levelling import levelled
 from .load_report import LoadReport
 from .pace import Found, Pace
 from .standing import Basis, Work, basis, reported_s, tells, under_way_s
@@ -23,6 +24,8 @@ _STEP = 0.05
 # What a replica of each look has standing, against the mean over all calls, until own calls have shown it.
 _PRIOR = {Found.FREE: 0.2, Found.BUSY: 1.0, Found.LONG_BUSY: 2.0, Found.UNSEEN: 1.0}
 _PRIOR_CALLS = 10
+# Seconds of others' work that a replica of a busy fleet gets in a second.
+_INFLOW = 0.75
 # Bases of which a report tells a queue alone, or all work, so that own calls are in it.
 _QUEUES = frozenset({Basis.QUEUED_WORK, Basis.EMPTY_QUEUE, Basis.QUEUE})
 _ALL_TOLD = frozenset({Basis.WORK, Basis.ADMITTED})
@@ -128,8 +131,11 @@ class LoadView:
             told_s = max(told_s, guessed_s)
         return say * told_s + (1.0 - say) * guessed_s
 
-    def all_waiting_s(self, places: Iterable[int], now: float) -> list[float]:
-        """``waiting_s`` of each. On the path of every call, hence one loop over those of which nothing is known."""
+    def all_waiting_s(self, places: Collection[int], now: float, others: float = 0.0) -> list[float]:
+        """``waiting_s`` of each, and what others will have sent there since; ``others``: their share of the traffic.
+
+        On the path of every call, hence one loop over those of which nothing is known.
+        """
         accounts, reports, paced = self._ledger.accounts, self._reports, self.pace.places
         unseen_s = self._looks[Basis.NOTHING].seconds[Found.UNSEEN]
         seconds = []
@@ -141,7 +147,16 @@ class LoadView:
                 seconds.append(own_s + max(overdue_s, unseen_s))
             else:
                 seconds.append(unseen_s)
+        if reports and others > 0.0:
+            return levelled(seconds, [self._age_s(place, now) for place in places], _INFLOW * others)
         return seconds
+
+    def _age_s(self, place: int, now: float) -> float | None:
+        """How old the report at hand is, if it rules."""
+        known = self._reports.get(place)
+        if known is None or known[1] is Basis.NOTHING or now - known[0].at >= self._expiry_s:
+            return None
+        return max(0.0, now - known[0].at)
 
     def guess(self, place: int, now: float) -> Guess:
         """What the replica looks like now, to learn from when the call has found how it is."""

@@ -152,7 +152,7 @@ class Sight:
         miss_weight = settings.miss_weight
         decode_weight = settings.decode_weight * settings.decode_s_per_token
         units, units_of = prefill_units(tokens, tokens, knee), 0
-        waiting = self.load.all_waiting_s(hits, now)
+        waiting = self.load.all_waiting_s(hits, now, self.company.share)
         own, scores = [], []
         for (place, (hit, _)), waiting_s in zip(hits.items(), waiting, strict=True):
             if hit != units_of:  # many are alike
