@@ -15,6 +15,7 @@ from ..errors import NoReplicas
 from .company import Company
 from .cost import Costs, PrefillRates, prefill_units
 from .fingerprint import BLOCK_BYTES, Fingerprint
+from .fullness import Fullness
 from .ledger import Charge, Ledger
 from .load_report import LoadReport
 from .load_view import Guess, LoadView
@@ -150,6 +151,7 @@ class Fleet:
         self.company = Company()
         self.pushback = pushback or Pushback(1.0, 30.0)
         self.readiness = Readiness(expiry_s)
+        self.fullness = Fullness(expiry_s)
         self._identities: dict[int, str] = {}
         self._named_at: dict[int, float] = {}
         self._sight = Sight(
@@ -260,10 +262,19 @@ class Fleet:
         return self._policy.choose(self._sight, demand, pool, barred, now, self._rng)
 
     def _open_pool(self, demand: Demand, excluded: Collection[ReplicaId], now: float) -> tuple[Pool, int]:
-        """The first tier where somebody may be picked, and who of it may not; those who rest only if all do."""
+        """The first tier where somebody may be picked, and who of it may not.
+
+        Those whose memory is full, then those who rest, only if all are or do.
+        """
         pools, barred = self._pools_for(demand.model), self._barred(excluded)
         resting, closed = self.pushback.resting(now), self.readiness.closed(demand.model, now)
-        for unwilling in (barred | closed | resting, barred | closed, barred):
+        full = self.fullness.full(now)
+        for unwilling in (
+            barred | closed | resting | full,
+            barred | closed | resting,
+            barred | closed,
+            barred,
+        ):
             for pool in pools:
                 if pool.mask & ~unwilling:
                     return pool, unwilling
@@ -282,6 +293,7 @@ class Fleet:
             return
         self.load.hear(place, report)
         self.readiness.hear(place, report)
+        self.fullness.hear(place, report)
         if report.replica is not None and self._identities.get(place) != report.replica:
             self._name(place, report.replica, report.at)
 
@@ -394,6 +406,7 @@ class Fleet:
         self.load.drop(place)
         self.pushback.drop(place)
         self.readiness.drop(place)
+        self.fullness.drop(place)
         self._identities.pop(place, None)
         self._named_at.pop(place, None)
         self.rates.drop(place)
