@@ -17,6 +17,7 @@ from .attempts import Others
 from .company import Company
 from .cost import Costs, PrefillRates, prefill_units
 from .fingerprint import BLOCK_BYTES, Fingerprint
+from .fullness import Fullness
 from .ledger import Charge, Ledger
 from .load_report import LoadReport
 from .load_view import Guess, LoadView
@@ -244,6 +245,7 @@ class Fleet:
         self._heard_at: dict[int, float] = {}
         self._epochs: dict[int, str] = {}
         self.readiness = Readiness(expiry_s)
+        self.fullness = Fullness(expiry_s)
         self._identities: dict[int, str] = {}
         self._named_at: dict[int, float] = {}
         self._sight = Sight(
@@ -418,13 +420,15 @@ class Fleet:
     def _open_pool(self, demand: Demand, excluded: Collection[ReplicaId], now: float) -> tuple[Pool, int]:
         """The first tier where somebody may be picked, and who of it may not.
 
-        Those who are ejected, on trial with another call, or rest get a call only where nobody else is left, in this
-        order: to ask one of them is better than to fail unasked.
+        Those who are ejected, on trial with another call, whose memory is full, or who rest get a call only where nobody
+        else is left, in this order: to ask one of them is better than to fail unasked.
         """
         pools, barred = self._pools_for(demand.model), self._barred(excluded)
         kept_out = self._kept_out(now, replayable=demand.replayable)
         resting, closed = self.pushback.resting(now), self.readiness.closed(demand.model, now)
+        full = self.fullness.full(now)
         for unwilling in (
+            barred | closed | resting | kept_out | full,
             barred | closed | resting | kept_out,
             barred | closed | resting,
             barred | closed,
@@ -537,6 +541,7 @@ class Fleet:
         elif report.epoch is not None and self._epochs.setdefault(place, report.epoch) != report.epoch:
             self._epochs[place] = report.epoch
             self.slow_start.admit(place)
+        self.fullness.hear(place, report)
         if report.replica is not None and self._identities.get(place) != report.replica:
             self._name(place, report.replica, report.at)
 
@@ -661,6 +666,7 @@ class Fleet:
         self.slow_start.drop(place)
         self._heard_at.pop(place, None)
         self._epochs.pop(place, None)
+        self.fullness.drop(place)
         self._identities.pop(place, None)
         self._named_at.pop(place, None)
         self.rates.drop(place)
