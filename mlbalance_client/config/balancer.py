@@ -9,6 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from . import sources
+from .admission import AdmissionConfig
 from .base import Section
 from .describe import Unit
 from .discovery import DiscoveryConfig
@@ -29,10 +30,6 @@ class RetriesConfig(Section):
         "failure is hidden, an overload is not multiplied. What was never sent does not "
         "count.",
     )
-
-
-class AdmissionConfig(Section):
-    """Waiting for room."""
 
 
 class HedgingConfig(Section):

@@ -6,8 +6,10 @@ of it. Places are dense small integers, one a replica, reused after it is gone.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from itertools import repeat
+from math import inf
 from random import Random
 from typing import Protocol
 
@@ -28,6 +30,7 @@ from .pushback import Pushback
 from .readiness import Readiness
 from .remembered import Remembered
 from .tiers import tiers
+from .windows import Windows, WindowSettings
 
 # Engines cache in blocks of their own size, so that a little more may be a hit than the blocks of text tell.
 _SLACK_BLOCKS = 2
@@ -98,6 +101,7 @@ class Pick:
             self._fleet.ledger.first_content(charge, now)
             if charge.account.open:  # else the replica is gone and its place may be another's
                 self._stream = self._fleet.load.pace.stream(self.place, now)
+                self._fleet.stir(self.place)
 
     def unnumbered(self) -> None:
         """The call bears no number by which its replica could acknowledge it."""
@@ -131,7 +135,9 @@ class Fleet:
         *,
         expiry_s: float = 5.0,
         published: PublishedPrefixes | None = None,
+        windows: WindowSettings | None = None,
     ) -> None:
+        """``windows``: how much a replica may be sent; without, none is ever full."""
         self._settings = settings
         self._rng = rng
         self._policy = policy(settings.policy)
@@ -150,6 +156,8 @@ class Fleet:
         self.company = Company()
         self.pushback = pushback or Pushback(1.0, 30.0)
         self.readiness = Readiness(expiry_s)
+        self.windows = None if windows is None else Windows(windows, self.ledger, self.load, expiry_s)
+        self.on_stir: Callable[[int], None] | None = None
         self._identities: dict[int, str] = {}
         self._named_at: dict[int, float] = {}
         self._sight = Sight(
@@ -224,13 +232,29 @@ class Fleet:
     def pick(
         self, demand: Demand, now: float, excluded: Collection[ReplicaId] = (), *, number: int = 0
     ) -> Pick:
-        """Choose a replica and charge it, in one breath.
+        """Choose a replica and charge it, in one breath; one that is full only if all are.
 
         ``excluded``: ids not to go to again. ``number``: what replicas acknowledge the attempt by. Raises NoReplicas
         if nobody (else) serves the call.
         """
         self.ledger.sweep(now)
-        decision = self.choose(demand, now, excluded)
+        return self._charge(demand, self._decide(demand, now, excluded)[0], now, number)
+
+    def try_pick(
+        self, demand: Demand, now: float, excluded: Collection[ReplicaId] = (), *, number: int = 0
+    ) -> Pick | None:
+        """The same, but None if all are full."""
+        self.ledger.sweep(now)
+        decision, room = self._decide(demand, now, excluded)
+        return self._charge(demand, decision, now, number) if room else None
+
+    def pick_at(self, place: int, demand: Demand, now: float, *, number: int = 0) -> Pick:
+        """Charge the replica at ``place``, to which the call may go by ``hit_tokens``."""
+        self.ledger.sweep(now)
+        pool = next(each for each in self._pools_for(demand.model) if each.mask >> place & 1)
+        return self._charge(demand, self._among(demand, pool, ~(1 << place), now), now, number)
+
+    def _charge(self, demand: Demand, decision: Decision, now: float, number: int) -> Pick:
         chosen = decision.chosen
         guess = self.load.guess(chosen.place, now)
         charge = self.ledger.charge(
@@ -242,6 +266,8 @@ class Fleet:
             number=number,
             blind=demand.blind,
         )
+        if self.windows is not None:
+            self.windows.charged(chosen.place, charge)
         self.index.record(chosen.place, demand.fingerprint.chain)
         if demand.session is not None:
             self.index.record(chosen.place, (demand.session,))
@@ -254,10 +280,77 @@ class Fleet:
 
     def choose(self, demand: Demand, now: float, excluded: Collection[ReplicaId] = ()) -> Decision:
         """What ``pick`` would choose, without charging anything."""
-        pool, barred = self._open_pool(demand, excluded, now)
+        return self._decide(demand, now, excluded)[0]
+
+    def _decide(self, demand: Demand, now: float, excluded: Collection[ReplicaId]) -> tuple[Decision, bool]:
+        """The best of those that are not shut, and whether anybody has room; else the best of all.
+
+        One that has enough to do may be the best nevertheless, for its prefix, while calls need not wait.
+        """
+        pool, unwilling = self._open_pool(demand, excluded, now)
+        decision = self._among(demand, pool, unwilling, now)
+        chosen, windows = decision.chosen, self.windows
+        if windows is None or not windows.full(chosen.place, chosen.waiting_s, now):
+            return decision, True
+        for pool in self._pools_for(demand.model):
+            willing = [place for place in pool.places if not unwilling >> place & 1]
+            standing = self.load.all_waiting_s(willing, now)
+            if all(map(windows.full, willing, standing, repeat(now))):
+                continue
+            shut = sum(1 << place for place in willing if windows.shut(place, now))
+            if pool is decision.pool and not shut >> chosen.place & 1:
+                return decision, True
+            return self._among(demand, pool, unwilling | shut, now), True
+        return decision, False
+
+    def _among(self, demand: Demand, pool: Pool, barred: int, now: float) -> Decision:
         ratio = self.costs.ratio(demand.model).value
         self._sight.tokens_per_block = BLOCK_BYTES / ratio
         return self._policy.choose(self._sight, demand, pool, barred, now, self._rng)
+
+    # -- for calls that wait ------------------------------------------------------------------------------------
+
+    def stir(self, place: int) -> None:
+        """Something has changed at a replica, by which it may have got room."""
+        if self.on_stir is not None:
+            self.on_stir(place)
+
+    def has_room(self, place: int, now: float) -> bool:
+        """Whether the replica at ``place`` is there and not full."""
+        if place not in self._replicas:
+            return False
+        return self.windows is None or not self.windows.full(place, self.load.waiting_s(place, now), now)
+
+    def roomiest(self, now: float) -> list[int]:
+        """All places, those where least stands first."""
+        places = list(self._replicas)
+        standing = dict(zip(places, self.load.all_waiting_s(places, now), strict=True))
+        return sorted(places, key=standing.__getitem__)
+
+    def drains_in_s(self, now: float) -> float:
+        """In how many seconds somebody might have room by the mere passing of time."""
+        if self.windows is None:
+            return inf
+        return min((self.windows.drains_in_s(place, now) for place in self._replicas), default=inf)
+
+    def hit_tokens(
+        self, place: int, demand: Demand, now: float, excluded: Collection[ReplicaId] = ()
+    ) -> int | None:
+        """How much of a prompt the replica at ``place`` is believed to hold; None if the call may not go there."""
+        try:
+            _, unwilling = self._open_pool(demand, excluded, now)
+        except NoReplicas:
+            return None
+        bit = 1 << place
+        for pool in self._pools_for(demand.model):
+            if pool.mask & bit & ~unwilling:
+                return self._among(demand, pool, ~bit, now).chosen.hit_tokens if self.compares else 0
+        return None
+
+    def own_s(self, demand: Demand) -> float:
+        """Seconds of the call's whole prefill, nothing of it cached, at the quickest replica."""
+        units = prefill_units(demand.prompt_tokens, demand.prompt_tokens, self._settings.knee_tokens)
+        return units / max((self.rates[place] for place in self._replicas), default=1.0)
 
     def _open_pool(self, demand: Demand, excluded: Collection[ReplicaId], now: float) -> tuple[Pool, int]:
         """The first tier where somebody may be picked, and who of it may not; those who rest only if all do."""
@@ -280,10 +373,12 @@ class Fleet:
         """A replica has told how it is; one that is gone is not listened to."""
         if (place := self._places.get(id_)) is None:
             return
-        self.load.hear(place, report)
+        if self.load.hear(place, report) and self.windows is not None:
+            self.windows.hear(place, report)
         self.readiness.hear(place, report)
         if report.replica is not None and self._identities.get(place) != report.replica:
             self._name(place, report.replica, report.at)
+        self.stir(place)
 
     def report(self, id_: ReplicaId, now: float) -> LoadReport | None:
         """The last report of a replica, unless it has expired."""
@@ -321,6 +416,8 @@ class Fleet:
         if verdict is Verdict.OK and open_:
             self.pushback.succeeded(pick.place)
             self._learn(pick, charge, guess, usage or Usage())
+        if open_:
+            self.stir(pick.place)
 
     def _learn(self, pick: Pick, charge: Charge, guess: Guess, usage: Usage) -> None:
         demand, chosen = pick.demand, pick.decision.chosen
@@ -333,6 +430,9 @@ class Fleet:
             self.load.explained(guess, stood_s, own_s)
             self.load.work.learn(units, max(1, prompt - cached))
             self.company.stood(stood_s, own_s)
+            if self.windows is not None:
+                under_way = charge.account.requests + 1
+                self.windows.answered(pick.place, stood_s, own_s + guess.reported_s, under_way)
             if charge.took_s is not None:
                 self.rates.learn(pick.place, units, charge.took_s)
         if usage.output_tokens is not None:
@@ -394,6 +494,8 @@ class Fleet:
         self.load.drop(place)
         self.pushback.drop(place)
         self.readiness.drop(place)
+        if self.windows is not None:
+            self.windows.drop(place)
         self._identities.pop(place, None)
         self._named_at.pop(place, None)
         self.rates.drop(place)

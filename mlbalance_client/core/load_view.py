@@ -15,7 +15,7 @@ from math import exp
 from .ledger import Account, Ledger
 from .load_report import LoadReport
 from .pace import Found, Pace
-from .standing import Basis, Work, basis, reported_s, tells, under_way_s
+from .standing import TELLING, Basis, Work, basis, reported_s, tells, under_way_s
 
 _STEP = 0.05
 # What a replica of each look has standing, against the mean over all calls, until own calls have shown it.
@@ -86,16 +86,22 @@ class LoadView:
         self._reports: dict[int, tuple[LoadReport, Basis, float]] = {}
         self._looks = {basis_: _Looks() for basis_ in Basis}
 
-    def hear(self, place: int, report: LoadReport) -> None:
-        """A replica has told how it is; what is older than the report at hand, or tells less, is of no interest."""
+    def hear(self, place: int, report: LoadReport) -> bool:
+        """A replica has told how it is; what is older than the report at hand, or tells less, is not believed."""
         left_s = 0.0
         known = self._reports.get(place)
         if known is not None and report.at - known[0].at < self._expiry_s:
             if self._is_old(known[0], report) or self._is_less(known[0], report):
-                return
+                return False
             left_s = under_way_s(known[0], known[2], report, self.work, self._rate(place))
         self._reports[place] = report, basis(report), left_s
         self._ledger.account(place).reported(report.at, report.acked)
+        return True
+
+    def tells_of_work(self, place: int, now: float) -> bool:
+        """Whether the replica itself says that work stands there, or how much."""
+        known = self._reports.get(place)
+        return known is not None and known[1] in TELLING and self._say(now - known[0].at) >= 0.5
 
     def report(self, place: int, now: float) -> LoadReport | None:
         """The last report, unless it has expired."""
