@@ -71,6 +71,65 @@ class FailedOver:
 
 
 @dataclass(frozen=True, slots=True)
+class HedgeStarted:
+    """A call that had no content of one replica after ``after_s`` goes to another as well, as attempt ``attempt``."""
+
+    at: float
+    call: str
+    attempt: int
+    from_replica: str
+    to_replica: str
+    after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class HedgeEnded:
+    """A hedged call is answered by ``replica``; ``won``: by an attempt that was started beside another."""
+
+    at: float
+    call: str
+    attempt: int
+    replica: str
+    won: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """All replicas have enough to do: a call waits in this client, as one of ``waiting``."""
+
+    at: float
+    call: str
+    waiting: int
+    tenant: str | None = None
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """A replica got room and took a call that had waited."""
+
+    at: float
+    call: str
+    replica: str
+    waited_s: float
+    tenant: str | None = None
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Shed:
+    """A call got no room. ``error``: the kind that its caller gets; ``waited_s``: how long it had waited."""
+
+    at: float
+    call: str
+    error: str
+    waited_s: float
+    retry_after_s: float | None = None
+    tenant: str | None = None
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Settled:
     """A charge was closed. Tokens as the replica counted them, ``None`` where it did not say."""
 
@@ -126,6 +185,11 @@ Event = (
     | AttemptStarted
     | AttemptEnded
     | FailedOver
+    | HedgeStarted
+    | HedgeEnded
+    | Queued
+    | Pulled
+    | Shed
     | Settled
     | ReplicasChanged
     | DiscoveryTrouble
@@ -155,7 +219,7 @@ class EventStream:
         if events:
             events.emit(...)
 
-    Failovers and changes of the fleet are rare, and are always emitted.
+    Failovers, hedges and changes of the fleet are rare, and are always emitted.
     """
 
     __slots__ = ("_lock", "_subscriptions")

@@ -1,67 +1,65 @@
 """Lets calls wait until a replica has room: the queue of one client, live.
 
 Whoever frees room (a call that ends, a first content, a report, a change of the fleet) gives it to the next in line
-in the same breath, charged; a waiting call only finds out. One loop keeps the time.
+in the same breath, charged; the call that waits only finds out. While nobody waits, none of this is touched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from math import inf
 
 import anyio
 
+from .alarms import Alarm, Alarms
 from .calls import CallOptions
 from .core.admission import Admission, AdmissionSettings, Waiting
 from .core.fleet import Fleet, Pick
 from .core.model import Demand, ReplicaId, Verdict
 from .core.report import CallReport
-from .errors import ClientClosed, NoCapacity
+from .errors import ClientClosed
 from .telling import Telling
 
 
 class Queueing:
-    """``clock``: seconds, monotonic."""
+    """``alarms``: their clock is this one's too."""
 
-    def __init__(
-        self, settings: AdmissionSettings, fleet: Fleet, tell: Telling, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, settings: AdmissionSettings, fleet: Fleet, tell: Telling, alarms: Alarms) -> None:
+        self.queue = Admission(settings, fleet)
         self._fleet = fleet
-        self._queue = Admission(settings, fleet)
         self._tell = tell
-        self._clock = clock
+        self._alarms = alarms
+        self._clock = alarms.clock
         self._woken: dict[Waiting, anyio.Event] = {}
-        self._stirred = anyio.Event()
+        self._alarm: Alarm | None = None
 
-    def __len__(self) -> int:
-        return len(self._queue)
+    def try_pick(
+        self, demand: Demand, now: float, excluded: Collection[ReplicaId] = (), *, number: int = 0
+    ) -> Pick | None:
+        """A replica with room, charged; None if the call is to ``wait``. Raises NoReplicas."""
+        return None if self.queue else self._fleet.try_pick(demand, now, excluded, number=number)
 
-    def start(self) -> None:
-        """In the event loop that will run it."""
-        self._stirred = anyio.Event()
-
-    async def pick(
+    async def wait(
         self,
         call: str,
         demand: Demand,
         options: CallOptions,
         report: CallReport,
         *,
-        began: float,
+        deadline: float = inf,
         excluded: Collection[ReplicaId] = (),
         number: int = 0,
     ) -> Pick:
-        """A replica with room, charged; at once if there is any. ``began``: when the call did.
+        """Wait for a replica with room, until ``deadline`` at most; charged when this returns.
 
-        Raises NoReplicas, NoCapacity, QueueTimeout, ClientClosed.
+        ``excluded``: where the call has been; it goes before others of its class then. Raises NoReplicas, NoCapacity,
+        QueueTimeout, DeadlineExceeded, ClientClosed.
         """
-        if not self._queue and (pick := self._fleet.try_pick(demand, self._clock(), excluded, number=number)):
-            return pick
         now = self._clock()
-        waiting = self._queue.waiting(
+        waiting = self.queue.waiting(
             demand,
             now,
-            deadline=inf if options.deadline_s is None else began + options.deadline_s,
+            deadline=deadline,
             priority=options.priority,
             tenant=options.tenant,
             again=bool(excluded),
@@ -70,66 +68,61 @@ class Queueing:
         )
         woken = self._woken[waiting] = anyio.Event()
         self._fleet.on_stir = self._pull
-        self._wake(self._queue.enter(waiting, now))
-        try:
-            if not woken.is_set():
-                self._tell.queued(call, report, now, len(self._queue))
-                self._stirred.set()  # the loop may have to look sooner
+        self._wake(self.queue.enter(waiting, now))
+        if not woken.is_set():
+            self._tell.queued(call, report, now, len(self.queue))
+            try:
                 await woken.wait()
-        except BaseException:
-            self._abandon(waiting)
-            raise
-        now = self._clock()
-        report.queued_s += now - waiting.since
-        if waiting.error is not None:
-            retry_after_s = waiting.error.retry_after_s if isinstance(waiting.error, NoCapacity) else None
-            self._tell.shed(call, report, now, waiting.since, waiting.error, retry_after_s)
+            except BaseException:
+                self.abandon(waiting)
+                raise
+        waited_s = self._clock() - now
+        report.queued_s += waited_s
+        if waiting.pick is None:
+            assert waiting.error is not None
+            self._tell.shed(call, report, now + waited_s, waited_s, waiting.error)
             raise waiting.error
-        assert waiting.pick is not None
-        self._tell.pulled(call, report, now, waiting.since, waiting.pick)
+        self._tell.pulled(call, report, now + waited_s, waited_s, waiting.pick)
         return waiting.pick
 
     def members_changed(self) -> None:
         """The fleet is another one."""
-        if self._queue:
-            now = self._clock()
-            self._wake(self._queue.forsaken())
-            self._wake(self._queue.pull(now))
+        if self.queue:
+            self._wake(self.queue.forsaken())
+            self._wake(self.queue.pull(self._clock()))
 
     def close(self) -> None:
         """Nobody waits any more: all hear that the client is closed."""
-        self._wake(self._queue.close(ClientClosed, "this client was closed during the call"))
+        self._wake(self.queue.close(ClientClosed("this client was closed during the call")))
 
-    def tick(self) -> tuple[float, anyio.Event]:
-        """Do what is due; how long there is nothing to do, in seconds, and what tells that there is sooner."""
-        now = self._clock()
-        if self._queue:
-            self._wake(self._queue.tick(now))
-        self._stirred = anyio.Event()
-        return self._queue.next_at(now) - now, self._stirred
+    def abandon(self, waiting: Waiting) -> None:
+        """Its caller is gone: out of line, or what it got is given back, for nothing was sent."""
+        self._woken.pop(waiting, None)
+        self.queue.leave(waiting)
+        if waiting.pick is not None:
+            waiting.pick.settle(Verdict.FAILED, self._clock())
+        self._set_alarm()
 
     def _pull(self, place: int) -> None:
-        self._wake(self._queue.pull(self._clock(), place))
+        self._wake(self.queue.pull(self._clock(), place))
+
+    def _tick(self) -> None:
+        self._alarm = None
+        self._wake(self.queue.tick(self._clock()))
 
     def _wake(self, ended: Iterable[Waiting]) -> None:
         for waiting in ended:
             self._woken.pop(waiting).set()
-        if not self._queue:
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        at = self.queue.next_at(self._clock())
+        if not self.queue:
             self._fleet.on_stir = None
-
-    def _abandon(self, waiting: Waiting) -> None:
-        """Its caller is gone: out of line, or what it got is given back, for nothing was sent."""
-        self._woken.pop(waiting, None)
-        self._queue.leave(waiting)
-        if waiting.pick is not None:
-            waiting.pick.settle(Verdict.FAILED, self._clock())
-        if not self._queue:
-            self._fleet.on_stir = None
-
-
-async def keep_time(tick: Callable[[], tuple[float, anyio.Event] | None]) -> None:
-    """Until cancelled, or ``tick`` gives None. For a loop of its own; refers to nothing while it waits."""
-    while (wait := tick()) is not None:
-        wait_s, stirred = wait
-        with anyio.move_on_after(wait_s):
-            await stirred.wait()
+        if self._alarm is not None:
+            if self._alarm.at <= at < inf:
+                return  # it looks again then
+            self._alarm.cancel()
+            self._alarm = None
+        if at < inf:
+            self._alarm = self._alarms.set(at, self._tick)

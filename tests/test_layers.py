@@ -14,7 +14,8 @@ FLOORS = {
     "core": ("core",),
     "rim": ("discovery", "load_reports", "wire", "dialects"),
     "conduct": (
-        *("answer", "asking", "engine", "held_streams", "reporting", "roster", "telling", "tending"),
+        *("alarms", "answer", "asking", "engine", "held_streams", "performing", "reporting", "roster"),
+        *("sending", "queueing", "telling", "tending"),
     ),
     "door": (
         "client",

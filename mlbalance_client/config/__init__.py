@@ -6,9 +6,7 @@ from .admission import AdmissionConfig
 from .balancer import (
     BalancerConfig,
     HealthChecksConfig,
-    HedgingConfig,
     OutlierDetectionConfig,
-    RetriesConfig,
     SlowStartConfig,
 )
 from .base import InvalidConfig, Problem, Section
@@ -16,12 +14,14 @@ from .consul import ConsulConfig
 from .discovery import DiscoveryConfig, ReplicaConfig, StaticConfig
 from .dns import DnsConfig, ResolverConfig, SrvConfig
 from .file import FileConfig, ReplicaFile
+from .hedging import HedgingConfig
 from .http import HttpConfig
 from .k8s import K8sConfig
 from .kinds import discovery_kinds
 from .load_reports import LoadReportsConfig
 from .picking import PickingConfig
 from .registry import AddressedConfig, RegistryConfig
+from .retries import RetriesConfig
 from .urls import ReplicaURL, TargetURL, replica_url
 
 __all__ = [

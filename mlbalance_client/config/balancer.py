@@ -13,27 +13,12 @@ from .admission import AdmissionConfig
 from .base import Section
 from .describe import Unit
 from .discovery import DiscoveryConfig
+from .hedging import HedgingConfig
 from .http import HttpConfig
 from .kinds import DISCOVERY
 from .load_reports import LoadReportsConfig, report_kinds
 from .picking import PickingConfig
-
-
-class RetriesConfig(Section):
-    """When a failed call is sent again, before anything of an answer was seen."""
-
-    max_attempts: int = Field(
-        default=2,
-        ge=1,
-        le=5,
-        description="How often a call may be sent at most, each time to another replica. 2: one replica's "
-        "failure is hidden, an overload is not multiplied. What was never sent does not "
-        "count.",
-    )
-
-
-class HedgingConfig(Section):
-    """Asking a second replica when the first is slow."""
+from .retries import RetriesConfig
 
 
 class OutlierDetectionConfig(Section):

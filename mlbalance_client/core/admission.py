@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from math import exp, inf
 from typing import Protocol
 
-from ..errors import BalancerError, NoCapacity, QueueTimeout
+from ..errors import BalancerError, DeadlineExceeded, NoCapacity, QueueTimeout
 from .fleet import Fleet, Pick
 from .model import Demand, ReplicaId
 from .waiting_line import Waiter, WaitingLine
@@ -48,6 +48,7 @@ class Waiting(Waiter):
     """A call that waits. It ends once: with a ``pick``, which is charged, or an ``error``; or it leaves."""
 
     demand: Demand
+    deadline: float = inf
     excluded: Collection[ReplicaId] = ()
     number: int = 0
     pick: Pick | None = field(default=None, init=False)
@@ -114,12 +115,11 @@ class Admission:
         number: int = 0,
     ) -> Waiting:
         """A call that is to wait from now on, at most until its ``deadline`` (a time, as ``now``)."""
-        expires = now + self._settings.queue_timeout_s
         return Waiting(
             units=float(demand.prompt_tokens + demand.output_tokens),
             since=now,
-            due=min(deadline, expires),
-            expires=expires,
+            due=min(deadline, now + self._settings.queue_timeout_s),
+            deadline=deadline,
             priority=priority,
             tenant=tenant,
             again=again,
@@ -175,20 +175,34 @@ class Admission:
         for waiter in self._line.expired(now):
             assert isinstance(waiter, Waiting)
             self._line.remove(waiter)
-            waiter.error = QueueTimeout(
-                f"no replica had room within {now - waiter.since:.1f} s (admission.queue_timeout_s)"
+            waited = f"no replica had room within {now - waiter.since:.1f} s"
+            late = waiter.deadline <= waiter.due
+            waiter.error = (
+                DeadlineExceeded(waited) if late else QueueTimeout(f"{waited} (admission.queue_timeout_s)")
             )
             ended.append(waiter)
         self._note_end()
         return ended
 
-    def close(self, error: type[BalancerError], why: str) -> list[Waiting]:
+    def forsaken(self) -> list[Waiting]:
+        """Those whom nobody serves any more, after the fleet has changed."""
+        ended = []
+        for waiter in list(self._line.in_order(-inf)):
+            assert isinstance(waiter, Waiting)
+            if (error := self._fleet.nobody_for(waiter.demand, waiter.excluded)) is not None:
+                self._line.remove(waiter)
+                waiter.error = error
+                ended.append(waiter)
+        self._note_end()
+        return ended
+
+    def close(self, error: BalancerError) -> list[Waiting]:
         """Nobody gets room any more."""
         ended = []
         for waiter in list(self._line.in_order(-inf)):
             assert isinstance(waiter, Waiting)
             self._line.remove(waiter)
-            waiter.error = error(why)
+            waiter.error = type(error)(*error.args)
             ended.append(waiter)
         self._note_end()
         return ended
@@ -232,8 +246,8 @@ class Admission:
     def _late_s(self, waiting: Waiting, now: float) -> float:
         """By how much it would miss its time, as calls are pulled now."""
         wait_s = self._wait_s(waiting, now)
-        late_s = now + wait_s - waiting.expires
-        if waiting.due < waiting.expires:
+        late_s = now + wait_s - waiting.due
+        if waiting.deadline <= waiting.due:
             # Its answer must have begun by then: behind what stands at a replica that has just got room.
             work_s = self._settings.engine_queue_s + self._fleet.own_s(waiting.demand)
             late_s = max(late_s, now + wait_s + work_s - waiting.due)

@@ -14,6 +14,7 @@ from random import Random
 from typing import Protocol
 
 from ..errors import NoReplicas
+from .attempts import Others
 from .company import Company
 from .cost import Costs, PrefillRates, prefill_units
 from .fingerprint import BLOCK_BYTES, Fingerprint
@@ -238,7 +239,7 @@ class Fleet:
         if nobody (else) serves the call.
         """
         self.ledger.sweep(now)
-        return self._charge(demand, self._decide(demand, now, excluded)[0], now, number)
+        return self.take(self.choose(demand, now, excluded), demand, now, number=number)
 
     def try_pick(
         self, demand: Demand, now: float, excluded: Collection[ReplicaId] = (), *, number: int = 0
@@ -246,15 +247,17 @@ class Fleet:
         """The same, but None if all are full."""
         self.ledger.sweep(now)
         decision, room = self._decide(demand, now, excluded)
-        return self._charge(demand, decision, now, number) if room else None
+        return self.take(decision, demand, now, number=number) if room else None
 
     def pick_at(self, place: int, demand: Demand, now: float, *, number: int = 0) -> Pick:
         """Charge the replica at ``place``, to which the call may go by ``hit_tokens``."""
         self.ledger.sweep(now)
         pool = next(each for each in self._pools_for(demand.model) if each.mask >> place & 1)
-        return self._charge(demand, self._among(demand, pool, ~(1 << place), now), now, number)
+        decision = self._among(demand, pool, ~(1 << place), now)
+        return self.take(decision, demand, now, number=number)
 
-    def _charge(self, demand: Demand, decision: Decision, now: float, number: int) -> Pick:
+    def take(self, decision: Decision, demand: Demand, now: float, *, number: int = 0) -> Pick:
+        """Charge the replica that was chosen in this same breath."""
         chosen = decision.chosen
         guess = self.load.guess(chosen.place, now)
         charge = self.ledger.charge(
@@ -273,10 +276,33 @@ class Fleet:
             self.index.record(chosen.place, (demand.session,))
         return Pick(self, self._replicas[chosen.place], demand, decision, charge, guess)
 
-    def serves(self, demand: Demand, excluded: Collection[ReplicaId] = ()) -> bool:
-        """Whether anybody but ``excluded`` serves the call."""
+    def others(self, demand: Demand, excluded: Collection[ReplicaId], now: float) -> Others:
+        """Who serves the call besides ``excluded``."""
         barred = self._barred(excluded)
-        return any(pool.mask & ~barred for pool in self._pools_for(demand.model))
+        unwilling = barred | self._unwilling(demand, now)
+        left = Others.NOBODY
+        for pool in self._pools_for(demand.model):
+            if pool.mask & ~unwilling:
+                return Others.WILLING
+            if pool.mask & ~barred:
+                left = Others.RESTING
+        return left
+
+    def alternative(self, demand: Demand, excluded: Collection[ReplicaId], now: float) -> Decision | None:
+        """What ``choose`` would say without ``excluded``, if it is one that takes calls and has room."""
+        if self.others(demand, excluded, now) is not Others.WILLING:
+            return None
+        self.ledger.sweep(now)
+        decision, room = self._decide(demand, now, excluded)
+        return decision if room else None
+
+    def opens_in_s(self, demand: Demand, now: float) -> float:
+        """Seconds until somebody who serves the call does not rest; 0 if somebody does not, or nobody serves it."""
+        places = {place for pool in self._pools_for(demand.model) for place in pool.places}
+        return min((self.pushback.rests_s(place, now) for place in places), default=0.0)
+
+    def _unwilling(self, demand: Demand, now: float) -> int:
+        return self.pushback.resting(now) | self.readiness.closed(demand.model, now)
 
     def choose(self, demand: Demand, now: float, excluded: Collection[ReplicaId] = ()) -> Decision:
         """What ``pick`` would choose, without charging anything."""
@@ -346,6 +372,13 @@ class Fleet:
             if pool.mask & bit & ~unwilling:
                 return self._among(demand, pool, ~bit, now).chosen.hit_tokens if self.compares else 0
         return None
+
+    def nobody_for(self, demand: Demand, excluded: Collection[ReplicaId]) -> NoReplicas | None:
+        """What is to be raised if nobody but ``excluded`` serves the call."""
+        barred = self._barred(excluded)
+        if any(pool.mask & ~barred for pool in self._pools_for(demand.model)):
+            return None
+        return NoReplicas(self._nobody(demand, excluded))
 
     def own_s(self, demand: Demand) -> float:
         """Seconds of the call's whole prefill, nothing of it cached, at the quickest replica."""

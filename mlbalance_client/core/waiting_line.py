@@ -25,16 +25,15 @@ _Key = tuple[bool, float, int]
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Waiter:
-    """A call in line. ``units``: its cost, as tenants share it; ``due``: when it must have room, in seconds.
+    """A call in line. ``units``: its cost, as tenants share it; ``due``: when it leaves the line unserved, a time.
 
-    ``expires``: when it leaves the line unserved, at ``due`` or before. ``again``: it is sent anew, and goes before
+    ``again``: it is sent anew, and goes before
     those of its class that come for the first time. ``passed``: how often another was taken that suited better.
     """
 
     units: float
     since: float
     due: float
-    expires: float
     priority: int = 0
     tenant: str | None = None
     again: bool = False
@@ -104,13 +103,13 @@ class WaitingLine:
             self.remove(displaced)
         self._insert(waiter)
         self._ageing[waiter] = now + self._ageing_s
-        insort(self._expiring, (waiter.expires, waiter.key[2], waiter))
+        insort(self._expiring, (waiter.due, waiter.key[2], waiter))
         return displaced
 
     def remove(self, waiter: Waiter) -> None:
         """It is in line no more."""
         del self._ageing[waiter]
-        del self._expiring[bisect_left(self._expiring, (waiter.expires, waiter.key[2]))]
+        del self._expiring[bisect_left(self._expiring, (waiter.due, waiter.key[2]))]
         self._take_out(waiter)
 
     def serve(self, waiter: Waiter) -> None:
@@ -128,8 +127,8 @@ class WaitingLine:
     def expired(self, now: float) -> list[Waiter]:
         """Who must leave the line."""
         found = []
-        for expires, _, waiter in self._expiring:
-            if expires > now:
+        for due, _, waiter in self._expiring:
+            if due > now:
                 break
             found.append(waiter)
         return found
