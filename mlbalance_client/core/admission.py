@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import exp, inf
+from random import Random
 from typing import Protocol
 
 from ..errors import BalancerError, DeadlineExceeded, NoCapacity, QueueTimeout
@@ -20,6 +21,8 @@ from .waiting_line import Waiter, WaitingLine
 # Of how many in order the one that suits best is pulled, and how often the first may be passed over for it.
 _LOOKED_AT = 8
 _PASSED_AT_MOST = 8
+# Who is alone to this degree need not mind others who wait for the same replica.
+_ALONE = 0.7
 # Reports that expire and rests that end are told by nobody.
 _LOOK_AGAIN_S = 1.0
 _SOONEST_S = 0.005
@@ -91,9 +94,11 @@ class _Drain:
 class Admission:
     """One client's queue before ``fleet``."""
 
-    def __init__(self, settings: AdmissionSettings, fleet: Fleet) -> None:
+    def __init__(self, settings: AdmissionSettings, fleet: Fleet, rng: Random) -> None:
         self._settings = settings
         self._fleet = fleet
+        self._rng = rng
+        self._tries_at: dict[int, float] = {}
         self._line: WaitingLine = WaitingLine(
             settings.queue_max_calls, settings.ageing_s, settings.tenant_weights
         )
@@ -163,7 +168,7 @@ class Admission:
         while more:
             more = False
             for each in places:
-                if self._line and self._fleet.has_room(each, now) and (best := self._best(each, now)):
+                if self._line and (best := self._pulled_by(each, now)):
                     ended.append(best)
                     more = True
         self._note_end()
@@ -211,12 +216,33 @@ class Admission:
         """When to ``tick``, if nothing happens before."""
         if not self._line:
             return inf
-        opens_s = min(_LOOK_AGAIN_S, max(_SOONEST_S, self._fleet.drains_in_s(now)))
+        tries_in_s = min((at - now for at in self._tries_at.values() if at > now), default=inf)
+        opens_s = min(_LOOK_AGAIN_S, max(_SOONEST_S, min(self._fleet.drains_in_s(now), tries_in_s)))
         return min(self._line.next_expiry(), now + opens_s)
 
     # -- which, and how long ------------------------------------------------------------------------------------
 
-    def _best(self, place: int, now: float) -> Waiting | None:
+    def _has_room(self, place: int, now: float) -> bool:
+        """Whether a replica pulls now. Where it does not grant this client's part of its room, others who wait see the
+        same room at the same time: then by chance, so that all together send about as much as there is room."""
+        room_s = self._fleet.pulls_s(place, now)
+        alone = 1.0 - self._fleet.company.share
+        if room_s == 0.0 or room_s == inf or alone > _ALONE:
+            return room_s > 0.0
+        if now < self._tries_at.get(place, -inf):
+            return False
+        call_s = self._fleet.call_s(place)
+        self._tries_at[place] = now + call_s * (0.5 + self._rng.random())
+        return self._rng.random() * call_s < alone * room_s
+
+    def _pulled_by(self, place: int, now: float) -> Waiting | None:
+        if self._has_room(place, now):
+            return self._best(place, now)
+        if self._line.urgent and self._fleet.takes_urgent(place, now):
+            return self._best(place, now, urgent=True)
+        return None
+
+    def _best(self, place: int, now: float, *, urgent: bool = False) -> Waiting | None:
         """Take the call that suits a replica best out of line, and charge it there."""
         first: Waiting | None = None
         best: Waiting | None = None
@@ -226,6 +252,8 @@ class Admission:
             assert isinstance(waiter, Waiting)
             if first is not None and waiter.level < first.level:
                 break
+            if urgent and not waiter.urgent:
+                continue
             if (hit := self._fleet.hit_tokens(place, waiter.demand, now, waiter.excluded)) is not None:
                 first = first or waiter
                 if hit > most:
@@ -272,3 +300,4 @@ class Admission:
     def _note_end(self) -> None:
         if not self._line and self._drain is not None:
             self._drain.ends()
+            self._tries_at.clear()

@@ -341,11 +341,19 @@ class Fleet:
         if self.on_stir is not None:
             self.on_stir(place)
 
-    def has_room(self, place: int, now: float) -> bool:
-        """Whether the replica at ``place`` is there and not full."""
+    def pulls_s(self, place: int, now: float) -> float:
+        """How many seconds of work that waits the replica at ``place`` may be given; infinite: any, by its own word."""
         if place not in self._replicas:
-            return False
-        return self.windows is None or not self.windows.full(place, self.load.waiting_s(place, now), now)
+            return 0.0
+        return inf if self.windows is None else self.windows.pulls_s(place, now)
+
+    def takes_urgent(self, place: int, now: float) -> bool:
+        """Whether there is room at ``place`` for a call that is more important than others who wait."""
+        return place in self._replicas and (self.windows is None or self.windows.takes_urgent(place, now))
+
+    def call_s(self, place: int) -> float:
+        """Seconds of the mean call's prefill there."""
+        return self.load.work.units_per_call / self.rates[place]
 
     def roomiest(self, now: float) -> list[int]:
         """All places, those where least stands first."""

@@ -41,6 +41,11 @@ class Waiter:
     level: int = field(default=0, init=False)
     key: _Key = field(default=(False, 0.0, 0), init=False)
 
+    @property
+    def urgent(self) -> bool:
+        """Whether its caller says that it is more important than usual."""
+        return self.priority > 0
+
 
 class _Line:
     """One tenant's calls of one level, in order."""
@@ -70,7 +75,7 @@ class _Line:
 
 
 class WaitingLine:
-    """At most ``most`` calls. ``weights``: tenants' shares where they are not 1."""
+    """At most ``most`` calls. ``weights``: tenants' shares where they are not 1. ``urgent``: how many of them are."""
 
     def __init__(self, most: int, ageing_s: float, weights: Mapping[str, float]) -> None:
         self._most = most
@@ -83,6 +88,7 @@ class WaitingLine:
         # Of each tenant, how much it has been served, in tokens over weight, as a time of their own.
         self._served: Remembered[str | None, float] = Remembered(_TENANTS)
         self._turn = 0.0
+        self.urgent = 0
 
     def __len__(self) -> int:
         return len(self._ageing)
@@ -102,6 +108,7 @@ class WaitingLine:
                 return waiter
             self.remove(displaced)
         self._insert(waiter)
+        self.urgent += waiter.urgent
         self._ageing[waiter] = now + self._ageing_s
         insort(self._expiring, (waiter.due, waiter.key[2], waiter))
         return displaced
@@ -109,6 +116,7 @@ class WaitingLine:
     def remove(self, waiter: Waiter) -> None:
         """It is in line no more."""
         del self._ageing[waiter]
+        self.urgent -= waiter.urgent
         del self._expiring[bisect_left(self._expiring, (waiter.due, waiter.key[2]))]
         self._take_out(waiter)
 

@@ -27,6 +27,9 @@ from .load_view import LoadView
 
 # An engine's own queue keeps it busy between two of its reports.
 _QUEUE_SHARE = 1 / 8
+# While calls wait, a replica gets the next one when no more than this part of its queue is left. The rest is kept for
+# urgent ones, who would else wait for their own client's turn among all clients (trunk reservation).
+_PULL_SHARE = 1 / 3
 
 
 class WindowSettings(Protocol):
@@ -123,14 +126,17 @@ class Windows:
         limit = self._limits.get(place)
         return limit is not None and self._ledger.accounts[place].requests >= limit.value
 
-    def full(self, place: int, waiting_s: float, now: float) -> bool:
-        """Whether it has enough to do. ``waiting_s``: work that stands there. On the path of every call."""
+    def full(self, place: int, waiting_s: float, now: float, share: float = 1.0) -> bool:
+        """Whether it has enough to do. ``waiting_s``: work that stands there; ``share``: of what may stand there.
+
+        On the path of every call.
+        """
         if self.shut(place, now):
             return True
         room = self._rooms.get(place)
         if room is not None and room.granted and room.tokens is not None:
             return room.tokens <= room.sent_tokens
-        if waiting_s < self._settings.engine_queue_s:
+        if waiting_s < share * self._settings.engine_queue_s:
             return False
         return bool(self._ledger.accounts[place].queue) or self._load.tells_of_work(place, now)
 
@@ -147,12 +153,26 @@ class Windows:
             return Window(full, left, None, "adaptive")
         return Window(full, None, None, "open")
 
+    def takes_urgent(self, place: int, now: float) -> bool:
+        """Whether it takes a call that is more important than others who wait; a grant is about ordinary ones."""
+        return not self.shut(place, now) and self._load.waiting_s(place, now) < self._settings.engine_queue_s
+
+    def pulls_s(self, place: int, now: float) -> float:
+        """How many seconds of work it may be given that waits here; 0 if it pulls none, infinite where it grants."""
+        waiting_s = self._load.waiting_s(place, now)
+        if self.full(place, waiting_s, now, _PULL_SHARE):
+            return 0.0
+        room = self._rooms.get(place)
+        if room is not None and room.granted and room.tokens is not None:
+            return inf
+        return max(0.0, self._settings.engine_queue_s - waiting_s)
+
     def drains_in_s(self, place: int, now: float) -> float:
-        """In how many seconds it has room by the mere draining of work; infinite if that is not what it wants."""
+        """In how many seconds it pulls by the mere draining of work; infinite if that is not what it wants."""
         room = self._rooms.get(place)
         if (room is not None and room.granted and room.tokens is not None) or self.shut(place, now):
             return inf
-        left_s = self._load.waiting_s(place, now) - self._settings.engine_queue_s
+        left_s = self._load.waiting_s(place, now) - _PULL_SHARE * self._settings.engine_queue_s
         return left_s if left_s > 0.0 else inf
 
     def drop(self, place: int) -> None:

@@ -65,7 +65,9 @@ class Clients:
             Fleet(settings, Random(self._rng.random()), published=published, windows=admission)
             for _ in range(count)
         ]
-        self.queues = [] if admission is None else [Admission(admission, fleet) for fleet in self.fleets]
+        self.queues = (
+            [] if admission is None else [Admission(admission, fleet, self._rng) for fleet in self.fleets]
+        )
         self._wishes = wishes
         self._waiting: dict[Waiting, Job] = {}
         self._placed: list[tuple[Job, int]] = []
@@ -272,6 +274,7 @@ class Told:
 
 
 _PHASES = 8
+_TICK_S = 0.1
 
 
 def simulate(
@@ -286,13 +289,24 @@ def simulate(
     told: Told | None = None,
     admission: AdmissionSettings | None = None,
     wishes: Callable[[TraceCall], Wishes] = lambda call: NO_WISHES,
+    watch: Callable[[Sequence[Engine], float], None] | None = None,
 ) -> tuple[list[CallRecord], Sequence[Engine]]:
-    """Replay a trace through the product's own clients; the records and the engines, for their true state."""
+    """Replay a trace through the product's own clients; the records and the engines, for their true state.
+
+    ``watch`` is shown the engines ten times a second, or as often as reports are made.
+    """
     engines = [Engine(spec or EngineSpec(), emit_tokens=True) for _ in range(replicas)]
     if told is not None:
         told.of(engines)
     placer = Clients(settings, replicas, clients, seed, fingerprints, told, admission, wishes)
     queues = placer if admission is not None else None
-    if told is None:
+    every_s = _TICK_S if told is None else told.tick_s
+
+    def at(now: float) -> None:
+        placer.look(now)
+        if watch is not None:
+            watch(engines, now)
+
+    if told is None and watch is None:
         return replay(trace, engines, placer, queues=queues), engines
-    return replay(trace, engines, placer, at=placer.look, every_s=told.tick_s, queues=queues), engines
+    return replay(trace, engines, placer, at=at, every_s=every_s, queues=queues), engines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from . import cost, decision, discovery, load_reports, placement, reporter, reports
+from . import admission, cost, decision, discovery, load_reports, placement, reporter, reports
 
 BENCHES = {
     "decision": decision.main,
@@ -14,6 +14,7 @@ BENCHES = {
     "load_reports": load_reports.main,
     "reporter": reporter.main,
     "reports": reports.main,
+    "admission": admission.main,
 }
 
 names = sys.argv[1:] or list(BENCHES)
