@@ -21,8 +21,9 @@ from .waiting_line import Waiter, WaitingLine
 # Of how many in order the one that suits best is pulled, and how often the first may be passed over for it.
 _LOOKED_AT = 8
 _PASSED_AT_MOST = 8
-# Who is alone to this degree need not mind others who wait for the same replica.
+# Who is alone to this degree need not mind others who wait for the same replica; nobody is less alone than this.
 _ALONE = 0.7
+_LEAST_ALONE = 1 / 64
 # Reports that expire and rests that end are told by nobody.
 _LOOK_AGAIN_S = 1.0
 _SOONEST_S = 0.005
@@ -99,6 +100,7 @@ class Admission:
         self._fleet = fleet
         self._rng = rng
         self._tries_at: dict[int, float] = {}
+        self._since = inf
         self._line: WaitingLine = WaitingLine(
             settings.queue_max_calls, settings.ageing_s, settings.tenant_weights
         )
@@ -138,6 +140,7 @@ class Admission:
         if not self._line:
             self._drain = self._drain or _Drain(self._guessed_pace())
             self._drain.begins(now)
+            self._since = now
         displaced = self._line.add(waiting, now)
         ended = []
         if displaced is not None:
@@ -217,7 +220,8 @@ class Admission:
         if not self._line:
             return inf
         tries_in_s = min((at - now for at in self._tries_at.values() if at > now), default=inf)
-        opens_s = min(_LOOK_AGAIN_S, max(_SOONEST_S, min(self._fleet.drains_in_s(now), tries_in_s)))
+        drains_in_s = self._fleet.drains_in_s(now, overload=self._overload(now))
+        opens_s = min(_LOOK_AGAIN_S, max(_SOONEST_S, min(drains_in_s, tries_in_s)))
         return min(self._line.next_expiry(), now + opens_s)
 
     # -- which, and how long ------------------------------------------------------------------------------------
@@ -225,15 +229,19 @@ class Admission:
     def _has_room(self, place: int, now: float) -> bool:
         """Whether a replica pulls now. Where it does not grant this client's part of its room, others who wait see the
         same room at the same time: then by chance, so that all together send about as much as there is room."""
-        room_s = self._fleet.pulls_s(place, now)
-        alone = 1.0 - self._fleet.company.share
-        if room_s == 0.0 or room_s == inf or alone > _ALONE:
+        room_s = self._fleet.pulls_s(place, now, overload=self._overload(now))
+        alone = max(_LEAST_ALONE, 1.0 - self._fleet.company.waiting_share)
+        if room_s in (0.0, inf) or alone > _ALONE or not self._fleet.ledger.requests:
             return room_s > 0.0
         if now < self._tries_at.get(place, -inf):
             return False
         call_s = self._fleet.call_s(place)
         self._tries_at[place] = now + call_s * (0.5 + self._rng.random())
         return self._rng.random() * call_s < alone * room_s
+
+    def _overload(self, now: float) -> bool:
+        """Whether calls have been waiting without a break for as long as engines' queues last."""
+        return now - self._since > self._settings.engine_queue_s
 
     def _pulled_by(self, place: int, now: float) -> Waiting | None:
         if self._has_room(place, now):

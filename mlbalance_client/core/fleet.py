@@ -341,11 +341,11 @@ class Fleet:
         if self.on_stir is not None:
             self.on_stir(place)
 
-    def pulls_s(self, place: int, now: float) -> float:
+    def pulls_s(self, place: int, now: float, *, overload: bool) -> float:
         """How many seconds of work that waits the replica at ``place`` may be given; infinite: any, by its own word."""
         if place not in self._replicas:
             return 0.0
-        return inf if self.windows is None else self.windows.pulls_s(place, now)
+        return inf if self.windows is None else self.windows.pulls_s(place, now, overload=overload)
 
     def takes_urgent(self, place: int, now: float) -> bool:
         """Whether there is room at ``place`` for a call that is more important than others who wait."""
@@ -361,11 +361,13 @@ class Fleet:
         standing = dict(zip(places, self.load.all_waiting_s(places, now), strict=True))
         return sorted(places, key=standing.__getitem__)
 
-    def drains_in_s(self, now: float) -> float:
+    def drains_in_s(self, now: float, *, overload: bool) -> float:
         """In how many seconds somebody might have room by the mere passing of time."""
         if self.windows is None:
             return inf
-        return min((self.windows.drains_in_s(place, now) for place in self._replicas), default=inf)
+        return min(
+            (self.windows.drains_in_s(place, now, overload=overload) for place in self._replicas), default=inf
+        )
 
     def hit_tokens(
         self, place: int, demand: Demand, now: float, excluded: Collection[ReplicaId] = ()

@@ -27,7 +27,7 @@ from .load_view import LoadView
 
 # An engine's own queue keeps it busy between two of its reports.
 _QUEUE_SHARE = 1 / 8
-# While calls wait, a replica gets the next one when no more than this part of its queue is left. The rest is kept for
+# In an overload a replica gets the next one when no more than this part of its queue is left. The rest is kept for
 # urgent ones, who would else wait for their own client's turn among all clients (trunk reservation).
 _PULL_SHARE = 1 / 3
 
@@ -157,22 +157,23 @@ class Windows:
         """Whether it takes a call that is more important than others who wait; a grant is about ordinary ones."""
         return not self.shut(place, now) and self._load.waiting_s(place, now) < self._settings.engine_queue_s
 
-    def pulls_s(self, place: int, now: float) -> float:
+    def pulls_s(self, place: int, now: float, *, overload: bool) -> float:
         """How many seconds of work it may be given that waits here; 0 if it pulls none, infinite where it grants."""
         waiting_s = self._load.waiting_s(place, now)
-        if self.full(place, waiting_s, now, _PULL_SHARE):
+        if self.full(place, waiting_s, now, _PULL_SHARE if overload else 1.0):
             return 0.0
         room = self._rooms.get(place)
-        if room is not None and room.granted and room.tokens is not None:
+        if room is not None and room.granted:
             return inf
         return max(0.0, self._settings.engine_queue_s - waiting_s)
 
-    def drains_in_s(self, place: int, now: float) -> float:
+    def drains_in_s(self, place: int, now: float, *, overload: bool) -> float:
         """In how many seconds it pulls by the mere draining of work; infinite if that is not what it wants."""
         room = self._rooms.get(place)
         if (room is not None and room.granted and room.tokens is not None) or self.shut(place, now):
             return inf
-        left_s = self._load.waiting_s(place, now) - _PULL_SHARE * self._settings.engine_queue_s
+        share = _PULL_SHARE if overload else 1.0
+        left_s = self._load.waiting_s(place, now) - share * self._settings.engine_queue_s
         return left_s if left_s > 0.0 else inf
 
     def drop(self, place: int) -> None:
