@@ -19,7 +19,8 @@ class CallOptions:
 
     session:    calls of one session go to the same replica while it has room
     tenant, priority: carried into events and reports
-    hedge:      False forbids a second, parallel attempt for this call; nothing hedges yet
+    hedge:      False forbids a second, parallel attempt for this call; True also allows it where it is switched off or
+                the prompt is above the bound (docs/resilience.md)
     replayable: whether the call may be sent twice; None lets the dialect decide
     deadline_s: seconds from now until an answer must have begun, else DeadlineExceeded
     cost:       the prompt's cost in tokens, where the caller knows better than the estimate

@@ -22,7 +22,7 @@ from .answer import AnswerBody, Flow, HeldBody
 from .config import HttpConfig
 from .core.attempts import RETRIED_STATUSES, Attempts, Command, Deliver, GiveUp, Pause, Start, Wait
 from .core.fleet import Fleet, Pick
-from .core.hedging import Hedging
+from .core.hedging import Expected, Hedging
 from .core.model import Demand, ReplicaId, Usage, Verdict
 from .core.report import CallReport
 from .dialects import Dialect, Sign
@@ -67,6 +67,7 @@ class Attempt:
 
     number: int
     pick: Pick
+    expected: Expected
     acked_by: int
     began: float
     hedge: bool
@@ -237,7 +238,7 @@ class Performer:
             self._hedging.sent(pick)
         self._tell.picked(call.id, pick, attempt.number, call.report, now)
         if call.plan.may_hedge:
-            call.hedge_at = now + self._hedging.delay_s(pick, call.request.options.hedge)
+            call.hedge_at = now + self._hedging.delay_s(attempt.expected, call.request.options.hedge)
         self._set_alarm(call)
         call.scope = attempt.scope
         return await self._try(call, attempt)
@@ -264,7 +265,7 @@ class Performer:
     def _begin(self, call: CallUnderWay, pick: Pick, acked_by: int, now: float, *, hedge: bool) -> Attempt:
         number = call.plan.started(pick.replica.id, hedge=hedge)
         overdue_at = inf if call.demand.blind else now + self._first_content_s
-        attempt = Attempt(number, pick, acked_by, now, hedge, overdue_at)
+        attempt = Attempt(number, pick, self._hedging.expect(pick), acked_by, now, hedge, overdue_at)
         call.running[number] = attempt
         return attempt
 
@@ -332,7 +333,7 @@ class Performer:
             if not flow.blind:
                 flow.pick.first_content(now)
             tokens = flow.ending.usage.output_tokens if flow.ending and flow.ending.usage else None
-            self._hedging.answered(attempt.pick, now - attempt.began, now, tokens)
+            self._hedging.answered(attempt.expected, now - attempt.began, now, tokens)
             command = call.plan.content(attempt.number)
             if command == Deliver(attempt.number):
                 call.report.ttft_s = now - call.began
@@ -405,7 +406,7 @@ class Performer:
         self._tell.picked(call.id, pick, attempt.number, call.report, now)
         self._seconds[attempt] = Loop("hedge", partial(self._second, call, attempt))
         if call.plan.may_hedge:
-            call.hedge_at = now + self._hedging.delay_s(pick, wish)
+            call.hedge_at = now + self._hedging.delay_s(attempt.expected, wish)
 
     async def _second(self, call: CallUnderWay, attempt: Attempt) -> None:
         """A second attempt, in a task of its own."""
@@ -487,9 +488,8 @@ class Performer:
         kept = [pair for pair in headers if pair[0].lower() not in _RETRY_HEADERS]
         kept.append((b"x-should-retry", b"false"))
         if not any(name.lower() == b"retry-after" for name, _ in kept):
-            rests_s = self._fleet.opens_in_s(call.demand, self._clock())
-            if rests_s > 0:
-                kept.append((b"retry-after", b"%d" % ceil(rests_s)))
+            opens_in_s = self._fleet.opens_in_s(call.demand, self._clock())
+            kept.append((b"retry-after", b"%d" % max(1, ceil(opens_in_s))))
         return kept
 
     def _given_up(self, call: CallUnderWay) -> BalancerError:
@@ -504,7 +504,7 @@ class Performer:
         flow = attempt.flow
         if flow is None or flow.wire.status < 400:
             now = self._clock()
-            self._hedging.cut_short(attempt.pick, now - attempt.began, now)
+            self._hedging.cut_short(attempt.expected, now - attempt.began, now)
 
     async def _drop(self, call: CallUnderWay, attempt: Attempt, verdict: Verdict) -> None:
         """Settle an attempt that is not delivered, and close its connection."""

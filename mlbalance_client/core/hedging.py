@@ -12,7 +12,7 @@ left out, the quantile would drift down with every hedge that is won.
 
 from __future__ import annotations
 
-from math import inf, isfinite
+from math import inf
 from typing import Protocol
 
 from ddsketch import DDSketch
@@ -103,6 +103,17 @@ class _Route:
         self.decode_s = _TRUST_TOKENS * _DECODE_S_PER_TOKEN
 
 
+class Expected:
+    """What an attempt is expected to take, in seconds, by its pick. Made once, so that it is judged as it was sent."""
+
+    __slots__ = ("pick", "route", "seconds")
+
+    def __init__(self, pick: Pick, route: _Route, seconds: float) -> None:
+        self.pick = pick
+        self.route = route
+        self.seconds = seconds
+
+
 class Hedging:
     """One client's. ``wish``: the caller's; False forbids, True also allows what is switched off or above the bound."""
 
@@ -119,13 +130,20 @@ class Hedging:
         mean = self._mean_own_s
         self._mean_own_s = own_s if mean is None else mean + _STEP * (own_s - mean)
 
-    def delay_s(self, pick: Pick, wish: bool | None = None) -> float:
+    def expect(self, pick: Pick) -> Expected:
+        """An attempt was sent."""
+        route = self._route(pick.demand)
+        work_s = self._work_s(pick.decision.chosen, pick.demand, route)
+        return Expected(pick, route, self._settings.floor_s + work_s)
+
+    def delay_s(self, expected: Expected, wish: bool | None = None) -> float:
         """How long after its start an attempt is slow; infinite if it is not to be hedged."""
         settings = self._settings
         if wish is False or not (settings.enabled or wish):
             return inf
-        route = self._route(pick.demand)
-        return max(settings.floor_s, self._slow_from(route) * self._predicted_s(pick, route))
+        known = expected.route.multiples.value()
+        multiple = settings.first_guess if known is None else settings.margin * known
+        return max(settings.floor_s, multiple * expected.seconds)
 
     def may(
         self,
@@ -151,22 +169,24 @@ class Hedging:
         """A second attempt was sent."""
         self.budget.spend(_tokens(demand))
 
-    def answered(self, pick: Pick, took_s: float, now: float, output_tokens: int | None = None) -> None:
+    def answered(
+        self, expected: Expected, took_s: float, now: float, output_tokens: int | None = None
+    ) -> None:
         """An attempt showed its first content ``took_s`` after its start; of one not streamed, with its length."""
-        route, chosen = self._route(pick.demand), pick.decision.chosen
-        route.multiples.add(max(took_s, 1e-6) / self._predicted_s(pick, route), now)
+        route, pick = expected.route, expected.pick
+        route.multiples.add(max(took_s, 1e-6) / expected.seconds, now)
         if pick.demand.blind and output_tokens:
+            chosen = pick.decision.chosen
             decode_s = max(0.0, took_s - chosen.waiting_s - chosen.own_s)
             route.decode_tokens = route.decode_tokens * _KEEP + output_tokens
             route.decode_s = route.decode_s * _KEEP + decode_s
 
-    def cut_short(self, pick: Pick, stood_s: float, now: float) -> None:
+    def cut_short(self, expected: Expected, stood_s: float, now: float) -> None:
         """An attempt was cancelled that had stood for ``stood_s`` without content."""
-        route = self._route(pick.demand)
-        multiple = stood_s / self._predicted_s(pick, route)
-        known = route.multiples.value()
+        multiples, multiple = expected.route.multiples, stood_s / expected.seconds
+        known = multiples.value()
         if known is not None and multiple > known:
-            route.multiples.add(multiple, now)
+            multiples.add(multiple, now)
 
     def _route(self, demand: Demand) -> _Route:
         key = demand.route, demand.blind
@@ -175,18 +195,11 @@ class Hedging:
             route = self._routes[key] = _Route(self._settings.quantile)
         return route
 
-    def _slow_from(self, route: _Route) -> float:
-        known = route.multiples.value()
-        return self._settings.first_guess if known is None else self._settings.margin * known
-
-    def _predicted_s(self, pick: Pick, route: _Route) -> float:
-        return self._settings.floor_s + self._work_s(pick.decision.chosen, pick.demand, route)
-
     def _work_s(self, chosen: Candidate, demand: Demand, route: _Route) -> float:
         work_s = chosen.waiting_s + chosen.own_s
         if demand.blind:
             work_s += demand.output_tokens * route.decode_s / route.decode_tokens
-        return work_s if isfinite(work_s) else inf
+        return work_s
 
     def _saturated(self, decision: Decision) -> bool:
         """Whether the median replica has more than so many mean calls of work standing."""
