@@ -3,10 +3,10 @@
 ======================== =============================================================================================
 known of the replica     it is full when
 ======================== =============================================================================================
-``free`` (a grant)       the requests or the tokens that it granted this client are used up
+``free`` (a grant)       the requests that it granted this client are used up; in an overload also the tokens
 batch limit              running and waiting requests exceed it by an eighth
 KV memory                running requests hold it, and what was sent since exceeds it by an eighth
-work that stands there   it is ``engine_queue_s`` seconds or more (not where tokens are granted)
+work that stands there   it is ``engine_queue_s`` seconds or more; in an overload a third of it, if none is granted
 nothing in requests      this client has as many calls there as an adaptive limit says
 ======================== =============================================================================================
 
@@ -134,7 +134,7 @@ class Windows:
         if self.shut(place, now):
             return True
         room = self._rooms.get(place)
-        if room is not None and room.granted and room.tokens is not None:
+        if share < 1.0 and room is not None and room.granted and room.tokens is not None:
             return room.tokens <= room.sent_tokens
         if waiting_s < share * self._settings.engine_queue_s:
             return False
@@ -163,14 +163,15 @@ class Windows:
         if self.full(place, waiting_s, now, _PULL_SHARE if overload else 1.0):
             return 0.0
         room = self._rooms.get(place)
-        if room is not None and room.granted:
+        if room is not None and room.granted and (overload or room.tokens is None):
             return inf
         return max(0.0, self._settings.engine_queue_s - waiting_s)
 
     def drains_in_s(self, place: int, now: float, *, overload: bool) -> float:
         """In how many seconds it pulls by the mere draining of work; infinite if that is not what it wants."""
         room = self._rooms.get(place)
-        if (room is not None and room.granted and room.tokens is not None) or self.shut(place, now):
+        granted = room is not None and room.granted and room.tokens is not None
+        if (overload and granted) or self.shut(place, now):
             return inf
         share = _PULL_SHARE if overload else 1.0
         left_s = self._load.waiting_s(place, now) - share * self._settings.engine_queue_s
