@@ -13,6 +13,7 @@ from weakref import ref
 
 from .core.fleet import Pick
 from .core.model import Usage, Verdict
+from .core.outlier import Failure
 from .core.report import CallReport
 from .dialects.base import AnswerWatch, Ending, InBandError, Sign
 from .errors import FailureKind, StreamInterrupted
@@ -140,7 +141,7 @@ class Flow:
             except WireError as error:
                 if self.stopped is not None:  # while we were reading
                     raise self.interruption(self.stopped) from None
-                self.pick.failed(self._clock())
+                self.pick.failed(self._clock(), kind=Failure.BROKEN)
                 await self.aclose(Verdict.FAILED)
                 raise StreamInterrupted(
                     f"the answer of {self.pick.replica.id} broke off after {self.delivered} bytes: {error}",

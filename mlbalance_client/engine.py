@@ -24,8 +24,10 @@ from .core.fingerprint import fingerprint, text_key
 from .core.fleet import Fleet
 from .core.hedging import Hedging
 from .core.model import Demand
+from .core.outlier import Outliers
 from .core.pushback import Pushback
 from .core.report import CallReport, Explanation, FleetSnapshot, explain, snapshot
+from .core.slow_start import SlowStart
 from .dialects import Dialect, Reading, find
 from .errors import ClientClosed
 from .events import EventStream, log_events
@@ -77,6 +79,9 @@ class Engine:
             expiry_s=config.load_reports.expiry_s,
             published=Reporting.shared().table,
             windows=config.admission,
+            outliers=Outliers(config.outlier_detection, self._rng),
+            slow_start=SlowStart(config.slow_start),
+            tell=self.events.emit,
         )
         self.clock = clock
         self._client_id = ""
@@ -187,7 +192,7 @@ class Engine:
 
     # -- one call -----------------------------------------------------------------------------------------------
 
-    def demand(self, reading: Reading, options: CallOptions) -> Demand:
+    def demand(self, reading: Reading, options: CallOptions, *, replayable: bool = True) -> Demand:
         """What a call with this reading asks of a replica."""
         session = options.session or reading.session
         return self.fleet.demand(
@@ -200,6 +205,7 @@ class Engine:
             session=None if session is None else text_key("session", session),
             prompt_tokens=options.cost,
             blind=not reading.streaming,
+            replayable=replayable,
         )
 
     async def send(self, request: Request) -> Answer:
@@ -222,6 +228,7 @@ class Engine:
             request.headers = _unencoded(request.headers)
         options = request.options
         wished = reading.replayable if options.replayable is None else options.replayable
+        replayable = repeatable and wished
         began = self.clock()
         deadline_at = began + min(options.deadline_s or inf, self.config.http.call_timeout_s)
         return CallUnderWay(
@@ -229,9 +236,9 @@ class Engine:
             request=request,
             dialect=dialect,
             streaming=reading.streaming,
-            demand=self.demand(reading, options),
+            demand=self.demand(reading, options, replayable=replayable),
             plan=Attempts(
-                repeatable and wished,
+                replayable,
                 self._strategies,
                 self._retry_budget,
                 began,

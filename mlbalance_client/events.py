@@ -180,6 +180,39 @@ class DiscoveryRecovered:
     after_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class ReplicaEjected:
+    """A replica is not picked for ``for_s`` seconds. ``why``: the evidence, in words and figures.
+
+    ``count``: it is the so many-th time lately. ``unreachable``: it refuses connections; else it is an outlier.
+    """
+
+    at: float
+    replica: str
+    why: str
+    for_s: float
+    count: int
+    unreachable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaReturned:
+    """An ejected replica may be picked again: one call at first, then more as it serves them."""
+
+    at: float
+    replica: str
+
+
+@dataclass(frozen=True, slots=True)
+class PanicChanged:
+    """So many of all replicas are out that ejections are ignored from now on; or are no more."""
+
+    at: float
+    on: bool
+    out: int
+    total: int
+
+
 Event = (
     Picked
     | AttemptStarted
@@ -194,6 +227,9 @@ Event = (
     | ReplicasChanged
     | DiscoveryTrouble
     | DiscoveryRecovered
+    | ReplicaEjected
+    | ReplicaReturned
+    | PanicChanged
 )
 Subscriber = Callable[[Event], None]
 
@@ -293,9 +329,9 @@ def logging_subscriber(logger: logging.Logger = LOGGER) -> Subscriber:
 
 def _level(event: Event) -> int:
     match event:
-        case FailedOver() | DiscoveryTrouble():
+        case FailedOver() | DiscoveryTrouble() | ReplicaEjected() | PanicChanged(on=True):
             return logging.WARNING
-        case DiscoveryRecovered():
+        case DiscoveryRecovered() | ReplicaReturned() | PanicChanged():
             return logging.INFO
         case ReplicasChanged():
             return logging.INFO if event.total else logging.WARNING

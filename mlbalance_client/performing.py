@@ -24,6 +24,7 @@ from .core.attempts import RETRIED_STATUSES, Attempts, Command, Deliver, GiveUp,
 from .core.fleet import Fleet, Pick
 from .core.hedging import Expected, Hedging
 from .core.model import Demand, ReplicaId, Usage, Verdict
+from .core.outlier import Failure, failure_of, failure_of_status
 from .core.report import CallReport
 from .dialects import Dialect, Sign
 from .errors import (
@@ -75,6 +76,7 @@ class Attempt:
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     flow: Flow | None = None
     overdue: bool = False
+    silent: bool = False
     told: bool = False
 
 
@@ -278,7 +280,7 @@ class Performer:
         finally:
             call.running.pop(attempt.number, None)
         if attempt.overdue and command is _WAIT:
-            attempt.pick.failed(self._clock())
+            attempt.pick.failed(self._clock(), kind=Failure.SILENT)
             command = call.plan.failed(attempt.number, FailureKind.FIRST_CONTENT_TIMEOUT, self._clock())
         return command
 
@@ -301,8 +303,8 @@ class Performer:
             if self._closed:
                 self._ended(call, attempt, failure=FailureKind.CANCELLED)
                 raise ClientClosed("this client was closed during the call") from error
-            if error.kind is not FailureKind.REQUEST:
-                attempt.pick.failed(self._clock())
+            if (failure := failure_of(error.kind)) is not None:
+                attempt.pick.failed(self._clock(), kind=failure)
             self._ended(call, attempt, failure=error.kind, detail=str(error))
             return call.plan.failed(attempt.number, error.kind, self._clock())
         except BaseException:
@@ -348,7 +350,7 @@ class Performer:
         now = self._clock()
         hints = read_hints(flow.wire.headers, time.time())
         if status in RETRIED_STATUSES:
-            attempt.pick.failed(now, hints.after_s)
+            attempt.pick.failed(now, hints.after_s, failure_of_status(status, hints.after_s))
         others = self._fleet.others(call.demand, call.plan.tried, now)
         command = call.plan.refused(attempt.number, status, now, held=held, hints=hints, others=others)
         if not held and command not in _own(attempt.number):
@@ -390,6 +392,9 @@ class Performer:
         call.hedge_at = inf
         if first is None or not call.plan.may_hedge:
             return
+        if not first.silent:
+            first.silent = True
+            first.pick.silent(now)
         stood_s, wish = now - first.began, call.request.options.hedge
         decision = self._fleet.alternative(call.demand, call.plan.tried, now)
         if decision is None or not self._hedging.may(
@@ -505,6 +510,7 @@ class Performer:
         if flow is None or flow.wire.status < 400:
             now = self._clock()
             self._hedging.cut_short(attempt.expected, now - attempt.began, now)
+            attempt.pick.cut_short(now)
 
     async def _drop(self, call: CallUnderWay, attempt: Attempt, verdict: Verdict) -> None:
         """Settle an attempt that is not delivered, and close its connection."""

@@ -22,6 +22,7 @@ import mlbalance_client as mlb
 from mlbalance_client.dialects import FunctionDialect, Reading
 from mlbalance_client.events import Settled
 from mlbalance_client.simulator.model.fleet import Fleet
+from mlbalance_client.simulator.model.spec import EngineSpec
 
 from .conftest import eventually
 from .scripted import Exchange, Scripted
@@ -668,7 +669,7 @@ async def test_a_stream_that_breaks_says_how_far_it_came(way: str) -> None:
 
 
 async def test_a_killed_replica_fails_no_call_that_had_not_begun() -> None:
-    with Fleet(2) as fleet:
+    with Fleet(2, spec=EngineSpec().scaled(20)) as fleet:
         async with mlb.AsyncClient(fleet.target, timeout=20) as client:
             await client.post(PATH, json=chat())
             await anyio.to_thread.run_sync(fleet.kill, 0)

@@ -6,8 +6,6 @@ from .admission import AdmissionConfig
 from .balancer import (
     BalancerConfig,
     HealthChecksConfig,
-    OutlierDetectionConfig,
-    SlowStartConfig,
 )
 from .base import InvalidConfig, Problem, Section
 from .consul import ConsulConfig
@@ -19,6 +17,7 @@ from .http import HttpConfig
 from .k8s import K8sConfig
 from .kinds import discovery_kinds
 from .load_reports import LoadReportsConfig
+from .outlier_detection import OutlierDetectionConfig, SlowStartConfig
 from .picking import PickingConfig
 from .registry import AddressedConfig, RegistryConfig
 from .retries import RetriesConfig

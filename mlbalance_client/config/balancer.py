@@ -11,36 +11,14 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 from . import sources
 from .admission import AdmissionConfig
 from .base import Section
-from .describe import Unit
 from .discovery import DiscoveryConfig
 from .hedging import HedgingConfig
 from .http import HttpConfig
 from .kinds import DISCOVERY
 from .load_reports import LoadReportsConfig, report_kinds
+from .outlier_detection import OutlierDetectionConfig, SlowStartConfig
 from .picking import PickingConfig
 from .retries import RetriesConfig
-
-
-class OutlierDetectionConfig(Section):
-    """Keeping away from replicas that fail."""
-
-    rest_base_s: Annotated[float, Unit("s")] = Field(
-        default=1.0,
-        ge=0,
-        le=600,
-        description="How long a replica that has failed a call is not picked while others can be; doubled with "
-        "each failure in a row. A `Retry-After` of its own comes before. 0: never.",
-    )
-    rest_max_s: Annotated[float, Unit("s")] = Field(
-        default=30.0,
-        gt=0,
-        le=3_600,
-        description="The longest such rest. Of the order of a replica's restart.",
-    )
-
-
-class SlowStartConfig(Section):
-    """Leading new replicas up to full load."""
 
 
 class HealthChecksConfig(Section):

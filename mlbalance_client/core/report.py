@@ -124,10 +124,12 @@ class CallReport:
 class ReplicaSnapshot:
     """What the client believes of one replica. Tokens and requests are this client's own, outstanding now.
 
-    ``looks``: unseen, free, busy or long busy, by the pace of own streams. ``rests_s``: for how long it is not picked
-    yet, since it has failed. ``report``: what the replica itself said last and how many seconds ago, if that still
-    counts; ``published_prefixes``: how many of its cached prefixes it has named. ``window``: whether it is full, how
-    many requests and tokens more it may be sent (None: any number), and by which word.
+    ``ejected``: why it is kept out now, in words; None if it is not. ``starting``: as what share of itself it counts
+    while it is led up to full load; None if it is not. ``looks``: unseen, free, busy or long busy, by the pace of own
+    streams. ``rests_s``: for how long it is not picked yet, since it has failed. ``report``: what the replica itself
+    said last and how many seconds ago, if that still counts; ``published_prefixes``: how many of its cached prefixes
+    it has named. ``window``: whether it is full, how many requests and tokens more it may be sent (None: any number),
+    and by which word.
     """
 
     id: str
@@ -140,6 +142,8 @@ class ReplicaSnapshot:
     requests: int
     prefill_tokens: int
     decode_tokens: int
+    ejected: str | None
+    starting: float | None
     looks: str
     rests_s: float
     waiting_s: float
@@ -236,6 +240,7 @@ def _told(fleet: Fleet, place: int, now: float) -> dict[str, Any] | None:
 
 def _replicas(fleet: Fleet, now: float) -> Sequence[ReplicaSnapshot]:
     rows = []
+    shares = fleet.slow_start.ramp(now)
     for place, replica in fleet.places():
         account = fleet.ledger.account(place)
         rows.append(
@@ -251,6 +256,8 @@ def _replicas(fleet: Fleet, now: float) -> Sequence[ReplicaSnapshot]:
                 prefill_tokens=account.prefill_tokens,
                 decode_tokens=account.decode_tokens,
                 rests_s=fleet.pushback.rests_s(place, now),
+                ejected=None if (out := fleet.outliers.ejection(place)) is None else out.why,
+                starting=shares.get(place),
                 looks=fleet.load.found(place, now).value,
                 waiting_s=fleet.load.waiting_s(place, now),
                 prefill_tokens_per_s=fleet.rates[place],
