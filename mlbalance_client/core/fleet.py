@@ -390,8 +390,7 @@ class Fleet:
         return left
 
     def alternative(self, demand: Demand, excluded: Collection[ReplicaId], now: float) -> Decision | None:
-        """What ``choose`` would say without ``excluded``, if it is one that takes calls, has shown that it does, and has
-        room."""
+        """What ``choose`` would say without ``excluded``, if it is one that takes calls, has shown so, and has room."""
         self.ledger.sweep(now)
         unwilling = (
             self._barred(excluded) | self._unwilling(demand, now) | self._kept_out(now, replayable=False)

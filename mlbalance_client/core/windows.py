@@ -3,10 +3,10 @@
 ======================== =============================================================================================
 known of the replica     it is full when
 ======================== =============================================================================================
-``free`` (a grant)       the requests that it granted this client are used up; in an overload also the tokens
+``free`` (a grant)       the requests that it granted this client are used up; for calls that wait also the tokens
 batch limit              running and waiting requests exceed it by an eighth
 KV memory                running requests hold it, and what was sent since exceeds it by an eighth
-work that stands there   it is ``engine_queue_s`` seconds or more; in an overload a third of it, if none is granted
+work that stands there   it is ``engine_queue_s`` seconds or more; for calls that wait in an overload a third of it
 nothing in requests      this client has as many calls there as an adaptive limit says
 ======================== =============================================================================================
 
@@ -133,9 +133,6 @@ class Windows:
         """
         if self.shut(place, now):
             return True
-        room = self._rooms.get(place)
-        if share < 1.0 and room is not None and room.granted and room.tokens is not None:
-            return room.tokens <= room.sent_tokens
         if waiting_s < share * self._settings.engine_queue_s:
             return False
         return bool(self._ledger.accounts[place].queue) or self._load.tells_of_work(place, now)
@@ -159,23 +156,25 @@ class Windows:
 
     def pulls_s(self, place: int, now: float, *, overload: bool) -> float:
         """How many seconds of work it may be given that waits here; 0 if it pulls none, infinite where it grants."""
+        if (room := self._granting(place, now)) is not None:
+            used_up = room.shut or (room.tokens is not None and room.tokens <= room.sent_tokens)
+            return 0.0 if used_up or self.shut(place, now) else inf
         waiting_s = self._load.waiting_s(place, now)
         if self.full(place, waiting_s, now, _PULL_SHARE if overload else 1.0):
             return 0.0
-        room = self._rooms.get(place)
-        if room is not None and room.granted and (overload or room.tokens is None):
-            return inf
         return max(0.0, self._settings.engine_queue_s - waiting_s)
 
     def drains_in_s(self, place: int, now: float, *, overload: bool) -> float:
         """In how many seconds it pulls by the mere draining of work; infinite if that is not what it wants."""
-        room = self._rooms.get(place)
-        granted = room is not None and room.granted and room.tokens is not None
-        if (overload and granted) or self.shut(place, now):
+        if self._granting(place, now) is not None or self.shut(place, now):
             return inf
         share = _PULL_SHARE if overload else 1.0
         left_s = self._load.waiting_s(place, now) - share * self._settings.engine_queue_s
         return left_s if left_s > 0.0 else inf
+
+    def _granting(self, place: int, now: float) -> _Room | None:
+        room = self._rooms.get(place)
+        return room if room is not None and room.granted and self._current(place, room, now) else None
 
     def drop(self, place: int) -> None:
         """The replica is gone."""

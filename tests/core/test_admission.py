@@ -87,14 +87,14 @@ def test_a_call_that_cannot_make_its_deadline_fails_at_once() -> None:
 
 def test_a_call_that_would_wait_too_long_by_the_pace_of_those_before_it_fails_at_once() -> None:
     scene = Scene(queue_timeout_s=10.0)
-    for _ in range(30):
-        scene.queue.enter(scene.waiting(text=b"x" * 40_000), 0.0)
-    for second in range(1, 6):  # one a second: 25 more would take 25 s
-        scene.grant(float(second), 1)
-        scene.queue.pull(float(second), 0)
-    late = scene.waiting(5.0, text=b"x" * 40_000)
+    for _ in range(10):
+        assert scene.queue.enter(scene.waiting(text=b"x" * 40_000), 0.0) == []
+    for now in (3.0, 6.0, 9.0):  # one in three seconds: seven more would take 21 s
+        scene.grant(now, 1)
+        assert len(scene.queue.pull(now, 0)) == 1
+    late = scene.waiting(9.0, text=b"x" * 40_000)
 
-    assert scene.queue.enter(late, 5.0) == [late]
+    assert scene.queue.enter(late, 9.0) == [late]
     assert isinstance(late.error, NoCapacity)
 
 
