@@ -6,7 +6,8 @@ Evidence against a replica, each weighed against what the others show, so that a
 failures   so many in a row (of broken connections fewer), while most others do not fail
 refusals   of connections, likewise: *unreachable*, which is out in any case and does not count as ejected
 rate       the lower Wilson bound of its share of failed calls is above ``failure_share`` and twice the others'
-silence    calls slow enough to be hedged, without any sign of life between them: three, or one for three delays
+silence    calls slow enough to be hedged, without any sign of life between them, while others show some: three, or
+           one for three delays (not of those that start slowly)
 slowness   even the quicker quarter of its recent calls took ``slow_factor`` times what the others' took, each
            as a multiple of what a replica of its declared weight would need: long prompts and queues that are
            known do not count, and a replica somewhat slower is not ejected but weighed by its learned rate
@@ -113,6 +114,7 @@ class _Record:
     broken: int = 0
     multiples: deque[float] = field(default_factory=lambda: deque(maxlen=_SAMPLES))
     times_out: int = 0
+    refused: int = 0
     back_at: float = 0.0
 
     def count(self, good: float, bad: float, now: float) -> None:
@@ -123,9 +125,18 @@ class _Record:
 
 @dataclass(slots=True)
 class _Silence:
+    """Since ``began`` nothing came of a replica; ``noticed``: when the first of its slow ``calls`` was found to be."""
+
     began: float
-    delay_s: float
+    noticed: float
+    patient: bool
     calls: int = 0
+
+    def too_long(self, now: float) -> bool:
+        """Whether it speaks against the replica."""
+        if self.calls >= _SILENT_CALLS:
+            return True
+        return not self.patient and now - self.began >= _SILENT_DELAYS * (self.noticed - self.began)
 
 
 class Outliers:
@@ -138,6 +149,7 @@ class Outliers:
         self._members: frozenset[int] = frozenset()
         self._out: dict[int, Ejection] = {}
         self._silences: dict[int, _Silence] = {}
+        self._alive_at: dict[int, float] = {}
         self._barred = 0
         self._unreachable = 0
         self._next_back = float("inf")
@@ -179,9 +191,9 @@ class Outliers:
 
     def overdue(self, now: float) -> Iterable[Ejection]:
         """Eject those whose silence has become too long."""
-        for place, silence in list(self._silences.items()):
-            if now - silence.began >= _SILENT_DELAYS * silence.delay_s:
-                yield from self._silent(place, silence, now)
+        for place in list(self._silences):
+            if (ejection := self._by_silence(place, now)) is not None:
+                yield ejection
 
     def release(self, place: int, now: float) -> None:
         """A replica is let back: what it has shown before is forgotten, how often it was out is not."""
@@ -205,11 +217,13 @@ class Outliers:
         self._records.pop(place, None)
         self._out.pop(place, None)
         self._silences.pop(place, None)
+        self._alive_at.pop(place, None)
 
     # -- evidence -----------------------------------------------------------------------------------------------
 
-    def alive(self, place: int) -> None:
+    def alive(self, place: int, now: float) -> None:
         """The replica gave a sign of life: a piece of an answer."""
+        self._alive_at[place] = now
         if self._silences:
             self._silences.pop(place, None)
 
@@ -217,7 +231,7 @@ class Outliers:
         """The replica served a call to its end."""
         record = self._records.get(place)
         if record is not None:
-            record.row, record.broken = 0.0, 0
+            record.row, record.broken, record.refused = 0.0, 0, 0
             record.count(1.0, 0.0, now)
 
     def failed(self, place: int, kind: Failure, now: float, *, on_trial: bool = False) -> Ejection | None:
@@ -226,7 +240,8 @@ class Outliers:
         if record is None or kind is Failure.PUSHBACK or place in self._out:
             return None
         broken = kind in (Failure.UNREACHABLE, Failure.BROKEN)
-        record.count(0.0, 1.0, now)
+        if kind is not Failure.UNREACHABLE:  # which harms no call, and has a rule of its own
+            record.count(0.0, 1.0, now)
         record.row += _BROKEN_COUNTS if broken else 1.0
         record.broken = record.broken + 1 if kind is Failure.UNREACHABLE else 0
         if on_trial:
@@ -267,27 +282,29 @@ class Outliers:
             return None
         return self._eject(place, f"its streams come {factor:.1f} times slower than the other replicas'", now)
 
-    def silent(self, place: int, began: float, now: float) -> Ejection | None:
-        """A call that began at ``began`` is slow enough to be hedged."""
+    def silent(self, place: int, began: float, now: float, *, patient: bool = False) -> Ejection | None:
+        """A call that began at ``began`` is slow enough to be hedged. ``patient``: one such is no wonder there."""
         if place not in self._records or place in self._out:
             return None
         silence = self._silences.get(place)
         if silence is None:
-            silence = self._silences[place] = _Silence(began, now - began)
+            silence = self._silences[place] = _Silence(began, now, patient)
         silence.calls += 1
-        if silence.calls < _SILENT_CALLS:
-            return None
-        return next(iter(self._silent(place, silence, now)), None)
+        return self._by_silence(place, now)
 
     # -- rules --------------------------------------------------------------------------------------------------
 
-    def _silent(self, place: int, silence: _Silence, now: float) -> Iterable[Ejection]:
+    def _by_silence(self, place: int, now: float) -> Ejection | None:
+        silence = self._silences[place]
+        # Where nobody is heard, it is rather we who stood still.
+        heard = any(at > silence.noticed for other, at in self._alive_at.items() if other != place)
+        if not heard or not silence.too_long(now):
+            return None
         del self._silences[place]
         for_s = now - silence.began
-        ejection = self._eject(
+        return self._eject(
             place, f"nothing came of it for {for_s:.1f} s, to {silence.calls} slow call(s)", now
         )
-        return () if ejection is None else (ejection,)
 
     def _by_rate(self, place: int, record: _Record, now: float) -> Ejection | None:
         if record.bad < _LEAST_FAILURES - 0.5:
@@ -334,12 +351,16 @@ class Outliers:
         if not unreachable and self._ejected() >= self._most_ejected():
             return None
         settings, record = self._settings, self._records[place]
-        healthy = int((now - record.back_at) / settings.ejection_base_s)
-        record.times_out = max(0, record.times_out - healthy) + 1
-        base_s = min(_UNREACHABLE_S, settings.ejection_base_s) if unreachable else settings.ejection_base_s
+        if unreachable:
+            count = record.refused = record.refused + 1
+            base_s = min(_UNREACHABLE_S, settings.ejection_base_s)
+        else:
+            healthy = int((now - record.back_at) / settings.ejection_base_s)
+            count = record.times_out = max(0, record.times_out - healthy) + 1
+            base_s = settings.ejection_base_s
         jitter = 1.0 + _JITTER * (2 * self._rng.random() - 1)
-        lasts_s = min(settings.ejection_max_s, base_s * record.times_out * jitter)
-        ejection = self._out[place] = Ejection(place, why, now + lasts_s, record.times_out, unreachable)
+        lasts_s = min(settings.ejection_max_s, base_s * count * jitter)
+        ejection = self._out[place] = Ejection(place, why, now + lasts_s, count, unreachable)
         self._silences.pop(place, None)
         self._trim(now)
         self._changed()

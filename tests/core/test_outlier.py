@@ -156,6 +156,11 @@ def test_one_that_never_answers_is_ejected_after_three_slow_calls() -> None:
     for _ in range(3):
         pick = world.fleet.pick(world.demand(), world.now, others)
         pick.silent(world.now + 2.0)
+    assert world.ejected() == []  # nobody has been heard since: it may be we who stood still
+
+    world.now += 2.1
+    world.finish(world.fleet.pick(world.demand(), world.now, {ReplicaId("r1")}), slow((), 1.0))
+    world.fleet.pick(world.demand(), world.now)
 
     assert world.ejected() == ["r1"]
 
@@ -164,6 +169,8 @@ def test_one_slow_call_without_a_sign_of_life_for_three_delays_is_enough() -> No
     world = World(4)
     pick = world.fleet.pick(world.demand(), 0.0)
     pick.silent(1.0)
+    world.now = 1.5
+    world.finish(world.fleet.pick(world.demand(), 1.5, {pick.replica.id}), slow((), 1.0))
     world.fleet.pick(world.demand(), 2.9)
     assert world.ejected() == []
 
