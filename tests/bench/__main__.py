@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from . import cost, decision, discovery, load_reports, placement, reporter, reports, tail
+from . import cost, decision, discovery, load_reports, placement, reporter, reports, schedules, tail
 
 BENCHES = {
     "decision": decision.main,
@@ -15,6 +15,7 @@ BENCHES = {
     "reporter": reporter.main,
     "reports": reports.main,
     "tail": tail.main,
+    "schedules": schedules.main,
 }
 
 names = sys.argv[1:2] if sys.argv[1:2] == ["tail"] else sys.argv[1:] or list(BENCHES)
