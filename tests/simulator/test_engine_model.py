@@ -194,3 +194,17 @@ def test_memory_pressure_preempts_and_all_still_finish() -> None:
 
     assert engine.preemptions_total > 0
     assert [e.tokens for e in emissions if e.kind is EmissionKind.FINISHED] == [400] * 6
+
+
+def test_a_prompt_is_looked_up_at_its_admission_and_counted_whole_at_its_first_token() -> None:
+    engine = Engine(SMALL)
+    for number in range(2):
+        begun_at = number * 100.0
+        engine.submit(begun_at, job(number, 0, 200, 2))
+        assert engine.prefix_queries_total - engine.prompt_tokens_total == 200
+        while engine.prompt_tokens_total < 200 * (number + 1):
+            assert engine.prompt_tokens_total == 200 * number
+            engine.advance(engine.next_at() or 0.0)
+        engine.advance(begun_at + 99.0)
+    assert engine.prefix_hits_total > 0
+    assert engine.prompt_tokens_total == engine.prefix_queries_total == 400

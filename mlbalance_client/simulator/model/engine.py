@@ -298,7 +298,6 @@ class Engine:
     def _prefilled(self, sequence: _Sequence, chunk: int, end: float, emissions: list[Emission]) -> None:
         job = sequence.job
         sequence.done += chunk
-        self.prompt_tokens_total += chunk
         for block in job.blocks[len(sequence.pinned) : sequence.done // job.block_tokens]:
             self.cache.pin(block, job.block_tokens)
             sequence.pinned.append(block)
@@ -307,6 +306,8 @@ class Engine:
         sequence.private = max(0, held)
         if sequence.done < job.prompt_tokens:
             return
+        if not sequence.produced:
+            self.prompt_tokens_total += job.prompt_tokens
         del self._prefilling[job.id]
         sequence.decode_from = self._step - sequence.produced
         sequence.private += 1 + sequence.produced
