@@ -14,9 +14,12 @@ from math import inf
 from random import Random
 from weakref import WeakMethod
 
+import anyio
+
 from .alarms import Alarms
 from .backoff import RetryStrategies
 from .calls import CallOptions
+from .checkups import Checkups
 from .config import BalancerConfig
 from .core.attempts import Attempts
 from .core.budget import Budget
@@ -30,7 +33,7 @@ from .core.report import CallReport, Explanation, FleetSnapshot, explain, snapsh
 from .core.slow_start import SlowStart
 from .dialects import Dialect, Reading, find
 from .errors import ClientClosed
-from .events import EventStream, log_events
+from .events import Event, EventStream, log_events
 from .held_streams import HeldStreams
 from .performing import Answer, CallUnderWay, Performer
 from .queueing import Queueing
@@ -43,6 +46,8 @@ from .wire import Wire, WireOptions
 
 __all__ = ["Answer", "Engine", "Headers", "Request"]
 
+_DRAINED_YET_S = 0.02
+
 
 def _unencoded(headers: Headers) -> Headers:
     """A stream must pass as it comes, so nobody may compress it on the way."""
@@ -54,6 +59,11 @@ def _unencoded(headers: Headers) -> Headers:
 def _call_weakly(method: WeakMethod[Callable[[], None]]) -> None:
     if (alive := method()) is not None:
         alive()
+
+
+def _tell_weakly(method: WeakMethod[Callable[[Event], None]], event: Event) -> None:
+    if (alive := method()) is not None:
+        alive(event)
 
 
 class Engine:
@@ -70,6 +80,8 @@ class Engine:
         self.config = config
         self.events = EventStream()
         log_events(self.events)
+        # Background loops hold what tells of itself, and subscribers often know the client.
+        tell = partial(_tell_weakly, WeakMethod(self._heard))
         self._rng = Random(config.seed)
         rests = config.outlier_detection
         self.fleet = Fleet(
@@ -81,7 +93,7 @@ class Engine:
             windows=config.admission,
             outliers=Outliers(config.outlier_detection, self._rng),
             slow_start=SlowStart(config.slow_start),
-            tell=self.events.emit,
+            tell=tell,
         )
         self.clock = clock
         self._client_id = ""
@@ -93,6 +105,14 @@ class Engine:
         self.wire = Wire(options)
         self.reporting = Reporting(
             config.load_reports, self.fleet, self.wire, clock, keyed=self._secret is not None
+        )
+        self.checkups = Checkups(
+            config.health_checks,
+            self.fleet,
+            self.wire,
+            self.reporting,
+            clock,
+            tell,
         )
         self.tell = Telling(self.events, clock)
         self.held = HeldStreams(
@@ -125,6 +145,7 @@ class Engine:
         self._loops: list[Loop] = []
         self._started = False
         self._closed = False
+        self.drain_s = config.http.drain_s
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -144,14 +165,28 @@ class Engine:
             self._loops += self._roster.start(owner=self)
             if self.reporting.runs:
                 self._loops.append(Loop("load reports", self.reporting.run, owner=self))
+            if self.checkups.runs:
+                self.checkups.start(int(self._client_id, 16))
+                self._loops.append(Loop("health checks", self.checkups.run, owner=self))
 
     async def aclose(self) -> None:
-        """End the loops, the open streams and the connections. Idempotent; any task of the loop may call it."""
+        """Take no more calls, let those under way end within ``drain_s``, then end the loops and the connections.
+
+        Idempotent; any task of the loop may call it.
+        """
         self._closed = True
-        self._roster.close()
+        self._performer.leave()
+        # A cancel of asyncio's own comes through any shield, but once: what it interrupts must not keep the rest.
+        try:
+            with anyio.move_on_after(self.drain_s):
+                while self._performer.under_way or self.held.being_read():  # noqa: ASYNC110 - ends by time alone too
+                    await anyio.sleep(_DRAINED_YET_S)
+        finally:
+            await self._end()
+
+    async def _end(self) -> None:
         for loop in self._loops:
             loop.cancel()
-        # A cancel of asyncio's own comes through any shield, but once: what it interrupts must not keep the rest.
         try:
             await self._performer.aclose()
             for loop in self._loops:
@@ -171,7 +206,8 @@ class Engine:
         """What the client believes of its replicas now."""
         now = self.clock()
         self.fleet.ledger.sweep(now)
-        return snapshot(self.fleet, now, self.config.picking.policy, len(self.queueing.queue))
+        queued = len(self.queueing.queue)
+        return snapshot(self.fleet, now, self.config.picking.policy, queued, self.checkups.last)
 
     def explain(self, path: str, body: bytes, options: CallOptions) -> Explanation:
         """Which replica a call would go to now, and why; nothing is charged. Raises NoReplicas."""
@@ -183,9 +219,13 @@ class Engine:
         """Wait for the first usable list of replicas, at most ``discovery.start_timeout_s``. Raises ClientClosed."""
         await self._performer.replicas_known()
 
+    def _heard(self, event: Event) -> None:
+        self.events.emit(event)
+
     def _on_change(self) -> None:
         """Follow who is in the fleet now; let go of connections to who is not, or is to be verified by another name."""
         self.reporting.update(self.fleet.replicas)
+        self.checkups.update(self.fleet.replicas)
         self._sender.keep(self.fleet.replicas)
         self.held.wake()  # for those to be closed
         self.queueing.members_changed()
@@ -230,6 +270,7 @@ class Engine:
         wished = reading.replayable if options.replayable is None else options.replayable
         replayable = repeatable and wished
         began = self.clock()
+        self.checkups.called(reading.model, dialect, path, began)
         deadline_at = began + min(options.deadline_s or inf, self.config.http.call_timeout_s)
         return CallUnderWay(
             id=self.new_id(),

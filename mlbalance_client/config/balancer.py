@@ -12,6 +12,7 @@ from . import sources
 from .admission import AdmissionConfig
 from .base import Section
 from .discovery import DiscoveryConfig
+from .health_checks import HealthChecksConfig
 from .hedging import HedgingConfig
 from .http import HttpConfig
 from .kinds import DISCOVERY
@@ -19,10 +20,6 @@ from .load_reports import LoadReportsConfig, report_kinds
 from .outlier_detection import OutlierDetectionConfig, SlowStartConfig
 from .picking import PickingConfig
 from .retries import RetriesConfig
-
-
-class HealthChecksConfig(Section):
-    """Asking replicas how they are."""
 
 
 def _report_of_its_kind(value: Any) -> Any:

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from math import sqrt
 from random import Random
 from statistics import median
@@ -73,6 +73,14 @@ def failure_of_status(status: int, retry_after_s: float | None) -> Failure:
     return Failure.PUSHBACK if busy else Failure.ERROR
 
 
+class Proof(IntEnum):
+    """What shows that a replica is well: its server answers, its model does, or callers' calls go as they should."""
+
+    SYSTEM = 1
+    MODEL = 2
+    CALLS = 3
+
+
 class OutlierSettings(Protocol):
     """The knobs; the configuration's section ``outlier_detection`` fulfils it."""
 
@@ -94,13 +102,18 @@ class OutlierSettings(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ejection:
-    """One replica is out until ``until``; ``why``: the evidence in words and figures. ``count``: it grows with each."""
+    """One replica is out until ``until``; ``why``: the evidence in words and figures. ``count``: it grows with each.
+
+    ``needs``: what would prove the evidence wrong before its time. One good answer says nothing against slowness, nor
+    against a share of failures.
+    """
 
     place: int
     why: str
     until: float
     count: int
     unreachable: bool
+    needs: Proof = Proof.MODEL
 
 
 @dataclass(slots=True)
@@ -116,6 +129,7 @@ class _Record:
     times_out: int = 0
     refused: int = 0
     back_at: float = 0.0
+    needed: Proof = Proof.SYSTEM
 
     def count(self, good: float, bad: float, now: float) -> None:
         """Add to counts that fade over the window."""
@@ -229,6 +243,7 @@ class Outliers:
 
     def served(self, place: int, now: float) -> None:
         """The replica served a call to its end."""
+        self.alive(place, now)
         record = self._records.get(place)
         if record is not None:
             record.row, record.broken, record.refused = 0.0, 0, 0
@@ -245,7 +260,8 @@ class Outliers:
         record.row += _BROKEN_COUNTS if broken else 1.0
         record.broken = record.broken + 1 if kind is Failure.UNREACHABLE else 0
         if on_trial:
-            return self._eject(place, f"it {kind} on trial", now, unreachable=kind is Failure.UNREACHABLE)
+            unreachable, needs = kind is Failure.UNREACHABLE, max(record.needed, Proof.MODEL)
+            return self._eject(place, f"it {kind} on trial", now, unreachable=unreachable, needs=needs)
         limit = self._settings.consecutive_failures
         if record.broken * _BROKEN_COUNTS >= limit > 0:
             return self._eject(place, f"it {kind} {record.broken} times in a row", now, unreachable=True)
@@ -274,13 +290,15 @@ class Outliers:
         if usual is None or quicker < self._settings.slow_factor * usual:
             return None
         why = f"even the quicker of its last {len(samples)} calls took {quicker:.1f} times what they should, "
-        return self._eject(place, why + f"the other replicas' {usual:.1f} times", now)
+        why += f"the other replicas' {usual:.1f} times"
+        return self._eject(place, why, now, needs=Proof.CALLS)
 
     def lags(self, place: int, factor: float, now: float) -> Ejection | None:
         """The replica's streams come ``factor`` times slower than the others'."""
         if factor < self._settings.slow_factor or place not in self._records or place in self._out:
             return None
-        return self._eject(place, f"its streams come {factor:.1f} times slower than the other replicas'", now)
+        why = f"its streams come {factor:.1f} times slower than the other replicas'"
+        return self._eject(place, why, now, needs=Proof.CALLS)
 
     def silent(self, place: int, began: float, now: float, *, patient: bool = False) -> Ejection | None:
         """A call that began at ``began`` is slow enough to be hedged. ``patient``: one such is no wonder there."""
@@ -320,7 +338,7 @@ class Outliers:
         why = (
             f"it failed {record.bad:.0f} of about {calls:.0f} recent calls, the others {others:.0%} of theirs"
         )
-        return self._eject(place, why, now)
+        return self._eject(place, why, now, needs=Proof.CALLS)
 
     def _others_do_not_fail(self, place: int) -> bool:
         others = [
@@ -347,7 +365,9 @@ class Outliers:
         ]
         return median(medians) if len(medians) >= _OTHERS + (place is None) else None
 
-    def _eject(self, place: int, why: str, now: float, *, unreachable: bool = False) -> Ejection | None:
+    def _eject(
+        self, place: int, why: str, now: float, *, unreachable: bool = False, needs: Proof = Proof.MODEL
+    ) -> Ejection | None:
         if not unreachable and self._ejected() >= self._most_ejected():
             return None
         settings, record = self._settings, self._records[place]
@@ -359,8 +379,9 @@ class Outliers:
             count = record.times_out = max(0, record.times_out - healthy) + 1
             base_s = settings.ejection_base_s
         jitter = 1.0 + _JITTER * (2 * self._rng.random() - 1)
-        lasts_s = min(settings.ejection_max_s, base_s * count * jitter)
-        ejection = self._out[place] = Ejection(place, why, now + lasts_s, count, unreachable)
+        until = now + min(settings.ejection_max_s, base_s * count * jitter)
+        needs = record.needed = Proof.SYSTEM if unreachable else needs
+        ejection = self._out[place] = Ejection(place, why, until, count, unreachable, needs)
         self._silences.pop(place, None)
         self._trim(now)
         self._changed()

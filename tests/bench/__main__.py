@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from . import admission, cost, decision, discovery, load_reports, placement, reporter, reports
+from . import admission, cost, decision, discovery, load_reports, placement, reporter, reports, tail
 
 BENCHES = {
     "decision": decision.main,
@@ -15,9 +15,10 @@ BENCHES = {
     "reporter": reporter.main,
     "reports": reports.main,
     "admission": admission.main,
+    "tail": tail.main,
 }
 
-names = sys.argv[1:] or list(BENCHES)
+names = sys.argv[1:2] if sys.argv[1:2] == ["tail"] else sys.argv[1:] or list(BENCHES)
 if unknown := set(names) - set(BENCHES):
     sys.exit(f"no bench named {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}")
 for name in names:

@@ -262,7 +262,7 @@ def test_calls_that_cannot_be_repeated_try_nobody_out() -> None:
 
 def test_newcomers_start_slowly_but_a_fleet_of_newcomers_does_not() -> None:
     world = World(4)
-    assert not world.fleet.slow_start
+    assert not world.fleet.slow_start.active
     world.run(40, slow((), 1.0))
 
     world.fleet.update(replicas(5), world.now)
