@@ -154,7 +154,7 @@ class Pick:
             self._fleet.ledger.first_content(charge, now)
             if charge.account.open:  # else the replica is gone and its place may be another's
                 self._stream = self._fleet.load.pace.stream(self.place, now)
-                self._fleet.outliers.alive(self.place, now)
+                self._fleet.outliers.begun(self.place, now)
                 self._took(now - charge.at, 0.0, now)
                 self._fleet.stir(self.place)
 
@@ -166,7 +166,6 @@ class Pick:
         """More of a stream, for which its reader asked at ``asked``, came at ``arrived``."""
         if self._stream is not None and self._charge.account.open:
             self._stream.piece(asked, arrived)
-            self._fleet.outliers.alive(self.place, arrived)
 
     def failed(self, now: float, retry_after_s: float | None = None, kind: Failure = Failure.ERROR) -> None:
         """The replica failed the call, which speaks against it; when it will take calls again, if it said so."""
@@ -185,7 +184,7 @@ class Pick:
 
     @property
     def mute(self) -> bool:
-        """Whether its replica has given no sign of life since the call was sent, though others have."""
+        """Whether its replica has begun no answer since the call was sent, though others have."""
         charge = self._charge
         return charge.account.open and self._fleet.outliers.mute(self.place, charge.at)
 
@@ -598,6 +597,7 @@ class Fleet:
             self._come_back(place, now)
         if proof is Proof.MODEL:
             self.pushback.succeeded(place)
+            self.outliers.begun(place, now)
             self.outliers.served(place, now)
             self.slow_start.served(place, now)
 
@@ -701,6 +701,8 @@ class Fleet:
             self.index.forget(pick.place, pick.demand.fingerprint.chain[known:])
         if verdict is Verdict.OK and open_:
             self.pushback.succeeded(pick.place)
+            if charge.first_content_at is None:
+                self.outliers.begun(pick.place, now)
             self.outliers.served(pick.place, now)
             self._heard_at[pick.place] = now
             if self.slow_start.active:
