@@ -25,7 +25,7 @@ from .core.load_format import HEADER, LoadFormatError, PrefixDelta, decode_heade
 from .core.load_report import LoadReport
 from .core.model import Demand, Replica, ReplicaId
 from .core.prefix_delta import KEYED_SCHEME
-from .load_reports import Complaints, Forbidden, Format, NoAnswer, ReportError, orca
+from .load_reports import Auto, Complaints, Forbidden, Format, NoAnswer, ReportError, orca
 from .load_reports.shared import Key, SharedPrefixes
 from .load_reports.stream import CALL_HEADER, StreamReader
 from .wire import Wire, WireError
@@ -186,6 +186,13 @@ class Reporting:
         now = self._clock()
         report = self._fleet.report(followed.replica.id, now)
         return report is None or now - report.at > FRESH_S
+
+    def kind_of(self, id_: ReplicaId) -> str | None:
+        """Which engine a replica is, in the configuration's words, as far as is known."""
+        if self._config.kind != "auto":
+            return self._config.kind
+        followed = self._followed.get(id_)
+        return followed.format.found if followed is not None and isinstance(followed.format, Auto) else None
 
     # -- in the background --------------------------------------------------------------------------------------
 

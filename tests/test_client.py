@@ -22,6 +22,7 @@ import mlbalance_client as mlb
 from mlbalance_client.dialects import FunctionDialect, Reading
 from mlbalance_client.events import Settled
 from mlbalance_client.simulator.model.fleet import Fleet
+from mlbalance_client.simulator.model.spec import EngineSpec
 
 from .conftest import eventually
 from .scripted import Exchange, Scripted
@@ -42,6 +43,7 @@ def config(*servers: Scripted, **sections: Any) -> mlb.BalancerConfig:
     replicas = [f"http://{server.address}" for server in servers]
     sections.setdefault("picking", {"residual_s": 0.0, "policy": "round_robin"})
     sections.setdefault("load_reports", {"kind": "none"})
+    sections.setdefault("health_checks", {"enabled": False})
     return mlb.BalancerConfig(discovery={"kind": "static", "replicas": replicas}, seed=4, **sections)
 
 
@@ -668,7 +670,7 @@ async def test_a_stream_that_breaks_says_how_far_it_came(way: str) -> None:
 
 
 async def test_a_killed_replica_fails_no_call_that_had_not_begun() -> None:
-    with Fleet(2) as fleet:
+    with Fleet(2, spec=EngineSpec().scaled(20)) as fleet:
         async with mlb.AsyncClient(fleet.target, timeout=20) as client:
             await client.post(PATH, json=chat())
             await anyio.to_thread.run_sync(fleet.kill, 0)
@@ -785,7 +787,7 @@ def test_closing_a_synchronous_client_ends_the_calls_of_other_threads() -> None:
             outcome.append(error)
 
     with Scripted(silent) as server:
-        client = mlb.Client(config(server))
+        client = mlb.Client(config(server, http={"drain_s": 0}))
         caller = threading.Thread(target=call)
         caller.start()
         assert reached.wait(10)

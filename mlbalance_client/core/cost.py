@@ -95,6 +95,11 @@ class PrefillRates:
         self._guess[place] = guess
         self._value.pop(place, None)
 
+    def forget(self, place: int) -> None:
+        """What the replica has shown counts no more; it is taken to be as fast as the others."""
+        self._of_replica[place] = Recent(_RATE_QUANTILE, _SAMPLES)
+        self._value.pop(place, None)
+
     def drop(self, place: int) -> None:
         """The replica is gone."""
         for table in (self._guess, self._of_replica, self._value):
@@ -105,6 +110,12 @@ class PrefillRates:
         if rate is None:
             rate = self._value[place] = self._pace(place) * self._guess[place]
         return rate
+
+    def relative(self, place: int) -> float:
+        """By how much a replica is faster than its weight says, beside the fleet; slower ones are below 1."""
+        if len(self._of_fleet) < _ENOUGH:
+            return 1.0
+        return self[place] / self._guess[place] / (self._of_fleet.value() or 1.0)
 
     def samples(self, place: int) -> int:
         """How many samples of its own a replica has."""
