@@ -41,7 +41,7 @@ class Basis(StrEnum):
 
 
 # Those by which the replica itself tells what stands there.
-TELLING = frozenset({Basis.WORK, Basis.QUEUED_WORK, Basis.QUEUE})
+TELLING = frozenset({Basis.WORK, Basis.QUEUED_WORK, Basis.QUEUE, Basis.ADMITTED})
 
 
 def basis(report: LoadReport) -> Basis:
