@@ -14,8 +14,11 @@ from math import inf
 from random import Random
 from weakref import WeakMethod
 
+import anyio
+
 from .backoff import RetryStrategies
 from .calls import CallOptions
+from .checkups import Checkups
 from .config import BalancerConfig
 from .core.attempts import Attempts
 from .core.budget import Budget
@@ -29,7 +32,7 @@ from .core.report import CallReport, Explanation, FleetSnapshot, explain, snapsh
 from .core.slow_start import SlowStart
 from .dialects import Dialect, Reading, find
 from .errors import ClientClosed
-from .events import EventStream, log_events
+from .events import Event, EventStream, log_events
 from .held_streams import HeldStreams
 from .performing import Answer, CallUnderWay, Performer
 from .reporting import Reporting
@@ -40,6 +43,8 @@ from .tending import EventLoop, Loop
 from .wire import Wire, WireOptions
 
 __all__ = ["Answer", "Engine", "Headers", "Request"]
+
+_DRAINED_YET_S = 0.02
 
 
 def _unencoded(headers: Headers) -> Headers:
@@ -52,6 +57,11 @@ def _unencoded(headers: Headers) -> Headers:
 def _call_weakly(method: WeakMethod[Callable[[], None]]) -> None:
     if (alive := method()) is not None:
         alive()
+
+
+def _tell_weakly(method: WeakMethod[Callable[[Event], None]], event: Event) -> None:
+    if (alive := method()) is not None:
+        alive(event)
 
 
 class Engine:
@@ -68,6 +78,8 @@ class Engine:
         self.config = config
         self.events = EventStream()
         log_events(self.events)
+        # Background loops hold what tells of itself, and subscribers often know the client.
+        tell = partial(_tell_weakly, WeakMethod(self._heard))
         self._rng = Random(config.seed)
         rests = config.outlier_detection
         self.fleet = Fleet(
@@ -78,7 +90,7 @@ class Engine:
             published=Reporting.shared().table,
             outliers=Outliers(config.outlier_detection, self._rng),
             slow_start=SlowStart(config.slow_start),
-            tell=self.events.emit,
+            tell=tell,
         )
         self.clock = clock
         self._client_id = ""
@@ -90,6 +102,14 @@ class Engine:
         self.wire = Wire(options)
         self.reporting = Reporting(
             config.load_reports, self.fleet, self.wire, clock, keyed=self._secret is not None
+        )
+        self.checkups = Checkups(
+            config.health_checks,
+            self.fleet,
+            self.wire,
+            self.reporting,
+            clock,
+            tell,
         )
         self.tell = Telling(self.events, clock)
         self.held = HeldStreams(
@@ -118,6 +138,7 @@ class Engine:
         self._loops: list[Loop] = []
         self._started = False
         self._closed = False
+        self.drain_s = config.http.drain_s
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -137,14 +158,28 @@ class Engine:
             self._loops += self._roster.start(owner=self)
             if self.reporting.runs:
                 self._loops.append(Loop("load reports", self.reporting.run, owner=self))
+            if self.checkups.runs:
+                self.checkups.start(int(self._client_id, 16))
+                self._loops.append(Loop("health checks", self.checkups.run, owner=self))
 
     async def aclose(self) -> None:
-        """End the loops, the open streams and the connections. Idempotent; any task of the loop may call it."""
+        """Take no more calls, let those under way end within ``drain_s``, then end the loops and the connections.
+
+        Idempotent; any task of the loop may call it.
+        """
         self._closed = True
-        self._roster.close()
+        self._performer.leave()
+        # A cancel of asyncio's own comes through any shield, but once: what it interrupts must not keep the rest.
+        try:
+            with anyio.move_on_after(self.drain_s):
+                while self._performer.under_way or self.held.being_read():  # noqa: ASYNC110 - ends by time alone too
+                    await anyio.sleep(_DRAINED_YET_S)
+        finally:
+            await self._end()
+
+    async def _end(self) -> None:
         for loop in self._loops:
             loop.cancel()
-        # A cancel of asyncio's own comes through any shield, but once: what it interrupts must not keep the rest.
         try:
             await self._performer.aclose()
             for loop in self._loops:
@@ -164,7 +199,7 @@ class Engine:
         """What the client believes of its replicas now."""
         now = self.clock()
         self.fleet.ledger.sweep(now)
-        return snapshot(self.fleet, now, self.config.picking.policy)
+        return snapshot(self.fleet, now, self.config.picking.policy, self.checkups.last)
 
     def explain(self, path: str, body: bytes, options: CallOptions) -> Explanation:
         """Which replica a call would go to now, and why; nothing is charged. Raises NoReplicas."""
@@ -176,9 +211,13 @@ class Engine:
         """Wait for the first usable list of replicas, at most ``discovery.start_timeout_s``. Raises ClientClosed."""
         await self._performer.replicas_known()
 
+    def _heard(self, event: Event) -> None:
+        self.events.emit(event)
+
     def _on_change(self) -> None:
         """Follow who is in the fleet now; let go of connections to who is not, or is to be verified by another name."""
         self.reporting.update(self.fleet.replicas)
+        self.checkups.update(self.fleet.replicas)
         self._sender.keep(self.fleet.replicas)
         self.held.wake()  # for those to be closed
 
@@ -221,6 +260,7 @@ class Engine:
         wished = reading.replayable if options.replayable is None else options.replayable
         replayable = repeatable and wished
         began = self.clock()
+        self.checkups.called(reading.model, dialect, path, began)
         deadline_at = began + min(options.deadline_s or inf, self.config.http.call_timeout_s)
         return CallUnderWay(
             id=self.new_id(),

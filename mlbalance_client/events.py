@@ -177,6 +177,26 @@ class PanicChanged:
     total: int
 
 
+@dataclass(frozen=True, slots=True)
+class HealthCheckFailed:
+    """A replica fails its health checks, once for each spell. ``check``: of its ``system`` or of the ``model``."""
+
+    at: float
+    replica: str
+    check: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheckPassed:
+    """A replica that failed its health checks passes them again. ``after_s``: seconds since the first failure."""
+
+    at: float
+    replica: str
+    check: str
+    after_s: float
+
+
 Event = (
     Picked
     | AttemptStarted
@@ -191,6 +211,8 @@ Event = (
     | ReplicaEjected
     | ReplicaReturned
     | PanicChanged
+    | HealthCheckFailed
+    | HealthCheckPassed
 )
 Subscriber = Callable[[Event], None]
 
@@ -290,9 +312,11 @@ def logging_subscriber(logger: logging.Logger = LOGGER) -> Subscriber:
 
 def _level(event: Event) -> int:
     match event:
-        case FailedOver() | DiscoveryTrouble() | ReplicaEjected() | PanicChanged(on=True):
+        case (
+            FailedOver() | DiscoveryTrouble() | HealthCheckFailed() | ReplicaEjected() | PanicChanged(on=True)
+        ):
             return logging.WARNING
-        case DiscoveryRecovered() | ReplicaReturned() | PanicChanged():
+        case DiscoveryRecovered() | HealthCheckPassed() | ReplicaReturned() | PanicChanged():
             return logging.INFO
         case ReplicasChanged():
             return logging.INFO if event.total else logging.WARNING

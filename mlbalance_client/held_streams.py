@@ -17,6 +17,9 @@ from .errors import FailureKind
 from .tending import EventLoop
 from .wire import Wire
 
+# A reader who does not come back for so long does not read; long enough to hand on what it has read.
+_BETWEEN_READS_S = 0.2
+
 
 class HeldStreams:
     """``patience_s``: how long an answer may be held unread; ``idle_s``: how long a connection may be idle;
@@ -51,6 +54,11 @@ class HeldStreams:
         """It has ended."""
         self._open.discard(flow)
         flow.reader = None
+
+    def being_read(self) -> bool:
+        """Whether somebody waits for more of an answer, or did a moment ago."""
+        lately = self._clock() - _BETWEEN_READS_S
+        return any(flow.idle_since is None or flow.idle_since > lately for flow in self._open)
 
     def hand_out(self, flow: Flow) -> AnswerBody:
         """The body that a caller gets, watched."""

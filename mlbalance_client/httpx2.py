@@ -90,8 +90,13 @@ class AsyncBalancerTransport(library.AsyncBaseTransport):
             extensions=answer.extensions,
         )
 
+    async def __aexit__(self, *error: object) -> None:
+        if error[0] is not None:
+            self.engine.drain_s = 0.0
+        await self.aclose()
+
     async def aclose(self) -> None:
-        """End background loops, open streams and connections."""
+        """Let calls under way and streams that are being read end, at most ``http.drain_s``; then close all."""
         await self.engine.aclose()
         if self._others is not None:
             await self._others.aclose()
@@ -167,8 +172,13 @@ class BalancerTransport(library.BaseTransport):
 
         return self._thread.call(in_loop())
 
+    def __exit__(self, *error: object) -> None:
+        if error[0] is not None:
+            self.engine.drain_s = 0.0
+        self.close()
+
     def close(self) -> None:
-        """End background loops, open streams, connections and the thread."""
+        """Let calls under way and streams that are being read end, at most ``http.drain_s``; then close all."""
         self._stop()
         self._thread.join()
         if self._others is not None:

@@ -147,8 +147,14 @@ class Performer:
         self._numbers = count(1)
         self._waiting: set[CallUnderWay] = set()
         self._seconds: dict[Attempt, Loop] = {}
-        self._closed = False
+        self._leaving = self._closed = False
+        self.under_way = 0
         self.alarms = Alarms(clock)
+
+    def leave(self) -> None:
+        """Nobody is to wait for replicas any more; calls that have one go on."""
+        self._leaving = True
+        self._roster.close()
 
     async def aclose(self) -> None:
         """End the second attempts and whoever waits for anything but a replica. Idempotent."""
@@ -162,7 +168,8 @@ class Performer:
         """Wait for the first usable list of replicas, at most ``discovery.start_timeout_s``. Raises ClientClosed."""
         if self._roster.waiting:
             await self._roster.ready()
-            self._check_open()
+            if self._leaving:
+                raise ClientClosed("this client was closed during the call")
 
     async def perform(self, call: CallUnderWay) -> Answer:
         """Send a call until there is an answer.
@@ -170,6 +177,7 @@ class Performer:
         Raises NoReplicas, AttemptsExhausted, DeadlineExceeded, ClientClosed.
         """
         command = call.plan.begin()
+        self.under_way += 1
         try:
             while True:
                 match command:
@@ -187,6 +195,7 @@ class Performer:
                 if call.told is not None:
                     command, call.told = call.told, None
         finally:
+            self.under_way -= 1
             call.over = True
             call.scope = None
             if call.alarm is not None:
@@ -368,6 +377,10 @@ class Performer:
         if decision is None or not self._hedging.may(
             decision, call.demand, stood_s, call.deadline_at - now, wish
         ):
+            if self._fleet.outliers.ejection(first.pick.place) is not None and call.plan.may_send_again:
+                # Its replica is out: no second attempt, for which there is no budget, but another instead.
+                first.overdue = True
+                first.scope.cancel()
             call.hedge_at = now + stood_s
             return
         self._hedging.begun(call.demand)

@@ -20,9 +20,10 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def _unasked(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Targets by URL do not ask replicas for reports, whose requests would be among those that tests count."""
+    """Targets by URL do not ask replicas how they are, whose requests would be among those that tests count."""
     if "config" not in request.path.parts:
         monkeypatch.setenv("MLBALANCE_LOAD_REPORTS__KIND", "none")
+        monkeypatch.setenv("MLBALANCE_HEALTH_CHECKS__ENABLED", "false")
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -43,6 +43,7 @@ def config(*servers: Scripted, **sections: Any) -> mlb.BalancerConfig:
     replicas = [f"http://{server.address}" for server in servers]
     sections.setdefault("picking", {"residual_s": 0.0, "policy": "round_robin"})
     sections.setdefault("load_reports", {"kind": "none"})
+    sections.setdefault("health_checks", {"enabled": False})
     return mlb.BalancerConfig(discovery={"kind": "static", "replicas": replicas}, seed=4, **sections)
 
 
@@ -786,7 +787,7 @@ def test_closing_a_synchronous_client_ends_the_calls_of_other_threads() -> None:
             outcome.append(error)
 
     with Scripted(silent) as server:
-        client = mlb.Client(config(server))
+        client = mlb.Client(config(server, http={"drain_s": 0}))
         caller = threading.Thread(target=call)
         caller.start()
         assert reached.wait(10)

@@ -12,9 +12,19 @@ ROOT = Path(__file__).parents[1] / PACKAGE
 FLOORS = {
     "word": ("backoff", "errors", "events", "calls", "config"),
     "core": ("core",),
-    "rim": ("discovery", "load_reports", "wire", "dialects"),
+    "rim": ("discovery", "health", "load_reports", "wire", "dialects"),
     "conduct": (
-        *("alarms", "answer", "asking", "engine", "held_streams", "performing", "reporting", "roster"),
+        *(
+            "alarms",
+            "answer",
+            "asking",
+            "checkups",
+            "engine",
+            "held_streams",
+            "performing",
+            "reporting",
+            "roster",
+        ),
         *("sending", "telling", "tending"),
     ),
     "door": (

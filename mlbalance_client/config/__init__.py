@@ -5,13 +5,13 @@ from __future__ import annotations
 from .balancer import (
     AdmissionConfig,
     BalancerConfig,
-    HealthChecksConfig,
 )
 from .base import InvalidConfig, Problem, Section
 from .consul import ConsulConfig
 from .discovery import DiscoveryConfig, ReplicaConfig, StaticConfig
 from .dns import DnsConfig, ResolverConfig, SrvConfig
 from .file import FileConfig, ReplicaFile
+from .health_checks import HealthChecksConfig
 from .hedging import HedgingConfig
 from .http import HttpConfig
 from .k8s import K8sConfig

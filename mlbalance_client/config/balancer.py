@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 from . import sources
 from .base import Section
 from .discovery import DiscoveryConfig
+from .health_checks import HealthChecksConfig
 from .hedging import HedgingConfig
 from .http import HttpConfig
 from .kinds import DISCOVERY
@@ -22,10 +23,6 @@ from .retries import RetriesConfig
 
 class AdmissionConfig(Section):
     """Waiting for room."""
-
-
-class HealthChecksConfig(Section):
-    """Asking replicas how they are."""
 
 
 def _report_of_its_kind(value: Any) -> Any:

@@ -68,6 +68,14 @@ class HttpConfig(Section):
         description="A stream that the caller holds but does not read for so long is closed and settled, "
         "since the replica keeps generating for it.",
     )
+    drain_s: Seconds = Field(
+        default=5.0,
+        ge=0,
+        le=86_400,
+        description="How long closing the client waits for calls under way and for streams that are being read; what "
+        "is left is closed. Streams held unread are not waited for, nor anything if an exception leaves the `with` "
+        "block. 5: many answers end meanwhile, and few notice. 0: close at once, as httpx does.",
+    )
     max_replay_body_bytes: Annotated[int, Unit("bytes")] = Field(
         default=16 * 1024 * 1024,
         ge=0,

@@ -17,11 +17,12 @@ from .attempts import Others
 from .company import Company
 from .cost import Costs, PrefillRates, prefill_units
 from .fingerprint import BLOCK_BYTES, Fingerprint
+from .fullness import Fullness
 from .ledger import Charge, Ledger
 from .load_report import LoadReport
 from .load_view import Guess, LoadView
 from .model import Demand, Replica, ReplicaId, ReplicaState, Usage, Verdict
-from .outlier import Ejection, Failure, Outliers
+from .outlier import Ejection, Failure, Outliers, Proof
 from .pace import Stream
 from .picker import Decision, PickingSettings, PrefixTokens, Sight, Source, policy
 from .pool import Pool
@@ -101,6 +102,13 @@ class MembershipChange:
         return bool(self.added or self.removed or self.changed)
 
 
+class Unproven(NamedTuple):
+    """A replica of which traffic tells nothing now, and the proof that it is well."""
+
+    replica: Replica
+    needs: Proof
+
+
 News = ReplicaEjected | ReplicaReturned | PanicChanged
 
 
@@ -143,7 +151,7 @@ class Pick:
             self._fleet.ledger.first_content(charge, now)
             if charge.account.open:  # else the replica is gone and its place may be another's
                 self._stream = self._fleet.load.pace.stream(self.place, now)
-                self._fleet.outliers.alive(self.place)
+                self._fleet.outliers.alive(self.place, now)
                 self._took(now - charge.at, 0.0, now)
 
     def unnumbered(self) -> None:
@@ -154,7 +162,7 @@ class Pick:
         """More of a stream, for which its reader asked at ``asked``, came at ``arrived``."""
         if self._stream is not None and self._charge.account.open:
             self._stream.piece(asked, arrived)
-            self._fleet.outliers.alive(self.place)
+            self._fleet.outliers.alive(self.place, arrived)
 
     def failed(self, now: float, retry_after_s: float | None = None, kind: Failure = Failure.ERROR) -> None:
         """The replica failed the call, which speaks against it; when it will take calls again, if it said so."""
@@ -165,7 +173,8 @@ class Pick:
         """The call is slow enough to be hedged: nothing has come of it yet."""
         if self._charge.account.open:
             fleet = self._fleet
-            fleet.eject(fleet.outliers.silent(self.place, self._charge.at, now), now)
+            patient = self.place in fleet.slow_start
+            fleet.eject(fleet.outliers.silent(self.place, self._charge.at, now, patient=patient), now)
 
     def cut_short(self, now: float) -> None:
         """The call was given up after it had stood for so long without content: it would have taken longer yet."""
@@ -189,7 +198,7 @@ class Pick:
     def _took(self, took_s: float, decode_s: float, now: float, *, at_least: bool = False) -> None:
         """Told as a multiple of what the call would need at a replica that is as fast as its weight says."""
         fleet, place, chosen = self._fleet, self.place, self.decision.chosen
-        if place in fleet.slow_start:
+        if fleet.slow_start.active and place in fleet.slow_start:
             return
         work_s = (chosen.waiting_s + chosen.own_s) * fleet.rates.relative(place)
         multiple = (took_s + _FLOOR_S) / (work_s + decode_s + _FLOOR_S)
@@ -236,6 +245,7 @@ class Fleet:
         self._heard_at: dict[int, float] = {}
         self._epochs: dict[int, str] = {}
         self.readiness = Readiness(expiry_s)
+        self.fullness = Fullness(expiry_s)
         self._identities: dict[int, str] = {}
         self._named_at: dict[int, float] = {}
         self._sight = Sight(
@@ -277,6 +287,7 @@ class Fleet:
         for id_ in added:
             self._places[id_] = place = next(free)
             self._replicas[place] = wanted[id_]
+            self._heard_at[place] = now
             if joins:
                 self.slow_start.admit(place)
         for id_ in changed:
@@ -285,8 +296,7 @@ class Fleet:
         if change:
             self._rebuild()
             usable = (place for place, replica in self._replicas.items() if replica.usable)
-            for place in self.outliers.members(usable, now):
-                self._come_back(place, now)
+            self.outliers.members(usable, now)
         return change
 
     def demand(
@@ -350,7 +360,7 @@ class Fleet:
         self.index.record(chosen.place, demand.fingerprint.chain)
         if demand.session is not None:
             self.index.record(chosen.place, (demand.session,))
-        on_trial = self.slow_start.taken(chosen.place)
+        on_trial = self.slow_start.active and self.slow_start.taken(chosen.place)
         return Pick(self, self._replicas[chosen.place], demand, decision, charge, guess, on_trial)
 
     def others(self, demand: Demand, excluded: Collection[ReplicaId], now: float) -> Others:
@@ -391,7 +401,7 @@ class Fleet:
                 self._come_back(place, now)
             for ejection in self.outliers.overdue(now):
                 self.eject(ejection, now)
-        if not self.slow_start:
+        if not self.slow_start.active:
             return self.outliers.barred
         return self.outliers.barred | self.slow_start.barred(replayable=replayable)
 
@@ -401,7 +411,7 @@ class Fleet:
         return self._choose(pool, barred, demand, now)
 
     def _choose(self, pool: Pool, barred: int, demand: Demand, now: float) -> Decision:
-        if self.slow_start:
+        if self.slow_start.active:
             self.slow_start.ramp(now)
         ratio = self.costs.ratio(demand.model).value
         self._sight.tokens_per_block = BLOCK_BYTES / ratio
@@ -410,13 +420,15 @@ class Fleet:
     def _open_pool(self, demand: Demand, excluded: Collection[ReplicaId], now: float) -> tuple[Pool, int]:
         """The first tier where somebody may be picked, and who of it may not.
 
-        Those who are ejected, on trial with another call, or rest get a call only where nobody else is left, in this
-        order: to ask one of them is better than to fail unasked.
+        Those who are ejected, on trial with another call, whose memory is full, or who rest get a call only where nobody
+        else is left, in this order: to ask one of them is better than to fail unasked.
         """
         pools, barred = self._pools_for(demand.model), self._barred(excluded)
         kept_out = self._kept_out(now, replayable=demand.replayable)
         resting, closed = self.pushback.resting(now), self.readiness.closed(demand.model, now)
+        full = self.fullness.full(now)
         for unwilling in (
+            barred | closed | resting | kept_out | full,
             barred | closed | resting | kept_out,
             barred | closed | resting,
             barred | closed,
@@ -451,32 +463,48 @@ class Fleet:
         )
         self._out_changed(now)
 
-    def checked(self, id_: ReplicaId, now: float, *, ok: bool, kind: Failure = Failure.ERROR) -> None:
-        """A health check was answered, or not. A good one ends an ejection: the replica may show itself to callers."""
+    def checked(self, id_: ReplicaId, now: float, proof: Proof) -> None:
+        """A health check was passed; it ends an ejection of which it proves the evidence wrong.
+
+        A model that has answered has shown itself: its replica is not on trial any more.
+        """
         if (place := self._places.get(id_)) is None:
             return
-        if not ok:
-            self.on_failed(place, kind, now, None, on_trial=False)
-            return
         self._heard_at[place] = now
-        self.outliers.alive(place)
-        self.pushback.succeeded(place)
-        if self.outliers.ejection(place) is not None:
+        ejection = self.outliers.ejection(place)
+        if ejection is not None:
+            if proof < ejection.needs:
+                return
             self.outliers.release(place, now)
             self._come_back(place, now)
+        if proof is Proof.MODEL:
+            self.pushback.succeeded(place)
+            self.outliers.served(place, now)
+            self.slow_start.served(place, now)
 
-    def without_evidence(self, now: float, older_than_s: float) -> list[ReplicaId]:
-        """Those of whom no call has told for so long, and those who are ejected or on trial."""
-        return [
-            replica.id
-            for place, replica in self._replicas.items()
-            if replica.usable
-            and (
-                now - self._heard_at.get(place, float("-inf")) >= older_than_s
-                or self.outliers.ejection(place) is not None
-                or self.slow_start.on_trial(place)
-            )
-        ]
+    def check_failed(self, id_: ReplicaId, now: float, kind: Failure) -> None:
+        """A health check was failed; it counts like a call."""
+        if (place := self._places.get(id_)) is not None:
+            self.on_failed(place, kind, now, None, on_trial=self.slow_start.on_trial(place))
+
+    def without_evidence(self, now: float, older_than_s: float) -> list[Unproven]:
+        """Those of whom nobody has told for so long, and those who are out or on trial: what proof each needs.
+
+        Not those of whom only callers' calls can tell, nor those that take no calls by their own word or a registry's.
+        """
+        closed = self.readiness.closed(None, now)
+        found = []
+        for place, replica in self._replicas.items():
+            if not replica.usable or closed >> place & 1:
+                continue
+            if (ejection := self.outliers.ejection(place)) is not None:
+                if ejection.needs < Proof.CALLS:
+                    found.append(Unproven(replica, ejection.needs))
+            elif self.slow_start.on_trial(place):
+                found.append(Unproven(replica, Proof.MODEL))
+            elif now - self._heard_at[place] >= older_than_s:
+                found.append(Unproven(replica, Proof.SYSTEM))
+        return found
 
     def _come_back(self, place: int, now: float) -> None:
         self.slow_start.admit(place)
@@ -513,6 +541,7 @@ class Fleet:
         elif report.epoch is not None and self._epochs.setdefault(place, report.epoch) != report.epoch:
             self._epochs[place] = report.epoch
             self.slow_start.admit(place)
+        self.fullness.hear(place, report)
         if report.replica is not None and self._identities.get(place) != report.replica:
             self._name(place, report.replica, report.at)
 
@@ -553,7 +582,7 @@ class Fleet:
             self.pushback.succeeded(pick.place)
             self.outliers.served(pick.place, now)
             self._heard_at[pick.place] = now
-            if self.slow_start:
+            if self.slow_start.active:
                 self.slow_start.served(pick.place, now)
             elif (lag := self.load.pace.lag(pick.place)) > 1.0:
                 self.eject(self.outliers.lags(pick.place, lag, now), now)
@@ -637,6 +666,7 @@ class Fleet:
         self.slow_start.drop(place)
         self._heard_at.pop(place, None)
         self._epochs.pop(place, None)
+        self.fullness.drop(place)
         self._identities.pop(place, None)
         self._named_at.pop(place, None)
         self.rates.drop(place)

@@ -6,7 +6,8 @@ Evidence against a replica, each weighed against what the others show, so that a
 failures   so many in a row (of broken connections fewer), while most others do not fail
 refusals   of connections, likewise: *unreachable*, which is out in any case and does not count as ejected
 rate       the lower Wilson bound of its share of failed calls is above ``failure_share`` and twice the others'
-silence    calls slow enough to be hedged, without any sign of life between them: three, or one for three delays
+silence    calls slow enough to be hedged, without any sign of life between them, while others show some: three, or
+           one for three delays (not of those that start slowly)
 slowness   even the quicker quarter of its recent calls took ``slow_factor`` times what the others' took, each
            as a multiple of what a replica of its declared weight would need: long prompts and queues that are
            known do not count, and a replica somewhat slower is not ejected but weighed by its learned rate
@@ -22,8 +23,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass, field, replace
+from enum import IntEnum, StrEnum
 from math import sqrt
 from random import Random
 from statistics import median
@@ -72,6 +73,14 @@ def failure_of_status(status: int, retry_after_s: float | None) -> Failure:
     return Failure.PUSHBACK if busy else Failure.ERROR
 
 
+class Proof(IntEnum):
+    """What shows that a replica is well: its server answers, its model does, or callers' calls go as they should."""
+
+    SYSTEM = 1
+    MODEL = 2
+    CALLS = 3
+
+
 class OutlierSettings(Protocol):
     """The knobs; the configuration's section ``outlier_detection`` fulfils it."""
 
@@ -93,13 +102,18 @@ class OutlierSettings(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ejection:
-    """One replica is out until ``until``; ``why``: the evidence in words and figures. ``count``: it grows with each."""
+    """One replica is out until ``until``; ``why``: the evidence in words and figures. ``count``: it grows with each.
+
+    ``needs``: what would prove the evidence wrong before its time. One good answer says nothing against slowness, nor
+    against a share of failures.
+    """
 
     place: int
     why: str
     until: float
     count: int
     unreachable: bool
+    needs: Proof = Proof.MODEL
 
 
 @dataclass(slots=True)
@@ -113,7 +127,9 @@ class _Record:
     broken: int = 0
     multiples: deque[float] = field(default_factory=lambda: deque(maxlen=_SAMPLES))
     times_out: int = 0
+    refused: int = 0
     back_at: float = 0.0
+    needed: Proof = Proof.SYSTEM
 
     def count(self, good: float, bad: float, now: float) -> None:
         """Add to counts that fade over the window."""
@@ -123,9 +139,18 @@ class _Record:
 
 @dataclass(slots=True)
 class _Silence:
+    """Since ``began`` nothing came of a replica; ``noticed``: when the first of its slow ``calls`` was found to be."""
+
     began: float
-    delay_s: float
+    noticed: float
+    patient: bool
     calls: int = 0
+
+    def too_long(self, now: float) -> bool:
+        """Whether it speaks against the replica."""
+        if self.calls >= _SILENT_CALLS:
+            return True
+        return not self.patient and now - self.began >= _SILENT_DELAYS * (self.noticed - self.began)
 
 
 class Outliers:
@@ -138,6 +163,7 @@ class Outliers:
         self._members: frozenset[int] = frozenset()
         self._out: dict[int, Ejection] = {}
         self._silences: dict[int, _Silence] = {}
+        self._alive_at: dict[int, float] = {}
         self._barred = 0
         self._unreachable = 0
         self._next_back = float("inf")
@@ -179,9 +205,9 @@ class Outliers:
 
     def overdue(self, now: float) -> Iterable[Ejection]:
         """Eject those whose silence has become too long."""
-        for place, silence in list(self._silences.items()):
-            if now - silence.began >= _SILENT_DELAYS * silence.delay_s:
-                yield from self._silent(place, silence, now)
+        for place in list(self._silences):
+            if (ejection := self._by_silence(place, now)) is not None:
+                yield ejection
 
     def release(self, place: int, now: float) -> None:
         """A replica is let back: what it has shown before is forgotten, how often it was out is not."""
@@ -190,39 +216,37 @@ class Outliers:
             self._records[place].back_at = now
             self._changed()
 
-    def members(self, places: Iterable[int], now: float) -> list[int]:
-        """Discovery has changed who there is; the places that come back because fewer may be out now."""
+    def members(self, places: Iterable[int], now: float) -> None:
+        """Discovery has changed who there is."""
         self._members = frozenset(places)
         for place in [place for place in self._records if place not in self._members]:
             self.drop(place)
         for place in self._members:
             self._records.setdefault(place, _Record())
-        back = []
-        while self._ejected() > self._most_ejected():
-            first = min((e for e in self._out.values() if not e.unreachable), key=lambda e: e.until)
-            self.release(first.place, now)
-            back.append(first.place)
+        self._trim(now)
         self._changed()
-        return back
 
     def drop(self, place: int) -> None:
         """The replica is gone."""
         self._records.pop(place, None)
         self._out.pop(place, None)
         self._silences.pop(place, None)
+        self._alive_at.pop(place, None)
 
     # -- evidence -----------------------------------------------------------------------------------------------
 
-    def alive(self, place: int) -> None:
+    def alive(self, place: int, now: float) -> None:
         """The replica gave a sign of life: a piece of an answer."""
+        self._alive_at[place] = now
         if self._silences:
             self._silences.pop(place, None)
 
     def served(self, place: int, now: float) -> None:
         """The replica served a call to its end."""
+        self.alive(place, now)
         record = self._records.get(place)
         if record is not None:
-            record.row, record.broken = 0.0, 0
+            record.row, record.broken, record.refused = 0.0, 0, 0
             record.count(1.0, 0.0, now)
 
     def failed(self, place: int, kind: Failure, now: float, *, on_trial: bool = False) -> Ejection | None:
@@ -231,11 +255,13 @@ class Outliers:
         if record is None or kind is Failure.PUSHBACK or place in self._out:
             return None
         broken = kind in (Failure.UNREACHABLE, Failure.BROKEN)
-        record.count(0.0, 1.0, now)
+        if kind is not Failure.UNREACHABLE:  # which harms no call, and has a rule of its own
+            record.count(0.0, 1.0, now)
         record.row += _BROKEN_COUNTS if broken else 1.0
         record.broken = record.broken + 1 if kind is Failure.UNREACHABLE else 0
         if on_trial:
-            return self._eject(place, f"it {kind} on trial", now, unreachable=kind is Failure.UNREACHABLE)
+            unreachable, needs = kind is Failure.UNREACHABLE, max(record.needed, Proof.MODEL)
+            return self._eject(place, f"it {kind} on trial", now, unreachable=unreachable, needs=needs)
         limit = self._settings.consecutive_failures
         if record.broken * _BROKEN_COUNTS >= limit > 0:
             return self._eject(place, f"it {kind} {record.broken} times in a row", now, unreachable=True)
@@ -264,35 +290,39 @@ class Outliers:
         if usual is None or quicker < self._settings.slow_factor * usual:
             return None
         why = f"even the quicker of its last {len(samples)} calls took {quicker:.1f} times what they should, "
-        return self._eject(place, why + f"the other replicas' {usual:.1f} times", now)
+        why += f"the other replicas' {usual:.1f} times"
+        return self._eject(place, why, now, needs=Proof.CALLS)
 
     def lags(self, place: int, factor: float, now: float) -> Ejection | None:
         """The replica's streams come ``factor`` times slower than the others'."""
         if factor < self._settings.slow_factor or place not in self._records or place in self._out:
             return None
-        return self._eject(place, f"its streams come {factor:.1f} times slower than the other replicas'", now)
+        why = f"its streams come {factor:.1f} times slower than the other replicas'"
+        return self._eject(place, why, now, needs=Proof.CALLS)
 
-    def silent(self, place: int, began: float, now: float) -> Ejection | None:
-        """A call that began at ``began`` is slow enough to be hedged."""
+    def silent(self, place: int, began: float, now: float, *, patient: bool = False) -> Ejection | None:
+        """A call that began at ``began`` is slow enough to be hedged. ``patient``: one such is no wonder there."""
         if place not in self._records or place in self._out:
             return None
         silence = self._silences.get(place)
         if silence is None:
-            silence = self._silences[place] = _Silence(began, now - began)
+            silence = self._silences[place] = _Silence(began, now, patient)
         silence.calls += 1
-        if silence.calls < _SILENT_CALLS:
-            return None
-        return next(iter(self._silent(place, silence, now)), None)
+        return self._by_silence(place, now)
 
     # -- rules --------------------------------------------------------------------------------------------------
 
-    def _silent(self, place: int, silence: _Silence, now: float) -> Iterable[Ejection]:
+    def _by_silence(self, place: int, now: float) -> Ejection | None:
+        silence = self._silences[place]
+        # Where nobody is heard, it is rather we who stood still.
+        heard = any(at > silence.noticed for other, at in self._alive_at.items() if other != place)
+        if not heard or not silence.too_long(now):
+            return None
         del self._silences[place]
         for_s = now - silence.began
-        ejection = self._eject(
+        return self._eject(
             place, f"nothing came of it for {for_s:.1f} s, to {silence.calls} slow call(s)", now
         )
-        return () if ejection is None else (ejection,)
 
     def _by_rate(self, place: int, record: _Record, now: float) -> Ejection | None:
         if record.bad < _LEAST_FAILURES - 0.5:
@@ -308,7 +338,7 @@ class Outliers:
         why = (
             f"it failed {record.bad:.0f} of about {calls:.0f} recent calls, the others {others:.0%} of theirs"
         )
-        return self._eject(place, why, now)
+        return self._eject(place, why, now, needs=Proof.CALLS)
 
     def _others_do_not_fail(self, place: int) -> bool:
         others = [
@@ -320,9 +350,9 @@ class Outliers:
         return f"it failed several calls in a row (weight {record.row:.1f})"
 
     def _usual(self) -> float | None:
-        """The median of the replicas' medians, at most some samples old."""
+        """The median of the replicas' medians, some samples old: the more replicas, the less often it is sought."""
         timed, usual = self._typical
-        if usual is None or self._timed - timed >= _SAMPLES:
+        if self._timed - timed >= max(_SAMPLES, len(self._records)):
             usual = self._usual_of_others(None)
             self._typical = self._timed, usual
         return usual
@@ -335,19 +365,33 @@ class Outliers:
         ]
         return median(medians) if len(medians) >= _OTHERS + (place is None) else None
 
-    def _eject(self, place: int, why: str, now: float, *, unreachable: bool = False) -> Ejection | None:
+    def _eject(
+        self, place: int, why: str, now: float, *, unreachable: bool = False, needs: Proof = Proof.MODEL
+    ) -> Ejection | None:
         if not unreachable and self._ejected() >= self._most_ejected():
             return None
         settings, record = self._settings, self._records[place]
-        healthy = int((now - record.back_at) / settings.ejection_base_s)
-        record.times_out = max(0, record.times_out - healthy) + 1
-        base_s = min(_UNREACHABLE_S, settings.ejection_base_s) if unreachable else settings.ejection_base_s
+        if unreachable:
+            count = record.refused = record.refused + 1
+            base_s = min(_UNREACHABLE_S, settings.ejection_base_s)
+        else:
+            healthy = int((now - record.back_at) / settings.ejection_base_s)
+            count = record.times_out = max(0, record.times_out - healthy) + 1
+            base_s = settings.ejection_base_s
         jitter = 1.0 + _JITTER * (2 * self._rng.random() - 1)
-        lasts_s = min(settings.ejection_max_s, base_s * record.times_out * jitter)
-        ejection = self._out[place] = Ejection(place, why, now + lasts_s, record.times_out, unreachable)
+        until = now + min(settings.ejection_max_s, base_s * count * jitter)
+        needs = record.needed = Proof.SYSTEM if unreachable else needs
+        ejection = self._out[place] = Ejection(place, why, until, count, unreachable, needs)
         self._silences.pop(place, None)
+        self._trim(now)
         self._changed()
         return ejection
+
+    def _trim(self, now: float) -> None:
+        """Fewer can be reached now: let those back first whose time would be over first."""
+        ejected = sorted((e for e in self._out.values() if not e.unreachable), key=lambda e: e.until)
+        for ejection in ejected[: max(0, len(ejected) - self._most_ejected())]:
+            self._out[ejection.place] = replace(ejection, until=now)
 
     def _ejected(self) -> int:
         return sum(not ejection.unreachable for ejection in self._out.values())

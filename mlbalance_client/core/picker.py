@@ -154,8 +154,8 @@ class Sight:
         miss_weight = settings.miss_weight
         decode_weight = settings.decode_weight * settings.decode_s_per_token
         units, units_of = prefill_units(tokens, tokens, knee), 0
-        shares = self.slow_start.shares if self.slow_start else None
-        waiting = self.load.all_waiting_s(hits, now)
+        shares = self.slow_start.shares if self.slow_start.active else None
+        waiting = self.load.all_waiting_s(hits, now, self.company.share)
         own, scores = [], []
         for (place, (hit, _)), waiting_s in zip(hits.items(), waiting, strict=True):
             if hit != units_of:  # many are alike
@@ -236,7 +236,7 @@ class PrefixTokens:
         company = min(1.0, max(_ALONE, sight.company.share / _IN_COMPANY))
         confidence = settings.prior_confidence * company
         published = sight.publishers.mask
-        starting = sight.slow_start
+        starting = sight.slow_start if sight.slow_start.active else None
         for depth, key in anchors(demand, settings.anchor_depths):
             doubtful = int(sight.tokens(demand, depth) * confidence)
             for place in pool.homes(key):

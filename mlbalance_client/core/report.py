@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ..errors import AttemptReport
 from .fleet import Fleet, Pick
-from .model import Demand, Usage
+from .model import Demand, ReplicaId, Usage
 from .picker import Decision, Source
 
 
@@ -119,6 +119,16 @@ class CallReport:
 
 
 @dataclass(frozen=True, slots=True)
+class LastCheck:
+    """What came of a health check, of the ``system`` or the ``model``: passed, failed or unknown. ``at``: its end."""
+
+    check: str
+    result: str
+    why: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaSnapshot:
     """What the client believes of one replica. Tokens and requests are this client's own, outstanding now.
 
@@ -149,6 +159,7 @@ class ReplicaSnapshot:
     recorded_cache_limit_tokens: int
     published_prefixes: int
     report: dict[str, Any] | None
+    last_check: dict[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,9 +224,26 @@ def explain(demand: Demand, decision: Decision, hedge: str = "") -> Explanation:
     )
 
 
-def snapshot(fleet: Fleet, now: float, policy: str) -> FleetSnapshot:
+def _unchecked(id_: ReplicaId) -> LastCheck | None:
+    return None
+
+
+def snapshot(
+    fleet: Fleet,
+    now: float,
+    policy: str,
+    last_check: Callable[[ReplicaId], LastCheck | None] = _unchecked,
+) -> FleetSnapshot:
     """What ``fleet`` believes at ``now``."""
-    return FleetSnapshot(policy, fleet.ledger.requests, fleet.ledger.tokens, tuple(_replicas(fleet, now)))
+    rows = tuple(_replicas(fleet, now, last_check))
+    return FleetSnapshot(policy, fleet.ledger.requests, fleet.ledger.tokens, rows)
+
+
+def _seen(check: LastCheck | None, now: float) -> dict[str, Any] | None:
+    """A check, with its age instead of its moment."""
+    if check is None:
+        return None
+    return {"age_s": max(0.0, now - check.at), "check": check.check, "result": check.result, "why": check.why}
 
 
 def _told(fleet: Fleet, place: int, now: float) -> dict[str, Any] | None:
@@ -232,7 +260,9 @@ def _told(fleet: Fleet, place: int, now: float) -> dict[str, Any] | None:
     return {"age_s": max(0.0, now - report.at), **known}
 
 
-def _replicas(fleet: Fleet, now: float) -> Sequence[ReplicaSnapshot]:
+def _replicas(
+    fleet: Fleet, now: float, last_check: Callable[[ReplicaId], LastCheck | None]
+) -> Sequence[ReplicaSnapshot]:
     rows = []
     shares = fleet.slow_start.ramp(now)
     for place, replica in fleet.places():
@@ -259,6 +289,7 @@ def _replicas(fleet: Fleet, now: float) -> Sequence[ReplicaSnapshot]:
                 recorded_cache_limit_tokens=fleet.cache_limit_tokens(place),
                 published_prefixes=fleet.publishers.count(place),
                 report=_told(fleet, place, now),
+                last_check=_seen(last_check(replica.id), now),
             )
         )
     return rows

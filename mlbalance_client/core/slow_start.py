@@ -24,15 +24,16 @@ class SlowStartSettings(Protocol):
 
 
 class SlowStart:
-    """One client's: who is on trial, and who is on its way up."""
+    """One client's: who is on trial, and who is on its way up. Not ``active`` while that is nobody."""
 
-    __slots__ = ("_settings", "_trials", "_up", "shares")
+    __slots__ = ("_settings", "_trials", "_up", "active", "shares")
 
     def __init__(self, settings: SlowStartSettings) -> None:
         self._settings = settings
         self._trials: dict[int, int] = {}
         self._up: dict[int, float] = {}
         self.shares: dict[int, float] = {}
+        self.active = False
 
     def __contains__(self, place: int) -> bool:
         return place in self._trials or place in self._up
@@ -42,6 +43,7 @@ class SlowStart:
         if self._settings.window_s:
             self._up.pop(place, None)
             self._trials.setdefault(place, 0)
+            self.active = True
 
     def on_trial(self, place: int) -> bool:
         """Whether the replica has yet to serve its first call."""
@@ -81,10 +83,8 @@ class SlowStart:
         self.shares = {
             place: max(settings.min_share, (now - since) / settings.window_s) for place, since in up.items()
         }
+        self.active = bool(self._trials or up)
         return self.shares
-
-    def __bool__(self) -> bool:
-        return bool(self._trials or self._up)
 
     def drop(self, place: int) -> None:
         """The replica is gone, or out."""

@@ -9,8 +9,9 @@ from random import Random
 
 from mlbalance_client.core.fingerprint import BLOCK_BYTES, Fingerprint, fingerprint
 from mlbalance_client.core.fleet import Fleet, FleetSettings, Pick
+from mlbalance_client.core.freshening import FRESH_S, whom_to_ask
 from mlbalance_client.core.load_report import LoadReport
-from mlbalance_client.core.model import Replica, ReplicaId, Usage, Verdict
+from mlbalance_client.core.model import Demand, Replica, ReplicaId, Usage, Verdict
 from mlbalance_client.core.published import PublishedPrefixes
 
 from .model.engine import Engine
@@ -74,9 +75,24 @@ class Clients:
             model="sim",
             route="openai.chat",
         )
+        if self._told is not None and self._told.asks_tokens:
+            self._ask(self._told, fleet, self._heard[number], demand, now)
         pick = fleet.pick(demand, now)
         self._picks[job.id] = pick, job
         return int(pick.replica.id.removeprefix("replica-"))
+
+    @staticmethod
+    def _ask(told: Told, fleet: Fleet, heard: list[float], demand: Demand, now: float) -> None:
+        decision = fleet.choose(demand, now)
+        places = whom_to_ask(
+            decision,
+            demand.prompt_tokens,
+            told.asks_tokens,
+            lambda place: _ASKING_S if now - heard[place] > FRESH_S else 0.0,
+        )
+        for place in places:
+            heard[place] = now
+            fleet.hear(ReplicaId(f"replica-{place}"), told.now(place, now))
 
     def heard(self, emission: Emission) -> None:
         """Tokens as they come, to readers who wait for them, and ends with an engine's usage figures."""
@@ -95,7 +111,8 @@ class Told:
     """What engines say of themselves in virtual time, as far as ``tell`` puts it into a report.
 
     Each client hears of each engine every ``every_s`` seconds, in a phase of its own if ``jittered``. ``prefixes``:
-    also what is in their caches.
+    also what is in their caches. ``asks_tokens``: how many uncached tokens a call needs to ask before it is placed;
+    0: it never does.
     """
 
     def __init__(
@@ -105,11 +122,13 @@ class Told:
         *,
         prefixes: bool = False,
         jittered: bool = True,
+        asks_tokens: int = 0,
     ) -> None:
         self.tell = tell
         self.every_s = every_s
         self.prefixes = prefixes
         self.jittered = jittered
+        self.asks_tokens = asks_tokens
         self.tick_s = every_s / (_PHASES if jittered else 1)
         self.holders: list[int] = []
         self._published: PublishedPrefixes | None = None
@@ -150,6 +169,10 @@ class Told:
                 self._published.change(self.holders[i], added, dropped)
                 self._blocks[i] = set(held)
 
+    def now(self, place: int, now: float) -> LoadReport:
+        """What an engine answers whoever asks it now."""
+        return self.tell(self._engines[place], now)
+
     def newest(self, now: float, phase: float) -> list[LoadReport] | list[None]:
         """What a client of this phase has heard last."""
         last = floor(now / self.every_s - phase) * self.every_s + phase * self.every_s
@@ -160,6 +183,7 @@ class Told:
 
 
 _PHASES = 8
+_ASKING_S = 0.003
 
 
 def simulate(

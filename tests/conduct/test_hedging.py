@@ -278,7 +278,7 @@ async def test_closing_the_client_ends_both(first_fails: bool) -> None:
     with two("hang") as (turns, one, other):
         if first_fails:
             turns._acts = (turns.after_the_second(busy), turns.hang)
-        client = mlb.AsyncClient(eager(one, other))
+        client = mlb.AsyncClient(eager(one, other, http={"drain_s": 0}))
         caught: list[BaseException] = []
 
         async def call() -> None:
@@ -370,6 +370,34 @@ async def test_a_hanging_replica_delays_nobody_for_long(fleet: Fleet, streaming:
             hedged += answer.extensions["mlbalance"].hedge_won
         assert hedged >= 1
         assert await eventually(lambda: all(state["in_flight"] == 0 for state in fleet.states()))
+
+
+async def test_what_stands_at_a_replica_that_is_ejected_leaves_it_though_no_hedge_can_be_paid(
+    fleet: Fleet,
+) -> None:
+    fleet.set_faults(0, hanging=True)
+    settings = mlb.BalancerConfig(
+        discovery={"kind": "static", "replicas": fleet.urls},
+        hedging=EAGER
+        | {"reserve_tokens": 0, "floor_s": 0.8},  # the healthy ones answer sooner on any machine
+        load_reports={"kind": "none"},
+        picking={"policy": "round_robin", "residual_s": 0.0},
+    )
+    answers: list[httpx.Response] = []
+    async with mlb.AsyncClient(settings) as client:
+
+        async def call(number: int) -> None:
+            answers.append(await client.post(PATH, json=chat(f"{number} " * 50, stream=True)))
+
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as tasks:
+                for number in range(12):
+                    tasks.start_soon(call, number)
+        reports = [answer.extensions["mlbalance"] for answer in answers]
+        assert {answer.status_code for answer in answers} == {200}
+        assert not any(report.hedged for report in reports)
+        assert any(report.attempts[0].failure == "first_content_timeout" for report in reports)
+        assert await eventually(lambda: settled(client))
 
 
 async def test_a_losers_abort_is_seen_at_its_replica(fleet: Fleet) -> None:

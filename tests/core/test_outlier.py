@@ -156,6 +156,11 @@ def test_one_that_never_answers_is_ejected_after_three_slow_calls() -> None:
     for _ in range(3):
         pick = world.fleet.pick(world.demand(), world.now, others)
         pick.silent(world.now + 2.0)
+    assert world.ejected() == []  # nobody has been heard since: it may be we who stood still
+
+    world.now += 2.1
+    world.finish(world.fleet.pick(world.demand(), world.now, {ReplicaId("r1")}), slow((), 1.0))
+    world.fleet.pick(world.demand(), world.now)
 
     assert world.ejected() == ["r1"]
 
@@ -164,6 +169,8 @@ def test_one_slow_call_without_a_sign_of_life_for_three_delays_is_enough() -> No
     world = World(4)
     pick = world.fleet.pick(world.demand(), 0.0)
     pick.silent(1.0)
+    world.now = 1.5
+    world.finish(world.fleet.pick(world.demand(), 1.5, {pick.replica.id}), slow((), 1.0))
     world.fleet.pick(world.demand(), 2.9)
     assert world.ejected() == []
 
@@ -255,7 +262,7 @@ def test_calls_that_cannot_be_repeated_try_nobody_out() -> None:
 
 def test_newcomers_start_slowly_but_a_fleet_of_newcomers_does_not() -> None:
     world = World(4)
-    assert not world.fleet.slow_start
+    assert not world.fleet.slow_start.active
     world.run(40, slow((), 1.0))
 
     world.fleet.update(replicas(5), world.now)
@@ -367,6 +374,7 @@ def test_the_share_holds_the_last_one_stays_and_nobody_ejected_is_picked(
                 pick.first_content(later)
                 pick.settle(Verdict.OK, later, Usage(2000, 0, 10))
 
+        pick = fleet.pick(world.demand(), world.now)
         out = list(fleet.outliers.out)
         refusing = [ejection for ejection in out if ejection.unreachable]
         reachable = len(members) - len(refusing)
@@ -374,7 +382,6 @@ def test_the_share_holds_the_last_one_stays_and_nobody_ejected_is_picked(
         assert ejected <= max(share * reachable, 1 if share else 0)
         assert ejected < max(1, reachable)
         assert all(ejection.until - world.now <= 300.0 * 1.1 for ejection in out)
-        pick = fleet.pick(world.demand(), world.now)
         names = {fleet_place for fleet_place, replica in fleet.places() if replica.id == pick.replica.id}
         willing = [p for p, _ in fleet.places() if fleet.outliers.ejection(p) is None]
         if willing and not fleet.outliers.panic:

@@ -22,6 +22,9 @@ SPEC = EngineSpec()
 WARM = 3000
 # Recorded rate x 1.5: the omniscient router then keeps eight replicas about 75 % busy.
 TRACE = load("conversation").at_rate(1.5).window(2000, 5500)
+# A dozen small calls a second, in bursts: many fall between two reports.
+CODE = load("code").at_rate(4.0).window(0, 3000)
+CODE_WARM = 1000
 
 pytestmark = pytest.mark.slow
 
@@ -69,3 +72,22 @@ def test_reports_a_second_old_and_all_in_phase_make_no_herd(tell: object) -> Non
     told = Told(tell, 1.0, jittered=False)  # type: ignore[arg-type]
 
     assert ours(64, told) <= judged(TwoChoicesRouter, 64)
+
+
+def reports_on_code(tell: object) -> float:
+    fingerprints = cache(fingerprint_of)
+    told = Told(tell, 1.0, jittered=False)  # type: ignore[arg-type]
+    records, _ = simulate(CODE, PickingConfig(), clients=64, seed=1, fingerprints=fingerprints, told=told)
+    return measure((r for r in records if r.index >= CODE_WARM), SPEC).ttft_mean_s
+
+
+@cache
+def two_choices_on_code() -> float:
+    engines = [Engine(SPEC) for _ in range(8)]
+    records = replay(CODE, engines, RouterPlacer(TwoChoicesRouter(Random(1), 64), engines))
+    return measure((r for r in records if r.index >= CODE_WARM), SPEC).ttft_mean_s
+
+
+@pytest.mark.parametrize("tell", [counts, work])
+def test_nor_do_they_where_many_small_calls_fall_between_two_reports(tell: object) -> None:
+    assert reports_on_code(tell) <= two_choices_on_code()
