@@ -36,7 +36,7 @@ class Alarms:
     """All timers of one client. Belongs to one event loop."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+        self.clock = clock
         self._heap: list[tuple[float, int, Alarm]] = []
         self._numbers = count()
         self._dead = 0
@@ -68,7 +68,7 @@ class Alarms:
             while True:
                 self._woken = anyio.Event()
                 self._wakes_at = self._ring_due()
-                with anyio.move_on_after(self._wakes_at - self._clock()):
+                with anyio.move_on_after(self._wakes_at - self.clock()):
                     await self._woken.wait()
         finally:
             self._woken = None
@@ -78,7 +78,7 @@ class Alarms:
         while self._heap:
             at, _, alarm = self._heap[0]
             ring = alarm.ring
-            if ring is not None and at > self._clock():
+            if ring is not None and at > self.clock():
                 return at
             heappop(self._heap)
             if ring is None:

@@ -16,6 +16,7 @@ from weakref import WeakMethod
 
 import anyio
 
+from .alarms import Alarms
 from .backoff import RetryStrategies
 from .calls import CallOptions
 from .checkups import Checkups
@@ -35,6 +36,7 @@ from .errors import ClientClosed
 from .events import Event, EventStream, log_events
 from .held_streams import HeldStreams
 from .performing import Answer, CallUnderWay, Performer
+from .queueing import Queueing
 from .reporting import Reporting
 from .roster import Roster
 from .sending import Headers, Request, Sender
@@ -88,6 +90,7 @@ class Engine:
             Pushback(rests.rest_base_s, rests.rest_max_s),
             expiry_s=config.load_reports.expiry_s,
             published=Reporting.shared().table,
+            windows=config.admission,
             outliers=Outliers(config.outlier_detection, self._rng),
             slow_start=SlowStart(config.slow_start),
             tell=tell,
@@ -120,6 +123,8 @@ class Engine:
             config.http.call_timeout_s,
         )
         self._sender = Sender(config.http, self.wire, self.reporting)
+        alarms = Alarms(clock)
+        self.queueing = Queueing(config.admission, self.fleet, self.tell, alarms, self._rng)
         changed = partial(_call_weakly, WeakMethod(self._on_change))
         self._roster = Roster(config.discovery, self.fleet, self.events, Random(config.seed), clock, changed)
         self._strategies = RetryStrategies(config.retries, self._rng)
@@ -129,6 +134,8 @@ class Engine:
             self.fleet,
             self._sender,
             Hedging(config.hedging),
+            self.queueing,
+            alarms,
             self.reporting,
             self._roster,
             self.held,
@@ -199,7 +206,8 @@ class Engine:
         """What the client believes of its replicas now."""
         now = self.clock()
         self.fleet.ledger.sweep(now)
-        return snapshot(self.fleet, now, self.config.picking.policy, self.checkups.last)
+        queued = len(self.queueing.queue)
+        return snapshot(self.fleet, now, self.config.picking.policy, queued, self.checkups.last)
 
     def explain(self, path: str, body: bytes, options: CallOptions) -> Explanation:
         """Which replica a call would go to now, and why; nothing is charged. Raises NoReplicas."""
@@ -220,6 +228,7 @@ class Engine:
         self.checkups.update(self.fleet.replicas)
         self._sender.keep(self.fleet.replicas)
         self.held.wake()  # for those to be closed
+        self.queueing.members_changed()
 
     # -- one call -----------------------------------------------------------------------------------------------
 
@@ -242,7 +251,8 @@ class Engine:
     async def send(self, request: Request) -> Answer:
         """Perform one call.
 
-        Raises NoReplicas, AttemptsExhausted, DeadlineExceeded; StreamInterrupted comes from the answer's body.
+        Raises NoReplicas, NoCapacity, QueueTimeout, AttemptsExhausted, DeadlineExceeded; StreamInterrupted comes
+        from the answer's body.
         """
         self.start()
         self.reporting.called()

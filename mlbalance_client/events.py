@@ -94,6 +94,42 @@ class HedgeEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class Queued:
+    """All replicas have enough to do: a call waits in this client, as one of ``waiting``."""
+
+    at: float
+    call: str
+    waiting: int
+    tenant: str | None = None
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """A replica got room and took a call that had waited."""
+
+    at: float
+    call: str
+    replica: str
+    waited_s: float
+    tenant: str | None = None
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Shed:
+    """A call got no room. ``error``: the kind that its caller gets; ``waited_s``: how long it had waited."""
+
+    at: float
+    call: str
+    error: str
+    waited_s: float
+    retry_after_s: float | None = None
+    tenant: str | None = None
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Settled:
     """A charge was closed. Tokens as the replica counted them, ``None`` where it did not say."""
 
@@ -204,6 +240,9 @@ Event = (
     | FailedOver
     | HedgeStarted
     | HedgeEnded
+    | Queued
+    | Pulled
+    | Shed
     | Settled
     | ReplicasChanged
     | DiscoveryTrouble

@@ -21,7 +21,7 @@ def synthesised(error: BalancerError) -> dict[str, Any] | None:
     if isinstance(error, errors.AttemptsExhausted):
         if error.kind.by_caller:
             return None
-    elif not isinstance(error, errors.NoReplicas | errors.NoCapacity):
+    elif not isinstance(error, errors.NoReplicas | errors.NoCapacity | errors.QueueTimeout):
         return None
     retry_after_s = getattr(error, "retry_after_s", None) or 1.0
     return {

@@ -34,9 +34,12 @@ from .errors import (
     ClientClosed,
     DeadlineExceeded,
     FailureKind,
+    NoCapacity,
     NoReplicas,
+    QueueTimeout,
 )
 from .held_streams import HeldStreams
+from .queueing import Queueing
 from .reporting import Reporting
 from .roster import Roster
 from .sending import Headers, Request, Sender
@@ -128,6 +131,8 @@ class Performer:
         fleet: Fleet,
         send: Sender,
         hedging: Hedging,
+        queueing: Queueing,
+        alarms: Alarms,
         reporting: Reporting,
         roster: Roster,
         held: HeldStreams,
@@ -137,6 +142,7 @@ class Performer:
         self._fleet = fleet
         self._send = send
         self._hedging = hedging
+        self._queueing = queueing
         self._reporting = reporting
         self._roster = roster
         self._held = held
@@ -149,7 +155,7 @@ class Performer:
         self._seconds: dict[Attempt, Loop] = {}
         self._leaving = self._closed = False
         self.under_way = 0
-        self.alarms = Alarms(clock)
+        self.alarms = alarms
 
     def leave(self) -> None:
         """Nobody is to wait for replicas any more; calls that have one go on."""
@@ -159,6 +165,7 @@ class Performer:
     async def aclose(self) -> None:
         """End the second attempts and whoever waits for anything but a replica. Idempotent."""
         self._closed = True
+        self._queueing.close()
         for call in self._waiting:
             call.interrupt(GiveUp())
         for loop in list(self._seconds.values()):
@@ -224,8 +231,13 @@ class Performer:
         now = self._clock()
         acked_by = next(self._numbers)
         try:
-            pick = self._fleet.pick(call.demand, now, avoid, number=acked_by)
-        except NoReplicas:
+            pick = self._queueing.try_pick(call.demand, now, avoid, number=acked_by)
+            if pick is None:
+                pick = await self._queued(call, avoid, acked_by)
+                if pick is None:
+                    return call.told or call.plan.nobody_left()
+                now = self._clock()
+        except (NoReplicas, NoCapacity, QueueTimeout, DeadlineExceeded):
             if first:
                 raise
             return call.plan.nobody_left()
@@ -241,6 +253,25 @@ class Performer:
         self._set_alarm(call)
         call.scope = attempt.scope
         return await self._try(call, attempt)
+
+    async def _queued(self, call: CallUnderWay, avoid: frozenset[ReplicaId], acked_by: int) -> Pick | None:
+        """Wait for room; None if there is something else to do by then."""
+        pick: Pick | None = None
+        self._set_alarm(call)
+        with anyio.CancelScope() as call.scope:
+            pick = await self._queueing.wait(
+                call.id,
+                call.demand,
+                call.request.options,
+                call.report,
+                deadline=call.deadline_at,
+                excluded=avoid,
+                number=acked_by,
+            )
+        if pick is not None and call.told is not None:
+            pick.settle(Verdict.FAILED, self._clock())  # nothing was sent
+            pick = None
+        return pick
 
     def _begin(self, call: CallUnderWay, pick: Pick, acked_by: int, now: float, *, hedge: bool) -> Attempt:
         number = call.plan.started(pick.replica.id, hedge=hedge)
@@ -423,7 +454,7 @@ class Performer:
         self._set_alarm(call)
         try:
             with anyio.CancelScope() as call.scope:
-                await anyio.sleep(until - self._clock())
+                await anyio.sleep(max(0.0, until - self._clock()))
         finally:
             self._waiting.discard(call)
         self._check_open()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from .core.fleet import Pick
 from .core.model import Usage, Verdict
 from .core.report import CallReport, reason
-from .errors import AttemptReport, FailureKind
+from .errors import AttemptReport, BalancerError, FailureKind, NoCapacity
 from .events import (
     AttemptEnded,
     AttemptStarted,
@@ -16,7 +16,10 @@ from .events import (
     HedgeEnded,
     HedgeStarted,
     Picked,
+    Pulled,
+    Queued,
     Settled,
+    Shed,
 )
 
 
@@ -47,6 +50,23 @@ class Telling:
             )
         )
         emit(AttemptStarted(now, call, number, replica.id, replica.url))
+
+    def queued(self, call: str, report: CallReport, now: float, waiting: int) -> None:
+        """A call waits for room, one of ``waiting``."""
+        if self._events:
+            self._events.emit(Queued(now, call, waiting, report.tenant, report.priority))
+
+    def pulled(self, call: str, report: CallReport, now: float, waited_s: float, pick: Pick) -> None:
+        """A replica with room took a call that waited."""
+        if self._events:
+            self._events.emit(Pulled(now, call, pick.replica.id, waited_s, report.tenant, report.priority))
+
+    def shed(self, call: str, report: CallReport, now: float, waited_s: float, error: BalancerError) -> None:
+        """A call gets no room."""
+        if self._events:
+            retry_after_s = error.retry_after_s if isinstance(error, NoCapacity) else None
+            kind = type(error).__name__
+            self._events.emit(Shed(now, call, kind, waited_s, retry_after_s, report.tenant, report.priority))
 
     def failed_over(self, call: str, pick: Pick, now: float, previous: AttemptReport) -> None:
         """A call goes to the picked replica after another has failed it."""

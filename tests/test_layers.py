@@ -14,18 +14,8 @@ FLOORS = {
     "core": ("core",),
     "rim": ("discovery", "health", "load_reports", "wire", "dialects"),
     "conduct": (
-        *(
-            "alarms",
-            "answer",
-            "asking",
-            "checkups",
-            "engine",
-            "held_streams",
-            "performing",
-            "reporting",
-            "roster",
-        ),
-        *("sending", "telling", "tending"),
+        *("alarms", "answer", "asking", "checkups", "engine", "held_streams", "performing", "queueing"),
+        *("reporting", "roster", "sending", "telling", "tending"),
     ),
     "door": (
         "client",

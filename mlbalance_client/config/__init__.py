@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from .admission import AdmissionConfig
 from .balancer import (
-    AdmissionConfig,
     BalancerConfig,
 )
 from .base import InvalidConfig, Problem, Section

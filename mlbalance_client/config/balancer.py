@@ -9,6 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from . import sources
+from .admission import AdmissionConfig
 from .base import Section
 from .discovery import DiscoveryConfig
 from .health_checks import HealthChecksConfig
@@ -19,10 +20,6 @@ from .load_reports import LoadReportsConfig, report_kinds
 from .outlier_detection import OutlierDetectionConfig, SlowStartConfig
 from .picking import PickingConfig
 from .retries import RetriesConfig
-
-
-class AdmissionConfig(Section):
-    """Waiting for room."""
 
 
 def _report_of_its_kind(value: Any) -> Any:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from itertools import repeat
+from math import inf
 from random import Random
 from typing import NamedTuple, Protocol
 
@@ -33,6 +35,7 @@ from .readiness import Readiness
 from .remembered import Remembered
 from .slow_start import SlowStart
 from .tiers import tiers
+from .windows import Windows, WindowSettings
 
 # Engines cache in blocks of their own size, so that a little more may be a hit than the blocks of text tell.
 _SLACK_BLOCKS = 2
@@ -153,6 +156,7 @@ class Pick:
                 self._stream = self._fleet.load.pace.stream(self.place, now)
                 self._fleet.outliers.alive(self.place, now)
                 self._took(now - charge.at, 0.0, now)
+                self._fleet.stir(self.place)
 
     def unnumbered(self) -> None:
         """The call bears no number by which its replica could acknowledge it."""
@@ -216,10 +220,12 @@ class Fleet:
         *,
         expiry_s: float = 5.0,
         published: PublishedPrefixes | None = None,
+        windows: WindowSettings | None = None,
         outliers: Outliers | None = None,
         slow_start: SlowStart | None = None,
         tell: Callable[[News], None] = _unheard,
     ) -> None:
+        """``windows``: how much a replica may be sent; without, none is ever full."""
         self._settings = settings
         self._rng = rng
         self._policy = policy(settings.policy)
@@ -246,6 +252,8 @@ class Fleet:
         self._epochs: dict[int, str] = {}
         self.readiness = Readiness(expiry_s)
         self.fullness = Fullness(expiry_s)
+        self.windows = None if windows is None else Windows(windows, self.ledger, self.load, expiry_s)
+        self.on_stir: Callable[[int], None] | None = None
         self._identities: dict[int, str] = {}
         self._named_at: dict[int, float] = {}
         self._sight = Sight(
@@ -336,13 +344,28 @@ class Fleet:
     def pick(
         self, demand: Demand, now: float, excluded: Collection[ReplicaId] = (), *, number: int = 0
     ) -> Pick:
-        """Choose a replica and charge it, in one breath.
+        """Choose a replica and charge it, in one breath; one that is full only if all are.
 
         ``excluded``: ids not to go to again. ``number``: what replicas acknowledge the attempt by. Raises NoReplicas
         if nobody (else) serves the call.
         """
         self.ledger.sweep(now)
         return self.take(self.choose(demand, now, excluded), demand, now, number=number)
+
+    def try_pick(
+        self, demand: Demand, now: float, excluded: Collection[ReplicaId] = (), *, number: int = 0
+    ) -> Pick | None:
+        """The same, but None if all are full."""
+        self.ledger.sweep(now)
+        decision, room = self._decide(demand, now, excluded)
+        return self.take(decision, demand, now, number=number) if room else None
+
+    def pick_at(self, place: int, demand: Demand, now: float, *, number: int = 0) -> Pick:
+        """Charge the replica at ``place``, to which the call may go by ``hit_tokens``."""
+        self.ledger.sweep(now)
+        pool = next(each for each in self._pools_for(demand.model) if each.mask >> place & 1)
+        decision = self._choose(pool, ~(1 << place), demand, now)
+        return self.take(decision, demand, now, number=number)
 
     def take(self, decision: Decision, demand: Demand, now: float, *, number: int = 0) -> Pick:
         """Charge the replica that was chosen in this same breath."""
@@ -357,6 +380,8 @@ class Fleet:
             number=number,
             blind=demand.blind,
         )
+        if self.windows is not None:
+            self.windows.charged(chosen.place, charge)
         self.index.record(chosen.place, demand.fingerprint.chain)
         if demand.session is not None:
             self.index.record(chosen.place, (demand.session,))
@@ -376,14 +401,15 @@ class Fleet:
         return left
 
     def alternative(self, demand: Demand, excluded: Collection[ReplicaId], now: float) -> Decision | None:
-        """What ``choose`` would say without ``excluded``, if it is one that takes calls and has shown that it does."""
+        """What ``choose`` would say without ``excluded``, if it is one that takes calls, has shown so, and has room."""
         self.ledger.sweep(now)
         unwilling = (
             self._barred(excluded) | self._unwilling(demand, now) | self._kept_out(now, replayable=False)
         )
         for pool in self._pools_for(demand.model):
             if pool.mask & ~unwilling:
-                return self._choose(pool, unwilling, demand, now)
+                decision, room = self._with_room(pool, unwilling, demand, now)
+                return decision if room else None
         return None
 
     def opens_in_s(self, demand: Demand, now: float) -> float:
@@ -407,8 +433,31 @@ class Fleet:
 
     def choose(self, demand: Demand, now: float, excluded: Collection[ReplicaId] = ()) -> Decision:
         """What ``pick`` would choose, without charging anything."""
-        pool, barred = self._open_pool(demand, excluded, now)
-        return self._choose(pool, barred, demand, now)
+        return self._decide(demand, now, excluded)[0]
+
+    def _decide(self, demand: Demand, now: float, excluded: Collection[ReplicaId]) -> tuple[Decision, bool]:
+        pool, unwilling = self._open_pool(demand, excluded, now)
+        return self._with_room(pool, unwilling, demand, now)
+
+    def _with_room(self, pool: Pool, unwilling: int, demand: Demand, now: float) -> tuple[Decision, bool]:
+        """The best of those that are not shut, and whether anybody has room; else the best of all.
+
+        One that has enough to do may be the best nevertheless, for its prefix, while calls need not wait.
+        """
+        decision = self._choose(pool, unwilling, demand, now)
+        chosen, windows = decision.chosen, self.windows
+        if windows is None or not windows.full(chosen.place, chosen.waiting_s, now):
+            return decision, True
+        for tier in self._pools_for(demand.model):
+            willing = [place for place in tier.places if not unwilling >> place & 1]
+            standing = self.load.all_waiting_s(willing, now)
+            if all(map(windows.full, willing, standing, repeat(now))):
+                continue
+            shut = sum(1 << place for place in willing if windows.shut(place, now))
+            if tier is pool and not shut >> chosen.place & 1:
+                return decision, True
+            return self._choose(tier, unwilling | shut, demand, now), True
+        return decision, False
 
     def _choose(self, pool: Pool, barred: int, demand: Demand, now: float) -> Decision:
         if self.slow_start.active:
@@ -417,11 +466,72 @@ class Fleet:
         self._sight.tokens_per_block = BLOCK_BYTES / ratio
         return self._policy.choose(self._sight, demand, pool, barred, now, self._rng)
 
+    # -- for calls that wait ------------------------------------------------------------------------------------
+
+    def stir(self, place: int) -> None:
+        """Something has changed at a replica, by which it may have got room."""
+        if self.on_stir is not None:
+            self.on_stir(place)
+
+    def pulls_s(self, place: int, now: float, *, overload: bool) -> float:
+        """How many seconds of work that waits the replica at ``place`` may be given; infinite: any, by its own word."""
+        if place not in self._replicas:
+            return 0.0
+        return inf if self.windows is None else self.windows.pulls_s(place, now, overload=overload)
+
+    def takes_urgent(self, place: int, now: float) -> bool:
+        """Whether there is room at ``place`` for a call that is more important than others who wait."""
+        return place in self._replicas and (self.windows is None or self.windows.takes_urgent(place, now))
+
+    def call_s(self, place: int) -> float:
+        """Seconds of the mean call's prefill there."""
+        return self.load.work.units_per_call / self.rates[place]
+
+    def roomiest(self, now: float) -> list[int]:
+        """All places, those where least stands first."""
+        places = list(self._replicas)
+        standing = dict(zip(places, self.load.all_waiting_s(places, now), strict=True))
+        return sorted(places, key=standing.__getitem__)
+
+    def drains_in_s(self, now: float, *, overload: bool) -> float:
+        """In how many seconds somebody might have room by the mere passing of time."""
+        if self.windows is None:
+            return inf
+        return min(
+            (self.windows.drains_in_s(place, now, overload=overload) for place in self._replicas), default=inf
+        )
+
+    def hit_tokens(
+        self, place: int, demand: Demand, now: float, excluded: Collection[ReplicaId] = ()
+    ) -> int | None:
+        """How much of a prompt the replica at ``place`` is believed to hold; None if the call may not go there."""
+        try:
+            _, unwilling = self._open_pool(demand, excluded, now)
+        except NoReplicas:
+            return None
+        bit = 1 << place
+        for pool in self._pools_for(demand.model):
+            if pool.mask & bit & ~unwilling:
+                return self._choose(pool, ~bit, demand, now).chosen.hit_tokens if self.compares else 0
+        return None
+
+    def nobody_for(self, demand: Demand, excluded: Collection[ReplicaId]) -> NoReplicas | None:
+        """What is to be raised if nobody but ``excluded`` serves the call."""
+        barred = self._barred(excluded)
+        if any(pool.mask & ~barred for pool in self._pools_for(demand.model)):
+            return None
+        return NoReplicas(self._nobody(demand, excluded))
+
+    def own_s(self, demand: Demand) -> float:
+        """Seconds of the call's whole prefill, nothing of it cached, at the quickest replica."""
+        units = prefill_units(demand.prompt_tokens, demand.prompt_tokens, self._settings.knee_tokens)
+        return units / max((self.rates[place] for place in self._replicas), default=1.0)
+
     def _open_pool(self, demand: Demand, excluded: Collection[ReplicaId], now: float) -> tuple[Pool, int]:
         """The first tier where somebody may be picked, and who of it may not.
 
-        Those who are ejected, on trial with another call, whose memory is full, or who rest get a call only where nobody
-        else is left, in this order: to ask one of them is better than to fail unasked.
+        Those who are ejected, on trial with another call, whose memory is full, or who rest get a call only where
+        nobody else is left, in this order: to ask one of them is better than to fail unasked.
         """
         pools, barred = self._pools_for(demand.model), self._barred(excluded)
         kept_out = self._kept_out(now, replayable=demand.replayable)
@@ -534,7 +644,8 @@ class Fleet:
         if (place := self._places.get(id_)) is None:
             return
         was_closed = bool(self.readiness.closed(None, report.at) >> place & 1)
-        self.load.hear(place, report)
+        if self.load.hear(place, report) and self.windows is not None:
+            self.windows.hear(place, report)
         self.readiness.hear(place, report)
         if was_closed and not self.readiness.closed(None, report.at) >> place & 1:
             self.slow_start.admit(place)
@@ -544,6 +655,7 @@ class Fleet:
         self.fullness.hear(place, report)
         if report.replica is not None and self._identities.get(place) != report.replica:
             self._name(place, report.replica, report.at)
+        self.stir(place)
 
     def report(self, id_: ReplicaId, now: float) -> LoadReport | None:
         """The last report of a replica, unless it has expired."""
@@ -587,6 +699,8 @@ class Fleet:
             elif (lag := self.load.pace.lag(pick.place)) > 1.0:
                 self.eject(self.outliers.lags(pick.place, lag, now), now)
             self._learn(pick, charge, guess, usage or Usage())
+        if open_:
+            self.stir(pick.place)
 
     def _learn(self, pick: Pick, charge: Charge, guess: Guess, usage: Usage) -> None:
         demand, chosen = pick.demand, pick.decision.chosen
@@ -599,6 +713,9 @@ class Fleet:
             self.load.explained(guess, stood_s, own_s)
             self.load.work.learn(units, max(1, prompt - cached))
             self.company.stood(stood_s, own_s)
+            if self.windows is not None:
+                under_way = charge.account.requests + 1
+                self.windows.answered(pick.place, stood_s, own_s + guess.reported_s, under_way)
             if charge.took_s is not None:
                 self.rates.learn(pick.place, units, charge.took_s)
         if usage.output_tokens is not None:
@@ -662,6 +779,8 @@ class Fleet:
         self.load.drop(place)
         self.pushback.drop(place)
         self.readiness.drop(place)
+        if self.windows is not None:
+            self.windows.drop(place)
         self.outliers.drop(place)
         self.slow_start.drop(place)
         self._heard_at.pop(place, None)

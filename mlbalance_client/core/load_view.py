@@ -17,7 +17,7 @@ from .ledger import Account, Ledger
 from .levelling import levelled
 from .load_report import LoadReport
 from .pace import Found, Pace
-from .standing import Basis, Work, basis, reported_s, tells, under_way_s
+from .standing import TELLING, Basis, Work, basis, reported_s, tells, under_way_s
 from .under_way import UnderWay
 
 _STEP = 0.05
@@ -95,13 +95,13 @@ class LoadView:
         self._under_way: defaultdict[int, UnderWay] = defaultdict(UnderWay)
         self._looks = {basis_: _Looks() for basis_ in Basis}
 
-    def hear(self, place: int, report: LoadReport) -> None:
-        """A replica has told how it is; what is older than the report at hand, or tells less, is of no interest."""
+    def hear(self, place: int, report: LoadReport) -> bool:
+        """A replica has told how it is; what is older than the report at hand, or tells less, is not believed."""
         left_s, rules = 0.0, basis(report)
         known = self._reports.get(place)
         if known is not None and report.at - known[0].at < self._expiry_s:
             if self._is_old(known[0], report) or self._is_less(known[0], report):
-                return
+                return False
             left_s = under_way_s(known[0], known[2], report, self.work, self._rate(place))
         if rules in _QUEUES:
             counted_s = self._under_way[place].hear(report, self.work, self._rate(place))
@@ -109,6 +109,12 @@ class LoadView:
                 left_s, rules = counted_s, Basis.ADMITTED
         self._reports[place] = report, rules, left_s
         self._ledger.account(place).reported(report.at, report.acked)
+        return True
+
+    def tells_of_work(self, place: int, now: float) -> bool:
+        """Whether the replica itself says that work stands there, or how much."""
+        known = self._reports.get(place)
+        return known is not None and known[1] in TELLING and self._say(now - known[0].at) >= 0.5
 
     def report(self, place: int, now: float) -> LoadReport | None:
         """The last report, unless it has expired."""

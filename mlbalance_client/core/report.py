@@ -10,6 +10,7 @@ from ..errors import AttemptReport
 from .fleet import Fleet, Pick
 from .model import Demand, ReplicaId, Usage
 from .picker import Decision, Source
+from .windows import Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class CallReport:
 
     Times are seconds since the call began. ``predicted_hit_tokens`` is what the picker believed the replica to
     have cached; ``usage`` is what the replica said, once the answer has ended. ``hedged``: another replica was asked
-    as well; ``hedge_won``: and answered first.
+    as well; ``hedge_won``: and answered first. ``queued_s``: how long it waited in this client for room.
     """
 
     replica: str = ""
@@ -84,6 +85,7 @@ class CallReport:
     predicted_hit_tokens: int = 0
     prompt_tokens: int = 0
     reason: str = ""
+    queued_s: float = 0.0
     ttft_s: float | None = None
     total_s: float | None = None
     usage: Usage | None = None
@@ -136,7 +138,8 @@ class ReplicaSnapshot:
     while it is led up to full load; None if it is not. ``looks``: unseen, free, busy or long busy, by the pace of own
     streams. ``rests_s``: for how long it is not picked yet, since it has failed. ``report``: what the replica itself
     said last and how many seconds ago, if that still counts; ``published_prefixes``: how many of its cached prefixes
-    it has named.
+    it has named. ``window``: whether it is full, how many requests and tokens more it may be sent (None: any number),
+    and by which word.
     """
 
     id: str
@@ -158,17 +161,19 @@ class ReplicaSnapshot:
     rate_samples: int
     recorded_cache_limit_tokens: int
     published_prefixes: int
+    window: Window | None
     report: dict[str, Any] | None
     last_check: dict[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
 class FleetSnapshot:
-    """What the client believes of its fleet."""
+    """What the client believes of its fleet. ``queued``: calls of this client that wait for room."""
 
     policy: str
     outstanding_requests: int
     outstanding_tokens: int
+    queued: int
     replicas: tuple[ReplicaSnapshot, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -232,11 +237,12 @@ def snapshot(
     fleet: Fleet,
     now: float,
     policy: str,
+    queued: int = 0,
     last_check: Callable[[ReplicaId], LastCheck | None] = _unchecked,
 ) -> FleetSnapshot:
     """What ``fleet`` believes at ``now``."""
     rows = tuple(_replicas(fleet, now, last_check))
-    return FleetSnapshot(policy, fleet.ledger.requests, fleet.ledger.tokens, rows)
+    return FleetSnapshot(policy, fleet.ledger.requests, fleet.ledger.tokens, queued, rows)
 
 
 def _seen(check: LastCheck | None, now: float) -> dict[str, Any] | None:
@@ -288,6 +294,7 @@ def _replicas(
                 rate_samples=fleet.rates.samples(place),
                 recorded_cache_limit_tokens=fleet.cache_limit_tokens(place),
                 published_prefixes=fleet.publishers.count(place),
+                window=None if fleet.windows is None else fleet.windows.window(place, now),
                 report=_told(fleet, place, now),
                 last_check=_seen(last_check(replica.id), now),
             )

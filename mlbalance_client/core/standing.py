@@ -40,6 +40,10 @@ class Basis(StrEnum):
     IDLE_GPU = "idle GPU"
 
 
+# Those by which the replica itself tells what stands there.
+TELLING = frozenset({Basis.WORK, Basis.QUEUED_WORK, Basis.QUEUE, Basis.ADMITTED})
+
+
 def basis(report: LoadReport) -> Basis:
     """Which of its figures rule."""
     if report.expected_wait_s is not None or report.prefill_tokens is not None:

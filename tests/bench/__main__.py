@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import sys
 
-from . import cost, decision, discovery, load_reports, placement, reporter, reports, tail
+from . import (
+    admission,
+    cost,
+    decision,
+    discovery,
+    load_reports,
+    placement,
+    reporter,
+    reports,
+    schedules,
+    tail,
+)
 
 BENCHES = {
     "decision": decision.main,
@@ -15,6 +26,8 @@ BENCHES = {
     "reporter": reporter.main,
     "reports": reports.main,
     "tail": tail.main,
+    "admission": admission.main,
+    "schedules": schedules.main,
 }
 
 names = sys.argv[1:2] if sys.argv[1:2] == ["tail"] else sys.argv[1:] or list(BENCHES)
