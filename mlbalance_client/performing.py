@@ -323,9 +323,8 @@ class Performer:
             kind = FailureKind.FIRST_CONTENT_TIMEOUT if overdue else FailureKind.CANCELLED
             self._ended(call, attempt, failure=kind, detail=_beaten_by(winner))
             raise
-        if (
-            command not in _own(attempt.number) and not attempt.flow.settled
-        ):  # another was first in the same breath
+        if not _delivers(command, attempt.number) and not attempt.flow.settled:
+            # another was first in the same breath
             await self._drop(call, attempt, Verdict.CANCELLED)
         self._ended(call, attempt, status=attempt.flow.wire.status)
         return command
@@ -346,7 +345,7 @@ class Performer:
             tokens = flow.ending.usage.output_tokens if flow.ending and flow.ending.usage else None
             self._hedging.answered(attempt.expected, now - attempt.began, now, tokens)
             command = call.plan.content(attempt.number)
-            if command == Deliver(attempt.number):
+            if _delivers(command, attempt.number):
                 call.report.ttft_s = now - call.began
             return command
         error = flow.in_band_error
@@ -362,7 +361,7 @@ class Performer:
             attempt.pick.failed(now, hints.after_s, failure_of_status(status, hints.after_s))
         others = self._fleet.others(call.demand, call.plan.tried, now)
         command = call.plan.refused(attempt.number, status, now, held=held, hints=hints, others=others)
-        if not held and command not in _own(attempt.number):
+        if not held and not _delivers(command, attempt.number):
             call.flows.pop(attempt.number, None)
             await flow.aclose(Verdict.FAILED)
         return command
@@ -438,7 +437,7 @@ class Performer:
             self._seconds.pop(attempt, None)
         if call.over:  # its caller has gone in this very moment
             await self._drop(call, attempt, Verdict.CANCELLED)
-        elif command == Deliver(number) or (command != _WAIT and call.main is None):
+        elif _delivers(command, number) or (command != _WAIT and call.main is None):
             call.interrupt(command)
 
     def _leave_others(self, call: CallUnderWay, winner: int | None) -> None:
@@ -571,6 +570,6 @@ def _beaten_by(winner: int | None) -> str:
     return "" if winner is None else f"attempt {winner} answered first"
 
 
-def _own(number: int) -> tuple[Command, Command]:
-    """The commands that deliver this attempt's answer."""
-    return Deliver(number), Deliver(number, exhausted=True)
+def _delivers(command: Command, number: int) -> bool:
+    """Whether it is this attempt's answer that is delivered."""
+    return isinstance(command, Deliver) and command.number == number
