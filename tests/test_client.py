@@ -889,7 +889,10 @@ async def test_cookies_and_urls_are_as_the_librarys(fleet: Fleet) -> None:
                 ("v1/%41", {"cookies": {"b": "2"}}),
                 (httpx.URL("/v1/models"), {}),
             ):
-                ours, theirs = client.build_request("GET", url, **given), plain.build_request("GET", url, **given)
+                ours, theirs = (
+                    client.build_request("GET", url, **given),
+                    plain.build_request("GET", url, **given),
+                )
                 assert (ours.url, ours.headers) == (theirs.url, theirs.headers)
         for each in (client, plain):
             each.base_url = "http://fleet/below"
