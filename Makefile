@@ -21,7 +21,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 check: lint
-	$(BIN)/pytest -q -m "not slow and not sdk"
+	$(BIN)/pytest -q -n 2 --dist worksteal -m "not slow and not sdk"
 
 test: lint
 	$(BIN)/pytest

@@ -7,11 +7,13 @@ round, so that a body which the caller drops can be noticed and its flow ended.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from math import inf
 from typing import NamedTuple
 from weakref import ref
 
 from .core.fleet import Pick
 from .core.model import Usage, Verdict
+from .core.outlier import Failure
 from .core.report import CallReport
 from .dialects.base import AnswerWatch, Ending, InBandError, Sign
 from .errors import FailureKind, StreamInterrupted
@@ -31,7 +33,7 @@ class Flow:
     """An attempt's answer: reads it up to the commit point, then passes it on; settles its pick exactly once."""
 
     __slots__ = (
-        "_chunks", "_clock", "_on_end", "_watch", "blind", "buffered", "delivered", "ending", "idle_since",
+        "_chunks", "_clock", "_on_end", "_watch", "blind", "buffered", "delivered", "ending", "ends_by", "idle_since",
         "number", "pick", "reader", "report", "settled", "stopped", "whole", "wire",
     )  # fmt: skip
 
@@ -46,7 +48,9 @@ class Flow:
         on_end: Callable[[Flow, Verdict, Usage | None], None],
         *,
         blind: bool,
+        ends_by: float = inf,
     ) -> None:
+        self.ends_by = ends_by
         self.number = number
         self.pick = pick
         self.wire = wire
@@ -135,7 +139,9 @@ class Flow:
             try:
                 read = await self._read()
             except WireError as error:
-                self.pick.failed(self._clock())
+                if self.stopped is not None:  # while we were reading
+                    raise self.interruption(self.stopped) from None
+                self.pick.failed(self._clock(), kind=Failure.BROKEN)
                 await self.aclose(Verdict.FAILED)
                 raise StreamInterrupted(
                     f"the answer of {self.pick.replica.id} broke off after {self.delivered} bytes: {error}",
@@ -150,6 +156,14 @@ class Flow:
             self.pick.piece(asked, self._clock())
         self.delivered += len(chunk)
         return chunk
+
+    def interruption(self, stopped: Stopped) -> StreamInterrupted:
+        """What a reader hears of a flow that was stopped."""
+        return StreamInterrupted(
+            f"the answer of {self.pick.replica.id} was closed: {stopped.why}",
+            bytes_delivered=self.delivered,
+            kind=stopped.kind,
+        )
 
     def settle(self, verdict: Verdict, usage: Usage | None = None) -> None:
         """Settle the pick; only the first call counts."""
@@ -187,11 +201,7 @@ class AnswerBody:
     async def __anext__(self) -> bytes:
         flow = self._flow
         if flow.stopped is not None and not self._closed:
-            raise StreamInterrupted(
-                f"the answer of {flow.pick.replica.id} was closed: {flow.stopped.why}",
-                bytes_delivered=flow.delivered,
-                kind=flow.stopped.kind,
-            )
+            raise flow.interruption(flow.stopped)
         if self._closed:
             raise StopAsyncIteration
         flow.idle_since = None

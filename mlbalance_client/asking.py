@@ -1,8 +1,8 @@
-"""Gets pages and the load stream of one replica, over the wire that calls use."""
+"""Gets pages and the load stream of one replica, and makes small calls, over the wire that calls use."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from urllib.parse import urlsplit
 
@@ -13,12 +13,17 @@ from .load_reports import MOST_BYTES, Forbidden, NoAnswer, NotThere, Page
 from .load_reports.stream import CLIENT_HEADER, PATH
 from .wire import Origin, Timeouts, Wire, WireAnswer, WireError, WireRequest
 
+Headers = Sequence[tuple[bytes, bytes]]
+
 # The stream says something every two seconds; a replica that is silent for so long is gone.
 _SILENCE_S = 10.0
 
 
 class Asking:
-    """A ``Fetch`` (load_reports.base). ``tls_name``: what the replica's certificate must be for, None for its host."""
+    """A ``Fetch`` (load_reports.base). ``tls_name``: what the replica's certificate must be for, None for its host.
+
+    ``headers``: more of them for each page and small call.
+    """
 
     def __init__(
         self,
@@ -28,6 +33,7 @@ class Asking:
         timeout_s: float,
         token: SecretStr | None,
         clock: Callable[[], float],
+        headers: Headers = (),
     ) -> None:
         parts = urlsplit(url)
         self._wire = wire
@@ -37,6 +43,7 @@ class Asking:
         self._timeout_s = timeout_s
         self._token = token
         self._clock = clock
+        self._headers = headers
         self._others: set[Origin] = set()
 
     def forget(self) -> None:
@@ -46,7 +53,21 @@ class Asking:
 
     async def __call__(self, path: str, *, port: int | None = None, accept: str = "*/*") -> Page:
         """One page, read whole."""
+        return await self.call("GET", path, headers=[(b"Accept", accept.encode("ascii"))], port=port)
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        *,
+        headers: Headers = (),
+        port: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Page:
+        """A small call, its answer read whole. Raises NoAnswer."""
         began = self._clock()
+        within_s = self._timeout_s if timeout_s is None else timeout_s
         origin = self._origin
         if port is not None and port != origin.port:
             origin = replace(origin, port=port)
@@ -54,10 +75,12 @@ class Asking:
         chunks: list[bytes] = []
         size = 0
         try:
-            with anyio.fail_after(self._timeout_s):
-                answer = await self._open(
-                    origin, path, [(b"Accept", accept.encode("ascii"))], self._timeout_s
-                )
+            with anyio.fail_after(within_s):
+                sent = [*self._headers, *headers]
+                if body:
+                    sent.append((b"Content-Type", b"application/json"))
+                    sent.append((b"Content-Length", b"%d" % len(body)))
+                answer = await self._open(origin, path, sent, within_s, method, body)
                 try:
                     async for chunk in answer:
                         chunks.append(chunk)
@@ -68,9 +91,9 @@ class Asking:
         except WireError as error:
             raise NoAnswer(f"{path}: {error}", refused=error.kind.never_sent) from error
         except TimeoutError:
-            raise NoAnswer(f"{path}: not there within {self._timeout_s:g} s") from None
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in answer.headers}
-        return Page(answer.status, headers, b"".join(chunks), self._clock() - began)
+            raise NoAnswer(f"{path}: not there within {within_s:g} s") from None
+        found = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in answer.headers}
+        return Page(answer.status, found, b"".join(chunks), self._clock() - began)
 
     async def stream(self, client: str, last_id: str | None) -> WireAnswer:
         """The load stream, to be read and closed. Raises NotThere if the replica has none, Forbidden, NoAnswer."""
@@ -94,7 +117,13 @@ class Asking:
         raise NotThere(f"{PATH}: status {answer.status}")
 
     async def _open(
-        self, origin: Origin, path: str, headers: list[tuple[bytes, bytes]], read_s: float
+        self,
+        origin: Origin,
+        path: str,
+        headers: Headers,
+        read_s: float,
+        method: str = "GET",
+        body: bytes = b"",
     ) -> WireAnswer:
         authority = self._authority
         if origin != self._origin:
@@ -103,10 +132,10 @@ class Asking:
         return await self._wire.open(
             origin,
             WireRequest(
-                method=b"GET",
+                method=method.encode("ascii"),
                 target=self._prefix + path.encode("ascii"),
                 headers=[(b"Host", authority), (b"Accept-Encoding", b"identity"), *headers],
-                body=b"",
+                body=body,
                 timeouts=Timeouts(self._timeout_s, read_s, self._timeout_s),
                 extensions={},
                 on_resend=lambda: None,  # reading twice harms nobody

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from math import inf
 from types import TracebackType
 from typing import Self
 
@@ -102,14 +103,23 @@ class Balancer:
 
     @asynccontextmanager
     async def acquire(self, call: Call) -> AsyncIterator[Lease]:
-        """Pick a replica for ``call`` and hold the charge until the block ends. Raises NoReplicas."""
+        """Pick a replica for ``call`` and hold the charge until the block ends; waits while all are full.
+
+        Raises NoReplicas, NoCapacity, QueueTimeout, and DeadlineExceeded if ``deadline_s`` passes in the queue.
+        """
         engine = self._engine
         engine.start()
         await engine.replicas_known()
         engine.reporting.called()
         began = engine.clock()
-        pick = engine.fleet.pick(engine.demand(reading_of(call), call.options), began)
         report = CallReport(tenant=call.options.tenant, priority=call.options.priority)
+        demand = engine.demand(reading_of(call), call.options)
+        pick = engine.queueing.try_pick(demand, began)
+        if pick is None:
+            deadline = began + (call.options.deadline_s or inf)
+            pick = await engine.queueing.wait(
+                engine.new_id(), demand, call.options, report, deadline=deadline
+            )
         lease = Lease(pick, report, engine, began)
         try:
             yield lease

@@ -18,8 +18,10 @@ class CallOptions:
     """Per-call wishes; every field may be left out.
 
     session:    calls of one session go to the same replica while it has room
-    tenant, priority: carried into events and reports
-    hedge:      False forbids a second, parallel attempt for this call; nothing hedges yet
+    tenant, priority: where calls wait for room, tenants share it and a higher priority goes first (above 0: also into
+                room that is kept for such calls); both are carried into events and reports
+    hedge:      False forbids a second, parallel attempt for this call; True also allows it where it is switched off or
+                the prompt is above the bound (docs/resilience.md)
     replayable: whether the call may be sent twice; None lets the dialect decide
     deadline_s: seconds from now until an answer must have begun, else DeadlineExceeded
     cost:       the prompt's cost in tokens, where the caller knows better than the estimate

@@ -1,4 +1,4 @@
-"""Performs calls: asks the core what to do, does it on the wire, and tells the core what came of it.
+"""Everything of one client but its face: its life, its wiring, and what a call is before it is performed.
 
 One call: body -> dialect -> fingerprint and demand -> attempts machine -> pick and charge, with no await between ->
 wire -> commit point -> the body flows to the caller -> settled once, whatever the way out.
@@ -7,79 +7,46 @@ wire -> commit point -> the body flows to the caller -> settled once, whatever t
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
+from math import inf
 from random import Random
-from typing import Any
-from urllib.parse import urlsplit
 from weakref import WeakMethod
 
 import anyio
 
-from .answer import AnswerBody, Flow, HeldBody
-from .calls import NO_WISHES, CallOptions
+from .alarms import Alarms
+from .backoff import RetryStrategies
+from .calls import CallOptions
+from .checkups import Checkups
 from .config import BalancerConfig
-from .core.attempts import RETRIED_STATUSES, Attempts, Command, Deliver, GiveUp, Start
+from .core.attempts import Attempts
+from .core.budget import Budget
 from .core.fingerprint import fingerprint, text_key
-from .core.fleet import Fleet, Pick
-from .core.model import Demand, Replica, Usage, Verdict
+from .core.fleet import Fleet
+from .core.hedging import Hedging
+from .core.model import Demand
+from .core.outlier import Outliers
 from .core.pushback import Pushback
 from .core.report import CallReport, Explanation, FleetSnapshot, explain, snapshot
-from .dialects import Dialect, Reading, Sign, find
-from .errors import AttemptReport, AttemptsExhausted, ClientClosed, DeadlineExceeded, FailureKind, NoReplicas
-from .events import EventStream, log_events
+from .core.slow_start import SlowStart
+from .dialects import Dialect, Reading, find
+from .errors import ClientClosed
+from .events import Event, EventStream, log_events
 from .held_streams import HeldStreams
+from .performing import Answer, CallUnderWay, Performer
+from .queueing import Queueing
 from .reporting import Reporting
 from .roster import Roster
+from .sending import Headers, Request, Sender
 from .telling import Telling
 from .tending import EventLoop, Loop
-from .wire import Origin, Timeouts, Wire, WireAnswer, WireError, WireOptions, WireRequest, retry_after_s
+from .wire import Wire, WireOptions
 
-Headers = list[tuple[bytes, bytes]]
+__all__ = ["Answer", "Engine", "Headers", "Request"]
 
-
-@dataclass(slots=True)
-class Request:
-    """A call as the engine takes it. ``target``: path and query within the fleet; ``host``: None for the replica's."""
-
-    method: str
-    target: bytes
-    headers: Headers
-    body: bytes | AsyncIterable[bytes]
-    options: CallOptions = NO_WISHES
-    timeouts: Timeouts | None = None
-    extensions: dict[str, Any] = field(default_factory=dict)
-    host: bytes | None = None
-
-
-@dataclass(slots=True)
-class Answer:
-    """An answer as the engine gives it. ``body`` yields raw bytes and must be closed or read to its end."""
-
-    status: int
-    headers: Headers
-    body: AnswerBody | HeldBody
-    extensions: dict[str, Any]
-    report: CallReport
-    streaming: bool
-
-
-@dataclass(slots=True)
-class _Call:
-    """One call in progress."""
-
-    id: str
-    request: Request
-    dialect: Dialect
-    streaming: bool
-    demand: Demand
-    plan: Attempts
-    began: float
-    report: CallReport
-    attempts: list[AttemptReport] = field(default_factory=list)
-    flows: dict[int, Flow] = field(default_factory=dict)
+_DRAINED_YET_S = 0.02
 
 
 def _unencoded(headers: Headers) -> Headers:
@@ -89,16 +56,14 @@ def _unencoded(headers: Headers) -> Headers:
     ]
 
 
-def _content_type(headers: Headers) -> str:
-    for name, value in headers:
-        if name.lower() == b"content-type":
-            return value.decode("latin-1")
-    return ""
-
-
 def _call_weakly(method: WeakMethod[Callable[[], None]]) -> None:
     if (alive := method()) is not None:
         alive()
+
+
+def _tell_weakly(method: WeakMethod[Callable[[Event], None]], event: Event) -> None:
+    if (alive := method()) is not None:
+        alive(event)
 
 
 class Engine:
@@ -115,6 +80,8 @@ class Engine:
         self.config = config
         self.events = EventStream()
         log_events(self.events)
+        # Background loops hold what tells of itself, and subscribers often know the client.
+        tell = partial(_tell_weakly, WeakMethod(self._heard))
         self._rng = Random(config.seed)
         rests = config.outlier_detection
         self.fleet = Fleet(
@@ -123,30 +90,62 @@ class Engine:
             Pushback(rests.rest_base_s, rests.rest_max_s),
             expiry_s=config.load_reports.expiry_s,
             published=Reporting.shared().table,
+            windows=config.admission,
+            outliers=Outliers(config.outlier_detection, self._rng),
+            slow_start=SlowStart(config.slow_start),
+            tell=tell,
         )
         self.clock = clock
         self._client_id = ""
         self._numbers = count(1)
-        self._attempts = count(1)
         self._dialects = tuple(dialects)
         secret = config.picking.fingerprint_secret
         self._secret = None if secret is None else secret.get_secret_value().encode()
         options = wire or WireOptions(keepalive_expiry_s=config.http.keepalive_expiry_s)
         self.wire = Wire(options)
-        self._origins: dict[tuple[str, str | None], tuple[Origin, bytes, bytes]] = {}
-        self._timeouts = Timeouts(
-            config.http.connect_timeout_s, config.http.read_timeout_s, config.http.write_timeout_s
-        )
         self.reporting = Reporting(
             config.load_reports, self.fleet, self.wire, clock, keyed=self._secret is not None
         )
+        self.checkups = Checkups(
+            config.health_checks,
+            self.fleet,
+            self.wire,
+            self.reporting,
+            clock,
+            tell,
+        )
         self.tell = Telling(self.events, clock)
-        self.held = HeldStreams(self.wire, clock, config.http.max_unread_s, config.http.keepalive_expiry_s)
+        self.held = HeldStreams(
+            self.wire,
+            clock,
+            config.http.max_unread_s,
+            config.http.keepalive_expiry_s,
+            config.http.call_timeout_s,
+        )
+        self._sender = Sender(config.http, self.wire, self.reporting)
+        alarms = Alarms(clock)
+        self.queueing = Queueing(config.admission, self.fleet, self.tell, alarms, self._rng)
         changed = partial(_call_weakly, WeakMethod(self._on_change))
         self._roster = Roster(config.discovery, self.fleet, self.events, Random(config.seed), clock, changed)
+        self._strategies = RetryStrategies(config.retries, self._rng)
+        self._retry_budget = Budget(config.retries.budget_ratio, config.retries.reserve_calls)
+        self._performer = Performer(
+            config.http,
+            self.fleet,
+            self._sender,
+            Hedging(config.hedging),
+            self.queueing,
+            alarms,
+            self.reporting,
+            self._roster,
+            self.held,
+            self.tell,
+            clock,
+        )
         self._loops: list[Loop] = []
         self._started = False
         self._closed = False
+        self.drain_s = config.http.drain_s
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -162,18 +161,34 @@ class Engine:
             self.reporting.start(self._client_id, int(self._client_id, 16))
             self.held.start(EventLoop())
             self._loops.append(Loop("streams", self.held.tend, owner=self))
+            self._loops.append(Loop("alarms", self._performer.alarms.tend, owner=self))
             self._loops += self._roster.start(owner=self)
             if self.reporting.runs:
                 self._loops.append(Loop("load reports", self.reporting.run, owner=self))
+            if self.checkups.runs:
+                self.checkups.start(int(self._client_id, 16))
+                self._loops.append(Loop("health checks", self.checkups.run, owner=self))
 
     async def aclose(self) -> None:
-        """End the loops, the open streams and the connections. Idempotent; any task of the loop may call it."""
+        """Take no more calls, let those under way end within ``drain_s``, then end the loops and the connections.
+
+        Idempotent; any task of the loop may call it.
+        """
         self._closed = True
-        self._roster.close()
-        for loop in self._loops:
-            loop.cancel()
+        self._performer.leave()
         # A cancel of asyncio's own comes through any shield, but once: what it interrupts must not keep the rest.
         try:
+            with anyio.move_on_after(self.drain_s):
+                while self._performer.under_way or self.held.being_read():  # noqa: ASYNC110 - ends by time alone too
+                    await anyio.sleep(_DRAINED_YET_S)
+        finally:
+            await self._end()
+
+    async def _end(self) -> None:
+        for loop in self._loops:
+            loop.cancel()
+        try:
+            await self._performer.aclose()
             for loop in self._loops:
                 await loop.aclose()
         finally:
@@ -191,7 +206,8 @@ class Engine:
         """What the client believes of its replicas now."""
         now = self.clock()
         self.fleet.ledger.sweep(now)
-        return snapshot(self.fleet, now, self.config.picking.policy)
+        queued = len(self.queueing.queue)
+        return snapshot(self.fleet, now, self.config.picking.policy, queued, self.checkups.last)
 
     def explain(self, path: str, body: bytes, options: CallOptions) -> Explanation:
         """Which replica a call would go to now, and why; nothing is charged. Raises NoReplicas."""
@@ -201,25 +217,22 @@ class Engine:
 
     async def replicas_known(self) -> None:
         """Wait for the first usable list of replicas, at most ``discovery.start_timeout_s``. Raises ClientClosed."""
-        if self._roster.waiting:
-            await self._roster.ready()
-            if self._closed:
-                raise ClientClosed("this client was closed during the call")
+        await self._performer.replicas_known()
+
+    def _heard(self, event: Event) -> None:
+        self.events.emit(event)
 
     def _on_change(self) -> None:
         """Follow who is in the fleet now; let go of connections to who is not, or is to be verified by another name."""
         self.reporting.update(self.fleet.replicas)
-        here = {(replica.url, replica.tls_name) for replica in self.fleet.replicas}
-        gone = [self._origins.pop(place)[0] for place in list(self._origins) if place not in here]
-        kept = {origin for origin, _, _ in self._origins.values()}
-        for origin in gone:
-            if origin not in kept:
-                self.wire.forget(origin)
+        self.checkups.update(self.fleet.replicas)
+        self._sender.keep(self.fleet.replicas)
         self.held.wake()  # for those to be closed
+        self.queueing.members_changed()
 
     # -- one call -----------------------------------------------------------------------------------------------
 
-    def demand(self, reading: Reading, options: CallOptions) -> Demand:
+    def demand(self, reading: Reading, options: CallOptions, *, replayable: bool = True) -> Demand:
         """What a call with this reading asks of a replica."""
         session = options.session or reading.session
         return self.fleet.demand(
@@ -232,28 +245,20 @@ class Engine:
             session=None if session is None else text_key("session", session),
             prompt_tokens=options.cost,
             blind=not reading.streaming,
+            replayable=replayable,
         )
 
     async def send(self, request: Request) -> Answer:
         """Perform one call.
 
-        Raises NoReplicas, AttemptsExhausted, DeadlineExceeded; StreamInterrupted comes from the answer's body.
+        Raises NoReplicas, NoCapacity, QueueTimeout, AttemptsExhausted, DeadlineExceeded; StreamInterrupted comes
+        from the answer's body.
         """
         self.start()
         self.reporting.called()
-        call = self._begin(request)
-        deadline_s = request.options.deadline_s
-        if deadline_s is None:
-            return await self._perform(call)
-        with anyio.move_on_after(deadline_s):
-            return await self._perform(call)
-        match call.plan.out_of_time():
-            case Deliver(number, exhausted):
-                return self._deliver(call, number, exhausted=exhausted)
-            case _:
-                raise DeadlineExceeded(f"no answer began within {deadline_s} s")
+        return await self._performer.perform(self._begin(request))
 
-    def _begin(self, request: Request) -> _Call:
+    def _begin(self, request: Request) -> CallUnderWay:
         path = request.target.partition(b"?")[0].decode("ascii", "replace")
         dialect = self._dialect(request.method, path)
         body = request.body
@@ -263,15 +268,27 @@ class Engine:
             request.headers = _unencoded(request.headers)
         options = request.options
         wished = reading.replayable if options.replayable is None else options.replayable
-        return _Call(
+        replayable = repeatable and wished
+        began = self.clock()
+        self.checkups.called(reading.model, dialect, path, began)
+        deadline_at = began + min(options.deadline_s or inf, self.config.http.call_timeout_s)
+        return CallUnderWay(
             id=self.new_id(),
             request=request,
             dialect=dialect,
             streaming=reading.streaming,
-            demand=self.demand(reading, options),
-            plan=Attempts(repeatable and wished, self.config.retries.max_attempts),
-            began=self.clock(),
+            demand=self.demand(reading, options, replayable=replayable),
+            plan=Attempts(
+                replayable,
+                self._strategies,
+                self._retry_budget,
+                began,
+                deadline_at,
+                self.config.hedging.max_hedges,
+            ),
+            began=began,
             report=CallReport(tenant=options.tenant, priority=options.priority),
+            deadline_at=deadline_at,
         )
 
     def _dialect(self, method: str, path: str) -> Dialect:
@@ -284,176 +301,3 @@ class Engine:
     def new_id(self) -> str:
         """A call's id: the client's, and a number."""
         return f"{self._client_id}.{next(self._numbers)}"
-
-    async def _perform(self, call: _Call) -> Answer:
-        if self._roster.waiting:
-            await self.replicas_known()
-        command = call.plan.begin()
-        previous: AttemptReport | None = None
-        while True:
-            match command:
-                case Start(avoid):
-                    try:
-                        if not call.attempts and self.reporting.freshens(call.demand):
-                            await self.reporting.freshen(call.demand)
-                        number = next(self._attempts)
-                        pick = self.fleet.pick(call.demand, self.clock(), avoid, number=number)
-                    except NoReplicas:
-                        if not call.attempts:
-                            raise
-                        command = call.plan.nobody_left()
-                        continue
-                    command = await self._attempt(call, pick, number, previous)
-                    previous = call.attempts[-1] if call.attempts else None
-                case Deliver(number, exhausted):
-                    return self._deliver(call, number, exhausted=exhausted)
-                case GiveUp():
-                    raise AttemptsExhausted(call.attempts)
-
-    async def _attempt(
-        self, call: _Call, pick: Pick, acked_by: int, previous: AttemptReport | None
-    ) -> Command:
-        number = len(call.attempts) + 1
-        call.plan.started(pick.replica.id)
-        call.report.picked(pick)
-        began = self.clock()
-        if previous is not None:
-            self.tell.failed_over(call.id, pick, began, previous)
-        self.tell.picked(call.id, pick, number, call.report, began)
-        flow: Flow | None = None
-        try:
-            answer = await self._open_wire(call, pick, acked_by)
-            self.reporting.overheard(pick.replica.id, answer.headers)
-            flow = self._flow(call, number, pick, answer)
-            self.held.add(flow)
-            command = await self._until_commit(call, flow)
-        except WireError as error:
-            if flow is not None:
-                await flow.aclose(Verdict.FAILED)
-            else:
-                self._settle_unanswered(call, pick, Verdict.FAILED)
-            call.flows.pop(number, None)
-            if self._closed:
-                self._ended(call, pick, number, began, failure=FailureKind.CANCELLED)
-                raise ClientClosed("this client was closed during the call") from error
-            if error.kind is not FailureKind.REQUEST:
-                pick.failed(self.clock())
-            self._ended(call, pick, number, began, failure=error.kind, detail=str(error))
-            return call.plan.failed(error.kind)
-        except BaseException:
-            if flow is not None:
-                await flow.aclose(Verdict.CANCELLED)
-                call.flows.pop(number, None)
-            else:
-                self._settle_unanswered(call, pick, Verdict.CANCELLED)
-            self._ended(call, pick, number, began, failure=FailureKind.CANCELLED)
-            raise
-        self._ended(call, pick, number, began, status=flow.wire.status)
-        return command
-
-    def _open_wire(self, call: _Call, pick: Pick, acked_by: int) -> Awaitable[WireAnswer]:
-        request = call.request
-        origin, authority, prefix = self._origin(pick.replica)
-        headers = [
-            (b"Host", request.host or authority),
-            *request.headers,
-            *self.reporting.asks(pick, acked_by),
-        ]
-        return self.wire.open(
-            origin,
-            WireRequest(
-                method=request.method.encode("ascii"),
-                target=prefix + request.target,
-                headers=headers,
-                body=request.body,
-                timeouts=request.timeouts or self._timeouts,
-                extensions=request.extensions,
-                on_resend=call.plan.sent_again if call.plan.may_send_again else None,
-            ),
-        )
-
-    def _origin(self, replica: Replica) -> tuple[Origin, bytes, bytes]:
-        place = replica.url, replica.tls_name
-        known = self._origins.get(place)
-        if known is None:
-            parts = urlsplit(replica.url)
-            origin = Origin.from_url(*place)
-            known = (origin, parts.netloc.encode("ascii"), parts.path.rstrip("/").encode("ascii"))
-            self._origins[place] = known
-        return known
-
-    def _flow(self, call: _Call, number: int, pick: Pick, answer: WireAnswer) -> Flow:
-        watch = call.dialect.watch(answer.status, _content_type(answer.headers))
-        return Flow(
-            number,
-            pick,
-            answer,
-            watch,
-            call.report,
-            self.clock,
-            partial(self._on_end, call),
-            blind=call.demand.blind,
-        )
-
-    async def _until_commit(self, call: _Call, flow: Flow) -> Command:
-        call.flows[flow.number] = flow
-        status = flow.wire.status
-        if status >= 400:
-            return await self._refused(call, flow, status)
-        sign = await flow.until_commit()
-        if sign is Sign.CONTENT:
-            now = self.clock()
-            call.report.ttft_s = now - call.began
-            if not flow.blind:
-                flow.pick.first_content(now)
-            elif not flow.commits_at_head and await flow.hold():
-                # Nothing of it was handed on yet: what breaks or is an error goes elsewhere like any other.
-                flow.finish()
-                sign = Sign.CONTENT if flow.in_band_error is None else Sign.ERROR
-        if sign is Sign.CONTENT:
-            return call.plan.content(flow.number)
-        error = flow.in_band_error
-        return await self._refused(call, flow, error.status if error is not None else 0)
-
-    async def _refused(self, call: _Call, flow: Flow, status: int) -> Command:
-        held = flow.whole or await flow.hold()
-        if not held and not self.fleet.serves(call.demand, call.plan.tried):
-            return call.plan.content(flow.number)
-        if status in RETRIED_STATUSES:
-            flow.pick.failed(self.clock(), retry_after_s(flow.wire.headers, time.time()))
-        command = call.plan.refused(flow.number, status, held=held)
-        if held or isinstance(command, Start):
-            await flow.aclose(Verdict.FAILED)
-        return command
-
-    def _deliver(self, call: _Call, number: int, *, exhausted: bool) -> Answer:
-        flow = call.flows[number]
-        call.flows.clear()  # a flow knows its call: without the circle both go at once, not at the next collection
-        call.report.attempts = tuple(call.attempts)
-        headers = flow.wire.headers
-        if exhausted:
-            headers = [pair for pair in headers if pair[0].lower() != b"x-should-retry"]
-            headers.append((b"x-should-retry", b"false"))
-        body: AnswerBody | HeldBody
-        if flow.settled:
-            body = HeldBody(flow.buffered)
-            call.report.total_s = self.clock() - call.began
-        else:
-            body = self.held.hand_out(flow)
-        extensions = {**flow.wire.extensions, "mlbalance": call.report}
-        return Answer(flow.wire.status, headers, body, extensions, call.report, call.streaming)
-
-    # -- what became of it --------------------------------------------------------------------------------------
-
-    def _on_end(self, call: _Call, flow: Flow, verdict: Verdict, usage: Usage | None) -> None:
-        self.held.remove(flow)
-        self.tell.settled(call.id, flow.pick, call.report, call.began, verdict, usage)
-
-    def _settle_unanswered(self, call: _Call, pick: Pick, verdict: Verdict) -> None:
-        """Settle a pick whose replica gave no head of an answer."""
-        pick.settle(verdict, self.clock())
-        self.tell.settled(call.id, pick, call.report, call.began, verdict, None)
-
-    def _ended(self, call: _Call, pick: Pick, number: int, began: float, **how: Any) -> None:
-        told = self.tell.ended(call.id, pick, number, call_began=call.began, began=began, **how)
-        call.attempts.append(told)

@@ -27,6 +27,7 @@ class FailureKind(StrEnum):
     CONNECT_TIMEOUT = "connect_timeout"
     WRITE = "write"
     WRITE_TIMEOUT = "write_timeout"
+    FIRST_CONTENT_TIMEOUT = "first_content_timeout"
     READ = "read"
     READ_TIMEOUT = "read_timeout"
     PROTOCOL = "protocol"
@@ -120,10 +121,14 @@ class ClientClosed(BalancerError, RuntimeError):
 
 
 class AttemptsExhausted(BalancerError):
-    """Every attempt failed and none got an HTTP answer. ``attempts``: one report each, in order."""
+    """Every attempt failed and none got an HTTP answer. ``attempts``: one report each, in order.
 
-    def __init__(self, attempts: Sequence[AttemptReport]) -> None:
+    ``retry_after_s``: in how many seconds a replica may be tried again, if all rest.
+    """
+
+    def __init__(self, attempts: Sequence[AttemptReport], *, retry_after_s: float | None = None) -> None:
         self.attempts = tuple(attempts)
+        self.retry_after_s = retry_after_s
         tries = "; ".join(map(str, self.attempts))
         super().__init__(f"{len(self.attempts)} attempt(s) failed without an answer: {tries}")
 

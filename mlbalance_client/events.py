@@ -71,6 +71,65 @@ class FailedOver:
 
 
 @dataclass(frozen=True, slots=True)
+class HedgeStarted:
+    """A call that had no content of one replica after ``after_s`` goes to another as well, as attempt ``attempt``."""
+
+    at: float
+    call: str
+    attempt: int
+    from_replica: str
+    to_replica: str
+    after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class HedgeEnded:
+    """A hedged call is answered by ``replica``; ``won``: by an attempt that was started beside another."""
+
+    at: float
+    call: str
+    attempt: int
+    replica: str
+    won: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """All replicas have enough to do: a call waits in this client, as one of ``waiting``."""
+
+    at: float
+    call: str
+    waiting: int
+    tenant: str | None = None
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """A replica got room and took a call that had waited."""
+
+    at: float
+    call: str
+    replica: str
+    waited_s: float
+    tenant: str | None = None
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Shed:
+    """A call got no room. ``error``: the kind that its caller gets; ``waited_s``: how long it had waited."""
+
+    at: float
+    call: str
+    error: str
+    waited_s: float
+    retry_after_s: float | None = None
+    tenant: str | None = None
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Settled:
     """A charge was closed. Tokens as the replica counted them, ``None`` where it did not say."""
 
@@ -121,15 +180,78 @@ class DiscoveryRecovered:
     after_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class ReplicaEjected:
+    """A replica is not picked for ``for_s`` seconds. ``why``: the evidence, in words and figures.
+
+    ``count``: it is the so many-th time lately. ``unreachable``: it refuses connections; else it is an outlier.
+    """
+
+    at: float
+    replica: str
+    why: str
+    for_s: float
+    count: int
+    unreachable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaReturned:
+    """An ejected replica may be picked again: one call at first, then more as it serves them."""
+
+    at: float
+    replica: str
+
+
+@dataclass(frozen=True, slots=True)
+class PanicChanged:
+    """So many of all replicas are out that ejections are ignored from now on; or are no more."""
+
+    at: float
+    on: bool
+    out: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheckFailed:
+    """A replica fails its health checks, once for each spell. ``check``: of its ``system`` or of the ``model``."""
+
+    at: float
+    replica: str
+    check: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheckPassed:
+    """A replica that failed its health checks passes them again. ``after_s``: seconds since the first failure."""
+
+    at: float
+    replica: str
+    check: str
+    after_s: float
+
+
 Event = (
     Picked
     | AttemptStarted
     | AttemptEnded
     | FailedOver
+    | HedgeStarted
+    | HedgeEnded
+    | Queued
+    | Pulled
+    | Shed
     | Settled
     | ReplicasChanged
     | DiscoveryTrouble
     | DiscoveryRecovered
+    | ReplicaEjected
+    | ReplicaReturned
+    | PanicChanged
+    | HealthCheckFailed
+    | HealthCheckPassed
 )
 Subscriber = Callable[[Event], None]
 
@@ -155,7 +277,7 @@ class EventStream:
         if events:
             events.emit(...)
 
-    Failovers and changes of the fleet are rare, and are always emitted.
+    Failovers, hedges and changes of the fleet are rare, and are always emitted.
     """
 
     __slots__ = ("_lock", "_subscriptions")
@@ -229,9 +351,11 @@ def logging_subscriber(logger: logging.Logger = LOGGER) -> Subscriber:
 
 def _level(event: Event) -> int:
     match event:
-        case FailedOver() | DiscoveryTrouble():
+        case (
+            FailedOver() | DiscoveryTrouble() | HealthCheckFailed() | ReplicaEjected() | PanicChanged(on=True)
+        ):
             return logging.WARNING
-        case DiscoveryRecovered():
+        case DiscoveryRecovered() | HealthCheckPassed() | ReplicaReturned() | PanicChanged():
             return logging.INFO
         case ReplicasChanged():
             return logging.INFO if event.total else logging.WARNING

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import ceil
 from typing import Any
 
 from . import errors
@@ -20,12 +21,12 @@ def synthesised(error: BalancerError) -> dict[str, Any] | None:
     if isinstance(error, errors.AttemptsExhausted):
         if error.kind.by_caller:
             return None
-    elif not isinstance(error, errors.NoReplicas | errors.NoCapacity):
+    elif not isinstance(error, errors.NoReplicas | errors.NoCapacity | errors.QueueTimeout):
         return None
     retry_after_s = getattr(error, "retry_after_s", None) or 1.0
     return {
         "status_code": 503,
-        "headers": {"x-should-retry": "false", "retry-after": f"{retry_after_s:.0f}"},
+        "headers": {"x-should-retry": "false", "retry-after": f"{ceil(retry_after_s)}"},
         "json": {"error": {"message": str(error), "type": type(error).__name__, "param": None, "code": 503}},
     }
 
@@ -41,6 +42,7 @@ class ErrorTable:
             FailureKind.WRITE_TIMEOUT: library.WriteTimeout,
             FailureKind.READ: library.ReadError,
             FailureKind.READ_TIMEOUT: library.ReadTimeout,
+            FailureKind.FIRST_CONTENT_TIMEOUT: library.ReadTimeout,
             FailureKind.UNREAD: library.ReadTimeout,
             FailureKind.REQUEST: library.LocalProtocolError,
         }

@@ -1,4 +1,4 @@
-"""Answers that callers hold: closed when they are dropped, held unread for too long, or the client closes.
+"""Answers that callers hold: closed when they are dropped, held unread or going on for too long, or the client closes.
 
 The loop that tends them refers to this and, through an answer that is still open, to its client; so a client dropped
 unclosed lives as long as its answers, and then the loop ends with it.
@@ -17,15 +17,22 @@ from .errors import FailureKind
 from .tending import EventLoop
 from .wire import Wire
 
+# A reader who does not come back for so long does not read; long enough to hand on what it has read.
+_BETWEEN_READS_S = 0.2
+
 
 class HeldStreams:
-    """``patience_s``: how long an answer may be held unread; ``idle_s``: how long a connection may be idle."""
+    """``patience_s``: how long an answer may be held unread; ``idle_s``: how long a connection may be idle;
+    ``whole_s``: how long a call may take."""
 
-    def __init__(self, wire: Wire, clock: Callable[[], float], patience_s: float, idle_s: float) -> None:
+    def __init__(
+        self, wire: Wire, clock: Callable[[], float], patience_s: float, idle_s: float, whole_s: float
+    ) -> None:
         self._wire = wire
         self._clock = clock
         self._patience_s = patience_s
-        self._pause_s = min(patience_s / 4, max(1.0, idle_s))
+        self._whole_s = whole_s
+        self._pause_s = min(patience_s / 4, whole_s / 4, max(1.0, idle_s))
         self._open: set[Flow] = set()
         self._dropped: list[Flow] = []
         self._event_loop: EventLoop | None = None
@@ -48,6 +55,11 @@ class HeldStreams:
         self._open.discard(flow)
         flow.reader = None
 
+    def being_read(self) -> bool:
+        """Whether somebody waits for more of an answer, or did a moment ago."""
+        lately = self._clock() - _BETWEEN_READS_S
+        return any(flow.idle_since is None or flow.idle_since > lately for flow in self._open)
+
     def hand_out(self, flow: Flow) -> AnswerBody:
         """The body that a caller gets, watched."""
         body = AnswerBody(flow, self._clock)
@@ -68,10 +80,14 @@ class HeldStreams:
                 self._woken = anyio.Event()
                 while self._dropped:
                     await self._dropped.pop().aclose(Verdict.ABANDONED)
-                too_old = self._clock() - self._patience_s
+                now = self._clock()
+                too_old = now - self._patience_s
                 for flow in [f for f in self._open if f.idle_since is not None and f.idle_since < too_old]:
                     why = f"it was held unread for more than {self._patience_s:g} s (http.max_unread_s)"
                     await flow.stop(Verdict.ABANDONED, FailureKind.UNREAD, why)
+                for flow in [f for f in self._open if f.reader is not None and f.ends_by < now]:
+                    why = f"the call took more than {self._whole_s:g} s (http.call_timeout_s)"
+                    await flow.stop(Verdict.CANCELLED, FailureKind.READ_TIMEOUT, why)
                 await self._wire.reap()
         finally:
             await self._wire.aclose()

@@ -30,7 +30,7 @@ class LoopThread:
         self._process: int | None = None
         self._ending: asyncio.Task[None] | None = None
         self._calls: dict[Future[Any], Coroutine[Any, Any, Any]] = {}
-        self._stopped = False
+        self._stopping = self._stopped = False
 
     @property
     def inside(self) -> bool:
@@ -56,13 +56,18 @@ class LoopThread:
             raise
 
     def stop(self) -> None:
-        """Let the loop and its thread end. Never waits, so that a finalizer may call it in any thread; idempotent."""
+        """Let the loop and its thread end; until ``last`` has run, calls are still taken.
+
+        Never waits, so that a finalizer may call it in any thread; idempotent.
+        """
         if self._is_anothers():
             return
         with self._lock:
-            if not self._stopped:
-                self._stopped = True
-                if self._loop is not None:
+            if not self._stopping:
+                self._stopping = True
+                if self._loop is None:
+                    self._stopped = True
+                else:
                     self._loop.call_soon_threadsafe(self._end, self._loop)
 
     def join(self) -> None:

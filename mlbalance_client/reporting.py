@@ -20,11 +20,12 @@ from .config import LoadReportsConfig
 from .core.cadence import Cadence
 from .core.fingerprint import SCHEME
 from .core.fleet import Fleet, Pick
+from .core.freshening import FRESH_S, whom_to_ask
 from .core.load_format import HEADER, LoadFormatError, PrefixDelta, decode_header
 from .core.load_report import LoadReport
 from .core.model import Demand, Replica, ReplicaId
 from .core.prefix_delta import KEYED_SCHEME
-from .load_reports import Complaints, Forbidden, Format, NoAnswer, NotThere, ReportError, orca
+from .load_reports import Auto, Complaints, Forbidden, Format, NoAnswer, NotThere, ReportError, orca
 from .load_reports.shared import Key, SharedPrefixes
 from .load_reports.stream import CALL_HEADER, StreamReader
 from .wire import Wire, WireError
@@ -35,8 +36,6 @@ Headers = list[tuple[bytes, bytes]]
 
 _SHARED = SharedPrefixes()
 _SHORT_HEADER = HEADER.encode("ascii")
-_FRESH_S = 0.25
-_ASKED = 2
 # With ``auto``: a replica without a load stream is tried again, for its server may have been replaced unnoticed.
 _STREAM_AGAIN_S = 60.0
 # The stream says something every two seconds; one that says nothing we understand for so long is as good as none.
@@ -164,31 +163,36 @@ class Reporting:
         return bool(least) and demand.prompt_tokens >= least and bool(self._followed) and self._fleet.compares
 
     async def freshen(self, demand: Demand) -> None:
-        """Before an expensive pick: ask the two best candidates how they are, where that is cheap and not known."""
-        least = self._config.on_demand_tokens
-        now = self._clock()
-        patience_s = self._config.timeout_s / 4
-        decision = self._fleet.choose(demand, now)
-        best = sorted(decision.candidates, key=lambda each: each.score_s)[:_ASKED]
-        stale = []
-        for candidate in best:
-            if demand.prompt_tokens - candidate.hit_tokens < least:
-                return
-            followed = self._followed.get(decision.pool.replicas[candidate.place].id)
+        """Before an expensive pick: ask its best candidates how they are, where that is cheap and not known."""
+        decision = self._fleet.choose(demand, self._clock())
+        replicas, patience_s = decision.pool.replicas, self._config.timeout_s / 4
+
+        def cost_s(place: int) -> float:
+            followed = self._followed.get(replicas[place].id)
             if followed is None or followed.speaks or followed.format is None or not followed.format.cheap:
-                continue
-            if followed.asked_s < patience_s and self._is_stale(followed):
-                stale.append(followed)
-        if stale:
+                return float("inf")
+            if not self._is_stale(followed):
+                return 0.0
+            return followed.asked_s if followed.asked_s < patience_s else float("inf")
+
+        places = whom_to_ask(decision, demand.prompt_tokens, self._config.on_demand_tokens, cost_s)
+        if places:
             with anyio.move_on_after(patience_s):
                 async with anyio.create_task_group() as tasks:
-                    for followed in stale:
-                        tasks.start_soon(self._try_to_ask, followed)
+                    for place in places:
+                        tasks.start_soon(self._try_to_ask, self._followed[replicas[place].id])
 
     def _is_stale(self, followed: _Followed) -> bool:
         now = self._clock()
         report = self._fleet.report(followed.replica.id, now)
-        return report is None or now - report.at > _FRESH_S
+        return report is None or now - report.at > FRESH_S
+
+    def kind_of(self, id_: ReplicaId) -> str | None:
+        """Which engine a replica is, in the configuration's words, as far as is known."""
+        if self._config.kind != "auto":
+            return self._config.kind
+        followed = self._followed.get(id_)
+        return followed.format.found if followed is not None and isinstance(followed.format, Auto) else None
 
     # -- in the background --------------------------------------------------------------------------------------
 

@@ -154,7 +154,7 @@ class Roster:
         self._stirred.set()
 
     def _update(self, replicas: tuple[Replica, ...]) -> None:
-        change = self._fleet.update(replicas)
+        change = self._fleet.update(replicas, self._clock())
         if change:
             self._on_change()
             self._events.emit(

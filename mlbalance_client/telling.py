@@ -6,9 +6,21 @@ from collections.abc import Callable
 
 from .core.fleet import Pick
 from .core.model import Usage, Verdict
-from .core.report import CallReport
-from .errors import AttemptReport, FailureKind
-from .events import AttemptEnded, AttemptStarted, EventStream, FailedOver, Picked, Settled
+from .core.report import CallReport, reason
+from .errors import AttemptReport, BalancerError, FailureKind, NoCapacity
+from .events import (
+    AttemptEnded,
+    AttemptStarted,
+    EventStream,
+    FailedOver,
+    HedgeEnded,
+    HedgeStarted,
+    Picked,
+    Pulled,
+    Queued,
+    Settled,
+    Shed,
+)
 
 
 class Telling:
@@ -29,9 +41,9 @@ class Telling:
                 call=call,
                 attempt=number,
                 replica=replica.id,
-                reason=report.reason,
-                prompt_tokens=report.prompt_tokens,
-                predicted_hit_tokens=report.predicted_hit_tokens,
+                reason=reason(pick.decision),
+                prompt_tokens=pick.demand.prompt_tokens,
+                predicted_hit_tokens=pick.decision.chosen.hit_tokens,
                 candidates=len(pick.decision.compared.hits),
                 tenant=report.tenant,
                 priority=report.priority,
@@ -39,10 +51,35 @@ class Telling:
         )
         emit(AttemptStarted(now, call, number, replica.id, replica.url))
 
+    def queued(self, call: str, report: CallReport, now: float, waiting: int) -> None:
+        """A call waits for room, one of ``waiting``."""
+        if self._events:
+            self._events.emit(Queued(now, call, waiting, report.tenant, report.priority))
+
+    def pulled(self, call: str, report: CallReport, now: float, waited_s: float, pick: Pick) -> None:
+        """A replica with room took a call that waited."""
+        if self._events:
+            self._events.emit(Pulled(now, call, pick.replica.id, waited_s, report.tenant, report.priority))
+
+    def shed(self, call: str, report: CallReport, now: float, waited_s: float, error: BalancerError) -> None:
+        """A call gets no room."""
+        if self._events:
+            retry_after_s = error.retry_after_s if isinstance(error, NoCapacity) else None
+            kind = type(error).__name__
+            self._events.emit(Shed(now, call, kind, waited_s, retry_after_s, report.tenant, report.priority))
+
     def failed_over(self, call: str, pick: Pick, now: float, previous: AttemptReport) -> None:
         """A call goes to the picked replica after another has failed it."""
         why = str(previous.failure or previous.status)
         self._events.emit(FailedOver(now, call, previous.number, previous.replica, pick.replica.id, why))
+
+    def hedged(self, call: str, pick: Pick, number: int, slow: str, after_s: float, now: float) -> None:
+        """A call goes to the picked replica as well, since ``slow`` has not begun to answer for ``after_s``."""
+        self._events.emit(HedgeStarted(now, call, number, slow, pick.replica.id, after_s))
+
+    def hedge_ended(self, call: str, pick: Pick, number: int, *, won: bool) -> None:
+        """A hedged call is answered by the picked replica."""
+        self._events.emit(HedgeEnded(self._clock(), call, number, pick.replica.id, won))
 
     def ended(
         self,
@@ -74,20 +111,29 @@ class Telling:
         )
 
     def settled(
-        self, call: str, pick: Pick, report: CallReport, began: float, verdict: Verdict, usage: Usage | None
+        self,
+        call: str,
+        pick: Pick,
+        report: CallReport,
+        began: float,
+        verdict: Verdict,
+        usage: Usage | None,
+        *,
+        counts: bool = True,
     ) -> None:
-        """A pick was settled; the report gets its end."""
-        now = self._clock()
-        report.total_s, report.usage = now - began, usage
+        """A pick was settled; if it ``counts``, the report gets its end."""
+        total_s = self._clock() - began
+        if counts:
+            report.total_s, report.usage = total_s, usage
         if self._events:
             usage = usage or Usage()
             self._events.emit(
                 Settled(
-                    at=now,
+                    at=began + total_s,
                     call=call,
                     replica=pick.replica.id,
                     verdict=verdict,
-                    total_s=report.total_s,
+                    total_s=total_s,
                     ttft_s=report.ttft_s,
                     prompt_tokens=usage.prompt_tokens,
                     cached_tokens=usage.cached_tokens,

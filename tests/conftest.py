@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 
@@ -11,11 +12,18 @@ from mlbalance_client.simulator.model.fleet import Fleet
 from mlbalance_client.simulator.model.spec import EngineSpec
 
 
+def pytest_collection_finish() -> None:
+    """What is there before the first test stays: many tests collect garbage, and need not walk it each time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _unasked(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Targets by URL do not ask replicas for reports, whose requests would be among those that tests count."""
+    """Targets by URL do not ask replicas how they are, whose requests would be among those that tests count."""
     if "config" not in request.path.parts:
         monkeypatch.setenv("MLBALANCE_LOAD_REPORTS__KIND", "none")
+        monkeypatch.setenv("MLBALANCE_HEALTH_CHECKS__ENABLED", "false")
 
 
 @pytest.fixture(params=["asyncio", "trio"])

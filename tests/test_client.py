@@ -22,6 +22,7 @@ import mlbalance_client as mlb
 from mlbalance_client.dialects import FunctionDialect, Reading
 from mlbalance_client.events import Settled
 from mlbalance_client.simulator.model.fleet import Fleet
+from mlbalance_client.simulator.model.spec import EngineSpec
 
 from .conftest import eventually
 from .scripted import Exchange, Scripted
@@ -42,6 +43,7 @@ def config(*servers: Scripted, **sections: Any) -> mlb.BalancerConfig:
     replicas = [f"http://{server.address}" for server in servers]
     sections.setdefault("picking", {"residual_s": 0.0, "policy": "round_robin"})
     sections.setdefault("load_reports", {"kind": "none"})
+    sections.setdefault("health_checks", {"enabled": False})
     return mlb.BalancerConfig(discovery={"kind": "static", "replicas": replicas}, seed=4, **sections)
 
 
@@ -668,7 +670,7 @@ async def test_a_stream_that_breaks_says_how_far_it_came(way: str) -> None:
 
 
 async def test_a_killed_replica_fails_no_call_that_had_not_begun() -> None:
-    with Fleet(2) as fleet:
+    with Fleet(2, spec=EngineSpec().scaled(20)) as fleet:
         async with mlb.AsyncClient(fleet.target, timeout=20) as client:
             await client.post(PATH, json=chat())
             await anyio.to_thread.run_sync(fleet.kill, 0)
@@ -785,7 +787,7 @@ def test_closing_a_synchronous_client_ends_the_calls_of_other_threads() -> None:
             outcome.append(error)
 
     with Scripted(silent) as server:
-        client = mlb.Client(config(server))
+        client = mlb.Client(config(server, http={"drain_s": 0}))
         caller = threading.Thread(target=call)
         caller.start()
         assert reached.wait(10)
@@ -873,3 +875,34 @@ def test_after_a_fork_a_used_client_refuses_and_an_unused_one_draws_anew() -> No
     assert said[0] == "True"
     assert len(said) == 5
     assert len(set(said[1:])) == 4
+
+
+async def test_cookies_and_urls_are_as_the_librarys(fleet: Fleet) -> None:
+    client = mlb.AsyncClient(",".join(fleet.urls[:1]), cookies={"a": "1"})
+    plain = httpx.AsyncClient(base_url="http://fleet", cookies={"a": "1"})
+    try:
+        for _ in range(2):
+            for url, given in (
+                ("/v1/models", {}),
+                ("/v1/models?x=1", {}),
+                ("/v1/models", {"params": {"y": "2"}}),
+                ("v1/%41", {"cookies": {"b": "2"}}),
+                (httpx.URL("/v1/models"), {}),
+            ):
+                ours, theirs = (
+                    client.build_request("GET", url, **given),
+                    plain.build_request("GET", url, **given),
+                )
+                assert (ours.url, ours.headers) == (theirs.url, theirs.headers)
+        for each in (client, plain):
+            each.base_url = "http://fleet/below"
+            each.params = {"p": "1"}
+            each.cookies = {"c": "3"}
+        assert client.build_request("GET", "/v1/models").url == plain.build_request("GET", "/v1/models").url
+        answer = httpx.Response(200, headers={"set-cookie": "d=4"}, request=client.build_request("GET", "/x"))
+        client.cookies.extract_cookies(answer)
+        plain.cookies.extract_cookies(answer)
+        assert dict(client.cookies) == dict(plain.cookies) == {"c": "3", "d": "4"}
+    finally:
+        await client.aclose()
+        await plain.aclose()

@@ -12,9 +12,10 @@ ROOT = Path(__file__).parents[1] / PACKAGE
 FLOORS = {
     "word": ("backoff", "errors", "events", "calls", "config"),
     "core": ("core",),
-    "rim": ("discovery", "load_reports", "wire", "dialects"),
+    "rim": ("discovery", "health", "load_reports", "wire", "dialects"),
     "conduct": (
-        *("answer", "asking", "engine", "held_streams", "reporting", "roster", "telling", "tending"),
+        *("alarms", "answer", "asking", "checkups", "engine", "held_streams", "performing", "queueing"),
+        *("reporting", "roster", "sending", "telling", "tending"),
     ),
     "door": (
         "client",

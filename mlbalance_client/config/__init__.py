@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+from .admission import AdmissionConfig
 from .balancer import (
-    AdmissionConfig,
     BalancerConfig,
-    HealthChecksConfig,
-    HedgingConfig,
-    OutlierDetectionConfig,
-    RetriesConfig,
-    SlowStartConfig,
 )
 from .base import InvalidConfig, Problem, Section
 from .consul import ConsulConfig
 from .discovery import DiscoveryConfig, ReplicaConfig, StaticConfig
 from .dns import DnsConfig, ResolverConfig, SrvConfig
 from .file import FileConfig, ReplicaFile
+from .health_checks import HealthChecksConfig
+from .hedging import HedgingConfig
 from .http import HttpConfig
 from .k8s import K8sConfig
 from .kinds import discovery_kinds
 from .load_reports import LoadReportsConfig
+from .outlier_detection import OutlierDetectionConfig, SlowStartConfig
 from .picking import PickingConfig
 from .registry import AddressedConfig, RegistryConfig
+from .retries import RetriesConfig
 from .urls import ReplicaURL, TargetURL, replica_url
 
 __all__ = [

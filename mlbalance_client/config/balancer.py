@@ -9,60 +9,17 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from . import sources
+from .admission import AdmissionConfig
 from .base import Section
-from .describe import Unit
 from .discovery import DiscoveryConfig
+from .health_checks import HealthChecksConfig
+from .hedging import HedgingConfig
 from .http import HttpConfig
 from .kinds import DISCOVERY
 from .load_reports import LoadReportsConfig, report_kinds
+from .outlier_detection import OutlierDetectionConfig, SlowStartConfig
 from .picking import PickingConfig
-
-
-class RetriesConfig(Section):
-    """When a failed call is sent again, before anything of an answer was seen."""
-
-    max_attempts: int = Field(
-        default=2,
-        ge=1,
-        le=5,
-        description="How often a call may be sent at most, each time to another replica. 2: one replica's "
-        "failure is hidden, an overload is not multiplied. What was never sent does not "
-        "count.",
-    )
-
-
-class AdmissionConfig(Section):
-    """Waiting for room."""
-
-
-class HedgingConfig(Section):
-    """Asking a second replica when the first is slow."""
-
-
-class OutlierDetectionConfig(Section):
-    """Keeping away from replicas that fail."""
-
-    rest_base_s: Annotated[float, Unit("s")] = Field(
-        default=1.0,
-        ge=0,
-        le=600,
-        description="How long a replica that has failed a call is not picked while others can be; doubled with "
-        "each failure in a row. A `Retry-After` of its own comes before. 0: never.",
-    )
-    rest_max_s: Annotated[float, Unit("s")] = Field(
-        default=30.0,
-        gt=0,
-        le=3_600,
-        description="The longest such rest. Of the order of a replica's restart.",
-    )
-
-
-class SlowStartConfig(Section):
-    """Leading new replicas up to full load."""
-
-
-class HealthChecksConfig(Section):
-    """Asking replicas how they are."""
+from .retries import RetriesConfig
 
 
 def _report_of_its_kind(value: Any) -> Any:

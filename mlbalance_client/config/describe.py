@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
+from tenacity.stop import stop_base
+from tenacity.wait import wait_base
 
 _WORDS = {
     bool: "true or false",
@@ -19,6 +21,8 @@ _WORDS = {
     SecretStr: "secret",
     IPv4Network: "IPv4 network",
     IPv6Network: "IPv6 network",
+    stop_base: "stop strategy",
+    wait_base: "wait strategy",
 }
 _BOUNDS = (("ge", ">= {}"), ("gt", "> {}"), ("le", "<= {}"), ("lt", "< {}"))
 _LENGTHS = (("min_length", "at least {} long"), ("max_length", "at most {} long"))

@@ -31,6 +31,22 @@ class HttpConfig(Section):
         "in the OpenAI and Anthropic SDKs: a long prompt in a queue may take minutes to its "
         "first token.",
     )
+    first_content_timeout_s: Seconds = Field(
+        default=300.0,
+        gt=0,
+        le=86_400,
+        description="For the first content of a stream, from the start of an attempt; what takes longer goes elsewhere "
+        "if it may be sent twice. Headers, role and pings do not end it, so that a replica which accepts and never "
+        "answers is left although its connection is alive. 300: a long prompt in a queue may take minutes. Not for "
+        "calls that are not streamed, whose first content is their last.",
+    )
+    call_timeout_s: Seconds = Field(
+        default=3_600.0,
+        gt=0,
+        le=604_800,
+        description="For the whole call, to the end of its answer, however alive it looks. 3,600: reasoning models may "
+        "write for minutes, hardly for an hour.",
+    )
     write_timeout_s: Seconds = Field(
         default=30.0,
         gt=0,
@@ -51,6 +67,14 @@ class HttpConfig(Section):
         le=86_400,
         description="A stream that the caller holds but does not read for so long is closed and settled, "
         "since the replica keeps generating for it.",
+    )
+    drain_s: Seconds = Field(
+        default=5.0,
+        ge=0,
+        le=86_400,
+        description="How long closing the client waits for calls under way and for streams that are being read; what "
+        "is left is closed. Streams held unread are not waited for, nor anything if an exception leaves the `with` "
+        "block. 5: many answers end meanwhile, and few notice. 0: close at once, as httpx does.",
     )
     max_replay_body_bytes: Annotated[int, Unit("bytes")] = Field(
         default=16 * 1024 * 1024,

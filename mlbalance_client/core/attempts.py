@@ -1,23 +1,70 @@
-"""One call's attempts as a machine without I/O: events in, one command out.
+"""One call's attempts as a machine without I/O: events in, one command out. Attempts are numbered from 1.
 
 Rules. What the caller's own limit ended goes nowhere. What was never sent goes to another replica at once, once
-per replica, free of the limit. What was sent and failed (no answer, or a status of ``RETRIED_STATUSES`` before the
-commit point) goes elsewhere if the call is replayable and the limit of sent attempts is not reached; what met a
-connection that had just been closed may go to the same replica once more, and counts twice. An answer in hand is
-delivered rather than an error raised: the last failing answer is held while others are tried. After the commit point
-no attempt starts.
+per replica, free of limits and budget. What was sent and failed (no answer, or a status of ``RETRIED_STATUSES`` before
+the commit point) goes elsewhere if the call is replayable, the strategies allow it and the budget has room; what met a
+connection that had just been closed may go to the same replica once more, and counts twice. A refusal that speaks for
+its replica's load goes only to one that does not rest: when the whole fleet pushes back, a retry would add to it; then
+the time that the replica named is waited for if it is short, else its answer delivered. What a replica says of
+retrying comes before its status.
+
+Besides, a second attempt may *hedge* the first while that is under way. The first content of any ends the others; one
+that fails leaves the others running, and only when none is under way does another start. An answer in hand is
+delivered rather than an error raised: a failing answer is held while others are tried. After the commit point no
+attempt starts.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import IntEnum
+from math import inf
+from typing import NamedTuple, Protocol
 
 from ..errors import FailureKind
+from .budget import Budget
 from .model import ReplicaId
 
-# What another replica may do better. 429 and 529 (Anthropic's overload) speak for their replica; 500 goes elsewhere
-# too, since an engine that has died says so. All else is the call's own fault, and the same everywhere.
+# What another replica may do better; 500 too, since an engine that has died says so. All else is the call's own fault,
+# and the same everywhere.
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504, 529})
+# These (529 is Anthropic's overload) speak for their replica's load.
+_PUSHBACK = frozenset({429, 503, 529})
+
+
+class Hints(NamedTuple):
+    """What an answer says of another attempt: in how many seconds it is welcome, and whether there should be one."""
+
+    after_s: float | None = None
+    retry: bool | None = None
+
+
+NO_HINTS = Hints()
+
+
+class Others(IntEnum):
+    """Who is left for a call: nobody, only such as rest, or somebody who takes calls."""
+
+    NOBODY = 0
+    RESTING = 1
+    WILLING = 2
+
+
+class Strategies(Protocol):
+    """The user's knobs. ``sent``: attempts that may have reached a replica, hedges left out; times in seconds."""
+
+    @property
+    def sends_again(self) -> bool:
+        """Whether a second attempt is allowed at all."""
+
+    def stops(self, sent: int, elapsed_s: float) -> bool:
+        """Whether no more is to be sent."""
+
+    def wait_s(self, sent: int, elapsed_s: float) -> float:
+        """How long to wait before the next."""
+
+    def heeds_s(self, hint_s: float) -> float | None:
+        """How long to wait for a fleet that asks for this; None if that is too long to wait for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +72,18 @@ class Start:
     """Pick a replica that is not in ``avoid`` and send the call to it."""
 
     avoid: frozenset[ReplicaId]
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Another attempt is under way; what comes of it will tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Do nothing until ``until``, then tell ``resumed``."""
+
+    until: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,23 +99,34 @@ class GiveUp:
     """No attempt got an answer and none is left."""
 
 
-Command = Start | Deliver | GiveUp
+Command = Start | Wait | Pause | Deliver | GiveUp
 _FIRST = Start(frozenset())
+_WAIT = Wait()
 
 
 @dataclass(slots=True)
 class Attempts:
-    """``max_sent``: attempts that may reach a replica, the first included. Attempts are numbered from 1."""
+    """``budget``: for retries, in calls. ``deadline_at``: nothing is waited for beyond it. ``max_hedges``: a call."""
 
     replayable: bool
-    max_sent: int
+    strategies: Strategies
+    budget: Budget
+    began: float = 0.0
+    deadline_at: float = inf
+    max_hedges: int = 0
     _tried: frozenset[ReplicaId] = frozenset()
+    _numbers: int = 0
     _sent: int = 0
+    _hedges: set[int] = field(default_factory=set)
+    _open: set[int] = field(default_factory=set)
     _held: int | None = None
-    _committed: bool = False
+    _anew: bool = False
+    _barred: bool = False
+    _end: Deliver | GiveUp | None = None
 
     def begin(self) -> Command:
         """The call starts."""
+        self.budget.sent()
         return _FIRST
 
     @property
@@ -64,58 +134,131 @@ class Attempts:
         """The replicas that the call was sent to."""
         return self._tried
 
-    def started(self, replica: ReplicaId) -> None:
-        """An attempt was sent on its way."""
+    @property
+    def winner(self) -> int | None:
+        """The attempt whose answer is delivered, if that is decided."""
+        return self._end.number if isinstance(self._end, Deliver) else None
+
+    def is_hedge(self, number: int) -> bool:
+        """Whether an attempt was started beside another."""
+        return number in self._hedges
+
+    @property
+    def may_hedge(self) -> bool:
+        """Whether a second attempt may start beside the one under way."""
+        return (
+            self.replayable
+            and self._end is None
+            and not self._barred
+            and len(self._hedges) < self.max_hedges
+            and bool(self._open)
+        )
+
+    def started(self, replica: ReplicaId, *, hedge: bool = False) -> int:
+        """An attempt was sent on its way; its number."""
+        self._numbers += 1
         self._tried = self._tried | {replica}
-        self._sent += 1
+        self._open.add(self._numbers)
+        if hedge:
+            self._hedges.add(self._numbers)
+        else:
+            self._sent += 1
+        return self._numbers
 
     @property
     def may_send_again(self) -> bool:
         """Whether an attempt may go to its replica once more, should the connection turn out to be closed."""
-        return self._may_go_elsewhere()
+        if not self.replayable or self._end is not None or not self.budget.covers():
+            return False
+        return self.strategies.sends_again if self._sent <= 1 else not self.strategies.stops(self._sent, 0.0)
 
     def sent_again(self) -> None:
         """The attempt in progress went to its replica once more."""
         self._sent += 1
+        self.budget.spend()
 
-    def content(self, number: int) -> Command:
-        """The first content came: the commit point."""
-        self._committed = True
-        return Deliver(number)
+    def content(self, number: int) -> Deliver | GiveUp:
+        """The first content came: the commit point, unless another attempt was there first."""
+        self._open.discard(number)
+        if self._end is None:
+            self._end = Deliver(number)
+        return self._end
 
-    def refused(self, number: int, status: int, *, held: bool = True) -> Command:
+    def refused(
+        self,
+        number: int,
+        status: int,
+        now: float,
+        *,
+        held: bool = True,
+        hints: Hints = NO_HINTS,
+        others: Others = Others.WILLING,
+    ) -> Command:
         """An answer that is an error came, as a status or as the first event of a stream.
 
-        ``held``: it can be delivered later; one too large for that is given up where another attempt starts.
+        ``held``: it can be delivered later; one too large for that is given up where another attempt goes on.
+        ``others``: who is left that the call was not sent to.
         """
-        if status in RETRIED_STATUSES and self._may_go_elsewhere():
-            if held:
-                self._held = number
-            return self._elsewhere()
-        self._committed = True
-        return Deliver(number, exhausted=status in RETRIED_STATUSES)
+        self._open.discard(number)
+        if self._end is not None:
+            return self._end
+        failing = status in RETRIED_STATUSES
+        if not failing and not hints.retry:
+            self._end = Deliver(number)
+            return self._end
+        self._barred = self._barred or hints.retry is False
+        if held:
+            self._held = number
+        if self._open:
+            return _WAIT
+        needed = Others.WILLING if status in _PUSHBACK else Others.RESTING
+        command = self._after_sent(now, hints, elsewhere=others >= needed)
+        if held or not isinstance(command, Deliver | GiveUp):
+            return command
+        self._end = Deliver(number, exhausted=True)
+        return self._end
 
-    def failed(self, kind: FailureKind) -> Command:
+    def failed(self, number: int, kind: FailureKind, now: float) -> Command:
         """An attempt ended without any answer."""
-        if kind.never_sent:
-            self._sent -= 1
-            return self._elsewhere()
-        return self._elsewhere() if self._may_go_elsewhere() and not kind.by_caller else self._end()
+        self._open.discard(number)
+        if self._end is not None:
+            return self._end
+        unsent = kind.never_sent and number not in self._hedges
+        self._sent -= unsent
+        self._barred = self._barred or kind.by_caller
+        if self._open:
+            return _WAIT
+        if unsent and not self._barred and (self.replayable or not self._sent):
+            return Start(self._tried)
+        return self._after_sent(now, NO_HINTS, elsewhere=True)
+
+    def resumed(self) -> Command:
+        """The pause is over."""
+        return self._end or Start(frozenset() if self._anew else self._tried)
 
     def nobody_left(self) -> Command:
         """There was no replica to start on."""
-        return self._end()
+        return _WAIT if self._open else self._finish()
 
     def out_of_time(self) -> Command:
         """The call's deadline has passed."""
-        return self._end()
+        return self._end or self._finish()
 
-    def _may_go_elsewhere(self) -> bool:
-        return self.replayable and self._sent < self.max_sent and not self._committed
+    def _after_sent(self, now: float, hints: Hints, *, elsewhere: bool) -> Command:
+        elapsed_s = now - self.began
+        if not self.replayable or self._barred or self.strategies.stops(self._sent, elapsed_s):
+            return self._finish()
+        wait_s: float | None
+        if elsewhere:
+            wait_s = self.strategies.wait_s(self._sent, elapsed_s)
+        else:
+            wait_s = None if hints.after_s is None else self.strategies.heeds_s(hints.after_s)
+        if wait_s is None or now + wait_s >= self.deadline_at or not self.budget.spend():
+            return self._finish()
+        self._anew = not elsewhere
+        return Pause(now + wait_s) if wait_s > 0 else self.resumed()
 
-    def _elsewhere(self) -> Command:
-        return Start(self._tried)
-
-    def _end(self) -> Command:
-        self._committed = True
-        return GiveUp() if self._held is None else Deliver(self._held, exhausted=True)
+    def _finish(self) -> Command:
+        if self._end is None:
+            self._end = GiveUp() if self._held is None else Deliver(self._held, exhausted=True)
+        return self._end

@@ -32,9 +32,13 @@ class Company:
     @property
     def share(self) -> float:
         """The stronger of the two signs."""
-        waiting = max(0.0, self._others_s / self._stood_s) if self._stood_s > 0 else 0.0
         cached = (self._others_cached + self._prior) / (self._cached + self._prior)
-        return min(1.0, max(waiting, cached))
+        return min(1.0, max(self.waiting_share, cached))
+
+    @property
+    def waiting_share(self) -> float:
+        """The first sign alone: the others' part of the work that stands."""
+        return min(1.0, max(0.0, self._others_s / self._stood_s)) if self._stood_s > 0 else 0.0
 
     def stood(self, stood_s: float, own_s: float) -> None:
         """A call stood ``stood_s`` seconds until its first content; its own client had caused ``own_s`` of them."""

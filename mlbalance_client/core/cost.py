@@ -7,6 +7,7 @@ the rate is learned per replica; the knee is a setting, as it hardly moves withi
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import deque
 from dataclasses import dataclass, field
 from math import isfinite
@@ -28,29 +29,31 @@ def prefill_units(uncached_tokens: float, prompt_tokens: float, knee_tokens: flo
 
 
 class Recent:
-    """A quantile of the last ``count`` samples; exact, and sorted only when it is read after a change."""
+    """A quantile of the last ``count`` samples; exact. They are kept sorted, for it is read after every sample."""
 
-    __slots__ = ("_quantile", "_samples", "_value")
+    __slots__ = ("_count", "_ordered", "_quantile", "_samples")
 
     def __init__(self, quantile: float, count: int = _SAMPLES) -> None:
         self._quantile = quantile
-        self._samples: deque[float] = deque(maxlen=count)
-        self._value: float | None = None
+        self._count = count
+        self._samples: deque[float] = deque()
+        self._ordered: list[float] = []
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._ordered)
 
     def add(self, sample: float) -> None:
         """Take in one sample."""
+        ordered = self._ordered
+        if len(ordered) == self._count:
+            del ordered[bisect_left(ordered, self._samples.popleft())]
         self._samples.append(sample)
-        self._value = None
+        insort(ordered, sample)
 
     def value(self) -> float | None:
         """The quantile, or ``None`` before the first sample."""
-        if self._value is None and self._samples:
-            ordered = sorted(self._samples)
-            self._value = ordered[int(self._quantile * (len(ordered) - 1))]
-        return self._value
+        ordered = self._ordered
+        return ordered[int(self._quantile * (len(ordered) - 1))] if ordered else None
 
 
 class TokenRatio:
@@ -95,6 +98,11 @@ class PrefillRates:
         self._guess[place] = guess
         self._value.pop(place, None)
 
+    def forget(self, place: int) -> None:
+        """What the replica has shown counts no more; it is taken to be as fast as the others."""
+        self._of_replica[place] = Recent(_RATE_QUANTILE, _SAMPLES)
+        self._value.pop(place, None)
+
     def drop(self, place: int) -> None:
         """The replica is gone."""
         for table in (self._guess, self._of_replica, self._value):
@@ -105,6 +113,12 @@ class PrefillRates:
         if rate is None:
             rate = self._value[place] = self._pace(place) * self._guess[place]
         return rate
+
+    def relative(self, place: int) -> float:
+        """By how much a replica is faster than its weight says, beside the fleet; slower ones are below 1."""
+        if len(self._of_fleet) < _ENOUGH:
+            return 1.0
+        return self[place] / self._guess[place] / (self._of_fleet.value() or 1.0)
 
     def samples(self, place: int) -> int:
         """How many samples of its own a replica has."""

@@ -6,19 +6,25 @@ of it. Places are dense small integers, one a replica, reused after it is gone.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from itertools import repeat
+from math import inf
 from random import Random
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ..errors import NoReplicas
+from ..events import PanicChanged, ReplicaEjected, ReplicaReturned
+from .attempts import Others
 from .company import Company
 from .cost import Costs, PrefillRates, prefill_units
 from .fingerprint import BLOCK_BYTES, Fingerprint
+from .fullness import Fullness
 from .ledger import Charge, Ledger
 from .load_report import LoadReport
 from .load_view import Guess, LoadView
 from .model import Demand, Replica, ReplicaId, ReplicaState, Usage, Verdict
+from .outlier import Ejection, Failure, Outliers, Proof
 from .pace import Stream
 from .picker import Decision, PickingSettings, PrefixTokens, Sight, Source, policy
 from .pool import Pool
@@ -27,12 +33,37 @@ from .published import PublishedPrefixes, Publishers
 from .pushback import Pushback
 from .readiness import Readiness
 from .remembered import Remembered
+from .slow_start import SlowStart
 from .tiers import tiers
+from .windows import Windows, WindowSettings
 
 # Engines cache in blocks of their own size, so that a little more may be a hit than the blocks of text tell.
 _SLACK_BLOCKS = 2
 # A new name makes homes be ranked anew; one who takes a new one all the time must not keep the client busy.
 _RENAMED_AFTER_S = 10.0
+# Below this no figure of a call's time tells a slow replica from a small call.
+_FLOOR_S = 0.05
+# Usual for one of many sequences in a batch on a data-centre GPU.
+_DECODE_S_PER_TOKEN = 0.02
+
+
+class _NoDetection(NamedTuple):
+    """Nobody is ever ejected."""
+
+    consecutive_failures: int = 0
+    failure_share: float = 1.0
+    slow_factor: float = float("inf")
+    ejection_base_s: float = 30.0
+    ejection_max_s: float = 300.0
+    max_ejected_share: float = 0.0
+    panic_below_share: float = 0.0
+
+
+class _NoSlowStart(NamedTuple):
+    """Newcomers are taken as they are."""
+
+    window_s: float = 0.0
+    min_share: float = 1.0
 
 
 class FleetSettings(PickingSettings, Protocol):
@@ -74,15 +105,40 @@ class MembershipChange:
         return bool(self.added or self.removed or self.changed)
 
 
+class Unproven(NamedTuple):
+    """A replica of which traffic tells nothing now, and the proof that it is well."""
+
+    replica: Replica
+    needs: Proof
+
+
+News = ReplicaEjected | ReplicaReturned | PanicChanged
+
+
+def _unheard(news: News) -> None:
+    """Nobody listens."""
+
+
 class Pick:
     """One chosen and charged replica; tell it what became of the attempt, in any order, as often as you like."""
 
-    __slots__ = ("_charge", "_fleet", "_guess", "_stream", "decision", "demand", "place", "replica")
+    __slots__ = (
+        *("_charge", "_fleet", "_guess", "_on_trial", "_stream"),
+        *("decision", "demand", "place", "replica"),
+    )
 
     def __init__(
-        self, fleet: Fleet, replica: Replica, demand: Demand, decision: Decision, charge: Charge, guess: Guess
+        self,
+        fleet: Fleet,
+        replica: Replica,
+        demand: Demand,
+        decision: Decision,
+        charge: Charge,
+        guess: Guess,
+        on_trial: bool,
     ) -> None:
         self._fleet = fleet
+        self._on_trial = on_trial
         self._charge = charge
         self._guess = guess
         self._stream: Stream | None = None
@@ -98,6 +154,9 @@ class Pick:
             self._fleet.ledger.first_content(charge, now)
             if charge.account.open:  # else the replica is gone and its place may be another's
                 self._stream = self._fleet.load.pace.stream(self.place, now)
+                self._fleet.outliers.alive(self.place, now)
+                self._took(now - charge.at, 0.0, now)
+                self._fleet.stir(self.place)
 
     def unnumbered(self) -> None:
         """The call bears no number by which its replica could acknowledge it."""
@@ -107,17 +166,47 @@ class Pick:
         """More of a stream, for which its reader asked at ``asked``, came at ``arrived``."""
         if self._stream is not None and self._charge.account.open:
             self._stream.piece(asked, arrived)
+            self._fleet.outliers.alive(self.place, arrived)
 
-    def failed(self, now: float, retry_after_s: float | None = None) -> None:
+    def failed(self, now: float, retry_after_s: float | None = None, kind: Failure = Failure.ERROR) -> None:
         """The replica failed the call, which speaks against it; when it will take calls again, if it said so."""
         if self._charge.account.open:
-            self._fleet.pushback.failed(self.place, now, retry_after_s)
+            self._fleet.on_failed(self.place, kind, now, retry_after_s, on_trial=self._on_trial)
+
+    def silent(self, now: float) -> None:
+        """The call is slow enough to be hedged: nothing has come of it yet."""
+        if self._charge.account.open:
+            fleet = self._fleet
+            patient = self.place in fleet.slow_start
+            fleet.eject(fleet.outliers.silent(self.place, self._charge.at, now, patient=patient), now)
+
+    def cut_short(self, now: float) -> None:
+        """The call was given up after it had stood for so long without content: it would have taken longer yet."""
+        if self._charge.account.open and self._charge.first_content_at is None:
+            self._took(now - self._charge.at, 0.0, now, at_least=True)
 
     def settle(self, verdict: Verdict, now: float, usage: Usage | None = None) -> None:
         """The attempt is over."""
+        charge = self._charge
+        if charge.settled:
+            return
         if self._stream is not None:
             self._stream.close()
-        self._fleet.on_settled(self, self._charge, self._guess, verdict, now, usage)
+        if self._on_trial and charge.account.open:
+            self._fleet.slow_start.ended(self.place)
+        if self.demand.blind and verdict is Verdict.OK and charge.account.open:
+            tokens = self.demand.output_tokens if usage is None else usage.output_tokens or 0
+            self._took(now - charge.at, tokens * _DECODE_S_PER_TOKEN, now)
+        self._fleet.on_settled(self, charge, self._guess, verdict, now, usage)
+
+    def _took(self, took_s: float, decode_s: float, now: float, *, at_least: bool = False) -> None:
+        """Told as a multiple of what the call would need at a replica that is as fast as its weight says."""
+        fleet, place, chosen = self._fleet, self.place, self.decision.chosen
+        if fleet.slow_start.active and place in fleet.slow_start:
+            return
+        work_s = (chosen.waiting_s + chosen.own_s) * fleet.rates.relative(place)
+        multiple = (took_s + _FLOOR_S) / (work_s + decode_s + _FLOOR_S)
+        fleet.eject(fleet.outliers.timed(place, multiple, now, at_least=at_least), now)
 
 
 class Fleet:
@@ -131,7 +220,12 @@ class Fleet:
         *,
         expiry_s: float = 5.0,
         published: PublishedPrefixes | None = None,
+        windows: WindowSettings | None = None,
+        outliers: Outliers | None = None,
+        slow_start: SlowStart | None = None,
+        tell: Callable[[News], None] = _unheard,
     ) -> None:
+        """``windows``: how much a replica may be sent; without, none is ever full."""
         self._settings = settings
         self._rng = rng
         self._policy = policy(settings.policy)
@@ -149,11 +243,29 @@ class Fleet:
         self.publishers = Publishers(PublishedPrefixes() if published is None else published)
         self.company = Company()
         self.pushback = pushback or Pushback(1.0, 30.0)
+        self.outliers = outliers or Outliers(_NoDetection(), rng)
+        self.slow_start = SlowStart(_NoSlowStart()) if slow_start is None else slow_start
+        self._tell = tell
+        self._panicked = False
+        self._tiered = False
+        self._heard_at: dict[int, float] = {}
+        self._epochs: dict[int, str] = {}
         self.readiness = Readiness(expiry_s)
+        self.fullness = Fullness(expiry_s)
+        self.windows = None if windows is None else Windows(windows, self.ledger, self.load, expiry_s)
+        self.on_stir: Callable[[int], None] | None = None
         self._identities: dict[int, str] = {}
         self._named_at: dict[int, float] = {}
         self._sight = Sight(
-            self.ledger, self.load, self.index, self.publishers, self.company, self.rates, {}, settings
+            self.ledger,
+            self.load,
+            self.index,
+            self.publishers,
+            self.company,
+            self.rates,
+            {},
+            settings,
+            self.slow_start,
         )
 
     @property
@@ -166,8 +278,8 @@ class Fleet:
         """All replicas known now."""
         return tuple(self._replicas.values())
 
-    def update(self, replicas: Iterable[Replica]) -> MembershipChange:
-        """Apply a full list as a diff by id: what stays keeps all that was learned of it."""
+    def update(self, replicas: Iterable[Replica], now: float = 0.0) -> MembershipChange:
+        """Apply a full list as a diff by id: what stays keeps all that was learned of it; who joins starts slowly."""
         wanted = {replica.id: replica for replica in replicas}
         removed = [id_ for id_ in self._places if id_ not in wanted]
         added = [id_ for id_ in wanted if id_ not in self._places]
@@ -176,17 +288,23 @@ class Fleet:
             for id_, place in self._places.items()
             if id_ in wanted and wanted[id_] != self._replicas[place]
         ]
+        joins = any(id_ in wanted for id_ in self._places)  # else all are new, which none is then
         for id_ in removed:
             self._remove(self._places.pop(id_))
         free = (place for place in range(len(wanted)) if place not in self._replicas)
         for id_ in added:
             self._places[id_] = place = next(free)
             self._replicas[place] = wanted[id_]
+            self._heard_at[place] = now
+            if joins:
+                self.slow_start.admit(place)
         for id_ in changed:
             self._replicas[self._places[id_]] = wanted[id_]
         change = MembershipChange(tuple(added), tuple(removed), tuple(changed))
         if change:
             self._rebuild()
+            usable = (place for place, replica in self._replicas.items() if replica.usable)
+            self.outliers.members(usable, now)
         return change
 
     def demand(
@@ -201,6 +319,7 @@ class Fleet:
         session: int | None = None,
         prompt_tokens: int | None = None,
         blind: bool = False,
+        replayable: bool = True,
     ) -> Demand:
         """A demand whose tokens are estimated by what was learned of the model and route.
 
@@ -219,18 +338,37 @@ class Fleet:
             route=route,
             session=session,
             blind=blind,
+            replayable=replayable,
         )
 
     def pick(
         self, demand: Demand, now: float, excluded: Collection[ReplicaId] = (), *, number: int = 0
     ) -> Pick:
-        """Choose a replica and charge it, in one breath.
+        """Choose a replica and charge it, in one breath; one that is full only if all are.
 
         ``excluded``: ids not to go to again. ``number``: what replicas acknowledge the attempt by. Raises NoReplicas
         if nobody (else) serves the call.
         """
         self.ledger.sweep(now)
-        decision = self.choose(demand, now, excluded)
+        return self.take(self.choose(demand, now, excluded), demand, now, number=number)
+
+    def try_pick(
+        self, demand: Demand, now: float, excluded: Collection[ReplicaId] = (), *, number: int = 0
+    ) -> Pick | None:
+        """The same, but None if all are full."""
+        self.ledger.sweep(now)
+        decision, room = self._decide(demand, now, excluded)
+        return self.take(decision, demand, now, number=number) if room else None
+
+    def pick_at(self, place: int, demand: Demand, now: float, *, number: int = 0) -> Pick:
+        """Charge the replica at ``place``, to which the call may go by ``hit_tokens``."""
+        self.ledger.sweep(now)
+        pool = next(each for each in self._pools_for(demand.model) if each.mask >> place & 1)
+        decision = self._choose(pool, ~(1 << place), demand, now)
+        return self.take(decision, demand, now, number=number)
+
+    def take(self, decision: Decision, demand: Demand, now: float, *, number: int = 0) -> Pick:
+        """Charge the replica that was chosen in this same breath."""
         chosen = decision.chosen
         guess = self.load.guess(chosen.place, now)
         charge = self.ledger.charge(
@@ -242,32 +380,257 @@ class Fleet:
             number=number,
             blind=demand.blind,
         )
+        if self.windows is not None:
+            self.windows.charged(chosen.place, charge)
         self.index.record(chosen.place, demand.fingerprint.chain)
         if demand.session is not None:
             self.index.record(chosen.place, (demand.session,))
-        return Pick(self, self._replicas[chosen.place], demand, decision, charge, guess)
+        on_trial = self.slow_start.active and self.slow_start.taken(chosen.place)
+        return Pick(self, self._replicas[chosen.place], demand, decision, charge, guess, on_trial)
 
-    def serves(self, demand: Demand, excluded: Collection[ReplicaId] = ()) -> bool:
-        """Whether anybody but ``excluded`` serves the call."""
+    def others(self, demand: Demand, excluded: Collection[ReplicaId], now: float) -> Others:
+        """Who serves the call besides ``excluded``."""
         barred = self._barred(excluded)
-        return any(pool.mask & ~barred for pool in self._pools_for(demand.model))
+        unwilling = barred | self._unwilling(demand, now) | self._kept_out(now, replayable=demand.replayable)
+        left = Others.NOBODY
+        for pool in self._pools_for(demand.model):
+            if pool.mask & ~unwilling:
+                return Others.WILLING
+            if pool.mask & ~barred:
+                left = Others.RESTING
+        return left
+
+    def alternative(self, demand: Demand, excluded: Collection[ReplicaId], now: float) -> Decision | None:
+        """What ``choose`` would say without ``excluded``, if it is one that takes calls, has shown so, and has room."""
+        self.ledger.sweep(now)
+        unwilling = (
+            self._barred(excluded) | self._unwilling(demand, now) | self._kept_out(now, replayable=False)
+        )
+        for pool in self._pools_for(demand.model):
+            if pool.mask & ~unwilling:
+                decision, room = self._with_room(pool, unwilling, demand, now)
+                return decision if room else None
+        return None
+
+    def opens_in_s(self, demand: Demand, now: float) -> float:
+        """Seconds until somebody who serves the call does not rest; 0 if somebody does not, or nobody serves it."""
+        places = {place for pool in self._pools_for(demand.model) for place in pool.places}
+        return min((self.pushback.rests_s(place, now) for place in places), default=0.0)
+
+    def _unwilling(self, demand: Demand, now: float) -> int:
+        return self.pushback.resting(now) | self.readiness.closed(demand.model, now)
+
+    def _kept_out(self, now: float, *, replayable: bool) -> int:
+        """Who is ejected, or on trial and not to get this call."""
+        if self.outliers.due(now):
+            for place in self.outliers.returned(now):
+                self._come_back(place, now)
+            for ejection in self.outliers.overdue(now):
+                self.eject(ejection, now)
+        if not self.slow_start.active:
+            return self.outliers.barred
+        return self.outliers.barred | self.slow_start.barred(replayable=replayable)
 
     def choose(self, demand: Demand, now: float, excluded: Collection[ReplicaId] = ()) -> Decision:
         """What ``pick`` would choose, without charging anything."""
-        pool, barred = self._open_pool(demand, excluded, now)
+        return self._decide(demand, now, excluded)[0]
+
+    def _decide(self, demand: Demand, now: float, excluded: Collection[ReplicaId]) -> tuple[Decision, bool]:
+        pool, unwilling = self._open_pool(demand, excluded, now)
+        return self._with_room(pool, unwilling, demand, now)
+
+    def _with_room(self, pool: Pool, unwilling: int, demand: Demand, now: float) -> tuple[Decision, bool]:
+        """The best of those that are not shut, and whether anybody has room; else the best of all.
+
+        One that has enough to do may be the best nevertheless, for its prefix, while calls need not wait.
+        """
+        decision = self._choose(pool, unwilling, demand, now)
+        chosen, windows = decision.chosen, self.windows
+        if windows is None or not windows.full(chosen.place, chosen.waiting_s, now):
+            return decision, True
+        for tier in self._pools_for(demand.model):
+            willing = [place for place in tier.places if not unwilling >> place & 1]
+            standing = self.load.all_waiting_s(willing, now)
+            if all(map(windows.full, willing, standing, repeat(now))):
+                continue
+            shut = sum(1 << place for place in willing if windows.shut(place, now))
+            if tier is pool and not shut >> chosen.place & 1:
+                return decision, True
+            return self._choose(tier, unwilling | shut, demand, now), True
+        return decision, False
+
+    def _choose(self, pool: Pool, barred: int, demand: Demand, now: float) -> Decision:
+        if self.slow_start.active:
+            self.slow_start.ramp(now)
         ratio = self.costs.ratio(demand.model).value
         self._sight.tokens_per_block = BLOCK_BYTES / ratio
         return self._policy.choose(self._sight, demand, pool, barred, now, self._rng)
 
+    # -- for calls that wait ------------------------------------------------------------------------------------
+
+    def stir(self, place: int) -> None:
+        """Something has changed at a replica, by which it may have got room."""
+        if self.on_stir is not None:
+            self.on_stir(place)
+
+    def pulls_s(self, place: int, now: float, *, overload: bool) -> float:
+        """How many seconds of work that waits the replica at ``place`` may be given; infinite: any, by its own word."""
+        if place not in self._replicas:
+            return 0.0
+        return inf if self.windows is None else self.windows.pulls_s(place, now, overload=overload)
+
+    def takes_urgent(self, place: int, now: float) -> bool:
+        """Whether there is room at ``place`` for a call that is more important than others who wait."""
+        return place in self._replicas and (self.windows is None or self.windows.takes_urgent(place, now))
+
+    def call_s(self, place: int) -> float:
+        """Seconds of the mean call's prefill there."""
+        return self.load.work.units_per_call / self.rates[place]
+
+    def roomiest(self, now: float) -> list[int]:
+        """All places, those where least stands first."""
+        places = list(self._replicas)
+        standing = dict(zip(places, self.load.all_waiting_s(places, now), strict=True))
+        return sorted(places, key=standing.__getitem__)
+
+    def drains_in_s(self, now: float, *, overload: bool) -> float:
+        """In how many seconds somebody might have room by the mere passing of time."""
+        if self.windows is None:
+            return inf
+        return min(
+            (self.windows.drains_in_s(place, now, overload=overload) for place in self._replicas), default=inf
+        )
+
+    def hit_tokens(
+        self, place: int, demand: Demand, now: float, excluded: Collection[ReplicaId] = ()
+    ) -> int | None:
+        """How much of a prompt the replica at ``place`` is believed to hold; None if the call may not go there."""
+        try:
+            _, unwilling = self._open_pool(demand, excluded, now)
+        except NoReplicas:
+            return None
+        bit = 1 << place
+        for pool in self._pools_for(demand.model):
+            if pool.mask & bit & ~unwilling:
+                return self._choose(pool, ~bit, demand, now).chosen.hit_tokens if self.compares else 0
+        return None
+
+    def nobody_for(self, demand: Demand, excluded: Collection[ReplicaId]) -> NoReplicas | None:
+        """What is to be raised if nobody but ``excluded`` serves the call."""
+        barred = self._barred(excluded)
+        if any(pool.mask & ~barred for pool in self._pools_for(demand.model)):
+            return None
+        return NoReplicas(self._nobody(demand, excluded))
+
+    def own_s(self, demand: Demand) -> float:
+        """Seconds of the call's whole prefill, nothing of it cached, at the quickest replica."""
+        units = prefill_units(demand.prompt_tokens, demand.prompt_tokens, self._settings.knee_tokens)
+        return units / max((self.rates[place] for place in self._replicas), default=1.0)
+
     def _open_pool(self, demand: Demand, excluded: Collection[ReplicaId], now: float) -> tuple[Pool, int]:
-        """The first tier where somebody may be picked, and who of it may not; those who rest only if all do."""
+        """The first tier where somebody may be picked, and who of it may not.
+
+        Those who are ejected, on trial with another call, whose memory is full, or who rest get a call only where
+        nobody else is left, in this order: to ask one of them is better than to fail unasked.
+        """
         pools, barred = self._pools_for(demand.model), self._barred(excluded)
+        kept_out = self._kept_out(now, replayable=demand.replayable)
         resting, closed = self.pushback.resting(now), self.readiness.closed(demand.model, now)
-        for unwilling in (barred | closed | resting, barred | closed, barred):
+        full = self.fullness.full(now)
+        for unwilling in (
+            barred | closed | resting | kept_out | full,
+            barred | closed | resting | kept_out,
+            barred | closed | resting,
+            barred | closed,
+            barred,
+        ):
             for pool in pools:
                 if pool.mask & ~unwilling:
                     return pool, unwilling
         raise NoReplicas(self._nobody(demand, excluded))
+
+    # -- who is out, and who starts slowly ----------------------------------------------------------------------
+
+    def on_failed(
+        self, place: int, kind: Failure, now: float, retry_after_s: float | None, *, on_trial: bool
+    ) -> None:
+        """A replica failed a call."""
+        self._heard_at[place] = now
+        self.pushback.failed(place, now, retry_after_s)
+        self.eject(self.outliers.failed(place, kind, now, on_trial=on_trial), now)
+
+    def eject(self, ejection: Ejection | None, now: float) -> None:
+        """Act on an ejection, if there is one."""
+        if ejection is None:
+            return
+        self.slow_start.drop(ejection.place)
+        self.load.pace.drop(ejection.place)
+        replica = self._replicas[ejection.place]
+        self._tell(
+            ReplicaEjected(
+                now, replica.id, ejection.why, ejection.until - now, ejection.count, ejection.unreachable
+            )
+        )
+        self._out_changed(now)
+
+    def checked(self, id_: ReplicaId, now: float, proof: Proof) -> None:
+        """A health check was passed; it ends an ejection of which it proves the evidence wrong.
+
+        A model that has answered has shown itself: its replica is not on trial any more.
+        """
+        if (place := self._places.get(id_)) is None:
+            return
+        self._heard_at[place] = now
+        ejection = self.outliers.ejection(place)
+        if ejection is not None:
+            if proof < ejection.needs:
+                return
+            self.outliers.release(place, now)
+            self._come_back(place, now)
+        if proof is Proof.MODEL:
+            self.pushback.succeeded(place)
+            self.outliers.served(place, now)
+            self.slow_start.served(place, now)
+
+    def check_failed(self, id_: ReplicaId, now: float, kind: Failure) -> None:
+        """A health check was failed; it counts like a call."""
+        if (place := self._places.get(id_)) is not None:
+            self.on_failed(place, kind, now, None, on_trial=self.slow_start.on_trial(place))
+
+    def without_evidence(self, now: float, older_than_s: float) -> list[Unproven]:
+        """Those of whom nobody has told for so long, and those who are out or on trial: what proof each needs.
+
+        Not those of whom only callers' calls can tell, nor those that take no calls by their own word or a registry's.
+        """
+        closed = self.readiness.closed(None, now)
+        found = []
+        for place, replica in self._replicas.items():
+            if not replica.usable or closed >> place & 1:
+                continue
+            if (ejection := self.outliers.ejection(place)) is not None:
+                if ejection.needs < Proof.CALLS:
+                    found.append(Unproven(replica, ejection.needs))
+            elif self.slow_start.on_trial(place):
+                found.append(Unproven(replica, Proof.MODEL))
+            elif now - self._heard_at[place] >= older_than_s:
+                found.append(Unproven(replica, Proof.SYSTEM))
+        return found
+
+    def _come_back(self, place: int, now: float) -> None:
+        self.slow_start.admit(place)
+        self.pushback.drop(place)
+        self.rates.forget(place)
+        self._tell(ReplicaReturned(now, self._replicas[place].id))
+        self._out_changed(now)
+
+    def _out_changed(self, now: float) -> None:
+        if self._tiered:  # an ejected one counts as unhealthy there
+            self._pools.clear()
+            self._by_serving.clear()
+        if self.outliers.panic != self._panicked:
+            self._panicked = self.outliers.panic
+            usable = sum(replica.usable for replica in self._replicas.values())
+            self._tell(PanicChanged(now, self._panicked, len(self.outliers.out), usable))
 
     def _barred(self, excluded: Collection[ReplicaId]) -> int:
         barred = 0
@@ -280,10 +643,19 @@ class Fleet:
         """A replica has told how it is; one that is gone is not listened to."""
         if (place := self._places.get(id_)) is None:
             return
-        self.load.hear(place, report)
+        was_closed = bool(self.readiness.closed(None, report.at) >> place & 1)
+        if self.load.hear(place, report) and self.windows is not None:
+            self.windows.hear(place, report)
         self.readiness.hear(place, report)
+        if was_closed and not self.readiness.closed(None, report.at) >> place & 1:
+            self.slow_start.admit(place)
+        elif report.epoch is not None and self._epochs.setdefault(place, report.epoch) != report.epoch:
+            self._epochs[place] = report.epoch
+            self.slow_start.admit(place)
+        self.fullness.hear(place, report)
         if report.replica is not None and self._identities.get(place) != report.replica:
             self._name(place, report.replica, report.at)
+        self.stir(place)
 
     def report(self, id_: ReplicaId, now: float) -> LoadReport | None:
         """The last report of a replica, unless it has expired."""
@@ -320,7 +692,15 @@ class Fleet:
             self.index.forget(pick.place, pick.demand.fingerprint.chain[known:])
         if verdict is Verdict.OK and open_:
             self.pushback.succeeded(pick.place)
+            self.outliers.served(pick.place, now)
+            self._heard_at[pick.place] = now
+            if self.slow_start.active:
+                self.slow_start.served(pick.place, now)
+            elif (lag := self.load.pace.lag(pick.place)) > 1.0:
+                self.eject(self.outliers.lags(pick.place, lag, now), now)
             self._learn(pick, charge, guess, usage or Usage())
+        if open_:
+            self.stir(pick.place)
 
     def _learn(self, pick: Pick, charge: Charge, guess: Guess, usage: Usage) -> None:
         demand, chosen = pick.demand, pick.decision.chosen
@@ -333,6 +713,9 @@ class Fleet:
             self.load.explained(guess, stood_s, own_s)
             self.load.work.learn(units, max(1, prompt - cached))
             self.company.stood(stood_s, own_s)
+            if self.windows is not None:
+                under_way = charge.account.requests + 1
+                self.windows.answered(pick.place, stood_s, own_s + guess.reported_s, under_way)
             if charge.took_s is not None:
                 self.rates.learn(pick.place, units, charge.took_s)
         if usage.output_tokens is not None:
@@ -359,7 +742,9 @@ class Fleet:
             serving = {place: r for place, r in self._replicas.items() if r.serves(model)}
             alike = frozenset(serving)
             if alike not in self._by_serving:
-                self._by_serving[alike] = tiers(serving, self._settings.spill_below_share, self._identities)
+                self._by_serving[alike] = tiers(
+                    serving, self._settings.spill_below_share, self._identities, self.outliers.unfit
+                )
             pools = self._pools[model] = self._by_serving[alike]
         return pools
 
@@ -394,6 +779,13 @@ class Fleet:
         self.load.drop(place)
         self.pushback.drop(place)
         self.readiness.drop(place)
+        if self.windows is not None:
+            self.windows.drop(place)
+        self.outliers.drop(place)
+        self.slow_start.drop(place)
+        self._heard_at.pop(place, None)
+        self._epochs.pop(place, None)
+        self.fullness.drop(place)
         self._identities.pop(place, None)
         self._named_at.pop(place, None)
         self.rates.drop(place)
@@ -402,6 +794,7 @@ class Fleet:
         settings, replicas = self._settings, self._replicas
         self._pools.clear()
         self._by_serving.clear()
+        self._tiered = len({replica.priority for replica in replicas.values()}) > 1
         mean = sum(r.weight for r in replicas.values()) / max(1, len(replicas))
         for place, replica in replicas.items():
             self.rates.admit(place, settings.prefill_tokens_per_s * replica.weight / mean)

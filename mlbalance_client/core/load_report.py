@@ -50,6 +50,7 @@ class LoadReport:
     gpu_utilization, gpu_memory_*: of several GPUs, the busiest one's and the fullest one's
     utilization:     share of the server's capacity in use (ORCA's application or CPU utilization; may pass 1)
     prefix_queries, prefix_hits: tokens asked of and found in the prefix cache, ever; they fall at a restart
+    prefilled_tokens: prompt tokens of requests that have had their first token, ever, cached ones among them
     models, adapters: name to the value of a State, where the replica tells them apart
     replica:         the identity that the replica itself reports
     epoch:           another one after a restart; ``seq``: the replica's own count of its reports within it
@@ -80,6 +81,7 @@ class LoadReport:
     utilization: float | None = None
     prefix_queries: int | None = None
     prefix_hits: int | None = None
+    prefilled_tokens: int | None = None
     models: Mapping[str, str] = field(default_factory=lambda: _NOTHING, hash=False)
     adapters: Mapping[str, str] = field(default_factory=lambda: _NOTHING, hash=False)
     replica: str | None = None

@@ -8,19 +8,27 @@ as it ages, to nothing at its expiry. A call that is overdue says more than any 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from math import exp
 
 from .ledger import Account, Ledger
+from .levelling import levelled
 from .load_report import LoadReport
 from .pace import Found, Pace
-from .standing import Basis, Work, basis, reported_s, tells, under_way_s
+from .standing import TELLING, Basis, Work, basis, reported_s, tells, under_way_s
+from .under_way import UnderWay
 
 _STEP = 0.05
 # What a replica of each look has standing, against the mean over all calls, until own calls have shown it.
 _PRIOR = {Found.FREE: 0.2, Found.BUSY: 1.0, Found.LONG_BUSY: 2.0, Found.UNSEEN: 1.0}
 _PRIOR_CALLS = 10
+# Seconds of others' work that a replica of a busy fleet gets in a second.
+_INFLOW = 0.75
+# Bases of which a report tells a queue alone, or all work, so that own calls are in it.
+_QUEUES = frozenset({Basis.QUEUED_WORK, Basis.EMPTY_QUEUE, Basis.QUEUE})
+_ALL_TOLD = frozenset({Basis.WORK, Basis.ADMITTED})
 
 Look = tuple[Found, Basis]
 
@@ -84,18 +92,29 @@ class LoadView:
         self._expiry_s = expiry_s
         self._rate = rate
         self._reports: dict[int, tuple[LoadReport, Basis, float]] = {}
+        self._under_way: defaultdict[int, UnderWay] = defaultdict(UnderWay)
         self._looks = {basis_: _Looks() for basis_ in Basis}
 
-    def hear(self, place: int, report: LoadReport) -> None:
-        """A replica has told how it is; what is older than the report at hand, or tells less, is of no interest."""
-        left_s = 0.0
+    def hear(self, place: int, report: LoadReport) -> bool:
+        """A replica has told how it is; what is older than the report at hand, or tells less, is not believed."""
+        left_s, rules = 0.0, basis(report)
         known = self._reports.get(place)
         if known is not None and report.at - known[0].at < self._expiry_s:
             if self._is_old(known[0], report) or self._is_less(known[0], report):
-                return
+                return False
             left_s = under_way_s(known[0], known[2], report, self.work, self._rate(place))
-        self._reports[place] = report, basis(report), left_s
+        if rules in _QUEUES:
+            counted_s = self._under_way[place].hear(report, self.work, self._rate(place))
+            if counted_s is not None:
+                left_s, rules = counted_s, Basis.ADMITTED
+        self._reports[place] = report, rules, left_s
         self._ledger.account(place).reported(report.at, report.acked)
+        return True
+
+    def tells_of_work(self, place: int, now: float) -> bool:
+        """Whether the replica itself says that work stands there, or how much."""
+        known = self._reports.get(place)
+        return known is not None and known[1] in TELLING and self._say(now - known[0].at) >= 0.5
 
     def report(self, place: int, now: float) -> LoadReport | None:
         """The last report, unless it has expired."""
@@ -118,8 +137,11 @@ class LoadView:
             told_s = max(told_s, guessed_s)
         return say * told_s + (1.0 - say) * guessed_s
 
-    def all_waiting_s(self, places: Iterable[int], now: float) -> list[float]:
-        """``waiting_s`` of each. On the path of every call, hence one loop over those of which nothing is known."""
+    def all_waiting_s(self, places: Collection[int], now: float, others: float = 0.0) -> list[float]:
+        """``waiting_s`` of each, and what others will have sent there since; ``others``: their share of the traffic.
+
+        On the path of every call, hence one loop over those of which nothing is known.
+        """
         accounts, reports, paced = self._ledger.accounts, self._reports, self.pace.places
         unseen_s = self._looks[Basis.NOTHING].seconds[Found.UNSEEN]
         seconds = []
@@ -131,7 +153,30 @@ class LoadView:
                 seconds.append(own_s + max(overdue_s, unseen_s))
             else:
                 seconds.append(unseen_s)
+        if reports and others > 0.0:
+            return levelled(seconds, self._ages_s(places, now), _INFLOW * others)
         return seconds
+
+    def _ages_s(self, places: Iterable[int], now: float) -> list[float | None]:
+        """How old the reports at hand are; None where none rules.
+
+        What own calls have found at a queue's look holds whatever came since: such reports are as old as the youngest.
+        """
+        ages: list[float | None] = []
+        guessed = []
+        for at, place in enumerate(places):
+            known = self._reports.get(place)
+            age_s = None
+            if known is not None and known[1] is not Basis.NOTHING and now - known[0].at < self._expiry_s:
+                age_s = max(0.0, now - known[0].at)
+                if known[1] not in _ALL_TOLD:
+                    guessed.append((age_s, at))
+            ages.append(age_s)
+        if guessed:
+            youngest_s = min(guessed)[0]
+            for _, at in guessed:
+                ages[at] = youngest_s
+        return ages
 
     def guess(self, place: int, now: float) -> Guess:
         """What the replica looks like now, to learn from when the call has found how it is."""
@@ -157,6 +202,7 @@ class LoadView:
         """The replica is gone."""
         self.pace.drop(place)
         self._reports.pop(place, None)
+        self._under_way.pop(place, None)
 
     @staticmethod
     def _is_old(known: LoadReport, report: LoadReport) -> bool:
@@ -189,7 +235,7 @@ class LoadView:
         now: float,
     ) -> float:
         others_s = self._others_s(place, account, report, basis_, left_s, now - report.at)
-        if basis_ is Basis.WORK:
+        if basis_ in _ALL_TOLD:
             # Own calls that it counts are there, whatever it says: one that lies piles them up, and is left alone.
             return max(others_s, own_s - account.unknown_s) + account.unknown_s
         if basis_ is Basis.EMPTY_QUEUE:
@@ -203,10 +249,12 @@ class LoadView:
     def _others_s(
         self, place: int, account: Account, report: LoadReport, basis_: Basis, left_s: float, age_s: float
     ) -> float:
-        known = len(account.queue) - account.unknown
-        known_s = account.prefill_s - account.unknown_s
+        known, known_s = 0, 0.0
+        if basis_ not in _ALL_TOLD:
+            known = len(account.queue) - account.unknown
+            known_s = account.prefill_s - account.unknown_s
         seconds = reported_s(report, self.work, self._rate(place), known, known_s)
-        if basis_ is not Basis.WORK and basis_ is not Basis.SHARE:
+        if basis_ is not Basis.SHARE:
             seconds += left_s
         return max(0.0, seconds - age_s)
 

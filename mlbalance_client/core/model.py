@@ -80,6 +80,7 @@ class Demand:
     ``prompt_tokens`` and ``output_tokens`` are estimates. ``text_bytes`` is what the prompt estimate rests on
     and ``extra_tokens`` what was added for parts that are not text. ``route`` tells kinds of calls apart whose
     outputs differ in length. ``session`` is a 64-bit key. ``blind``: no first content will be seen, only the end.
+    ``replayable``: it may be sent to another replica if one fails it; only such calls try out a replica.
     """
 
     fingerprint: Fingerprint
@@ -91,3 +92,4 @@ class Demand:
     route: str = ""
     session: int | None = None
     blind: bool = False
+    replayable: bool = True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 from enum import StrEnum
+from statistics import median
 
 from .cost import Recent
 
@@ -19,6 +20,7 @@ _FASTEST = 0.1
 _SAMPLES = 64
 _FLEET_SAMPLES = 256
 _ONE_IN = 8
+_OTHERS = 2
 
 
 class Found(StrEnum):
@@ -54,6 +56,11 @@ class _Replica:
         elif self.busy_since is None:
             self.busy_since = now - gap_s
         self.at = now
+
+    @property
+    def fastest_s(self) -> float | None:
+        """How soon after another its quickest pieces come, once it has shown enough of them."""
+        return self._fastest.value() if len(self._fastest) == _SAMPLES else None
 
     def slow_since(self, now: float) -> float | None:
         """Since when its streams are slow, or, if one is open, silent for too long; None if they are not."""
@@ -127,6 +134,19 @@ class Pace:
         if since is None:
             return Found.FREE, age_s
         return (Found.LONG_BUSY if now - since > _LONG_S else Found.BUSY), age_s
+
+    def lag(self, place: int) -> float:
+        """By what factor its pieces come slower than the median of the others', at their quickest; 1 if not slower."""
+        own = self._replicas.get(place)
+        fleet_s = self._fleet.value()
+        if own is None or own.fastest_s is None or fleet_s is None or own.fastest_s < _SLOW * fleet_s:
+            return 1.0
+        others = [
+            replica.fastest_s
+            for other, replica in self._replicas.items()
+            if other != place and replica.fastest_s is not None
+        ]
+        return own.fastest_s / median(others) if len(others) >= _OTHERS else 1.0
 
     def drop(self, place: int) -> None:
         """The replica is gone."""

@@ -22,6 +22,7 @@ from .model import Demand
 from .pool import Pool
 from .prefix_index import PrefixIndex
 from .published import Publishers
+from .slow_start import SlowStart
 
 
 class Source(StrEnum):
@@ -132,6 +133,7 @@ class Sight:
     rates: PrefillRates
     handicap_s: Mapping[int, float]
     settings: PickingSettings
+    slow_start: SlowStart
     tokens_per_block: float = 256.0
 
     def tokens(self, demand: Demand, depth: int) -> int:
@@ -152,7 +154,8 @@ class Sight:
         miss_weight = settings.miss_weight
         decode_weight = settings.decode_weight * settings.decode_s_per_token
         units, units_of = prefill_units(tokens, tokens, knee), 0
-        waiting = self.load.all_waiting_s(hits, now)
+        shares = self.slow_start.shares if self.slow_start.active else None
+        waiting = self.load.all_waiting_s(hits, now, self.company.share)
         own, scores = [], []
         for (place, (hit, _)), waiting_s in zip(hits.items(), waiting, strict=True):
             if hit != units_of:  # many are alike
@@ -161,6 +164,8 @@ class Sight:
             score_s = waiting_s + miss_weight * own_s + decode_weight * accounts[place].decode_tokens
             if handicap_s:
                 score_s += handicap_s.get(place, 0.0)
+            if shares:
+                score_s = (score_s + _STANDS_S) / shares.get(place, 1.0)
             own.append(own_s)
             scores.append(score_s)
         return Compared(hits, waiting, own, scores, miss_weight)
@@ -176,6 +181,8 @@ class Policy(Protocol):
     ) -> Decision: ...
 
 
+# So that what is nearly free counts as well where capacity is only a share of itself.
+_STANDS_S = 0.05
 _ALONE, _IN_COMPANY = 0.1, 0.3
 
 
@@ -229,9 +236,12 @@ class PrefixTokens:
         company = min(1.0, max(_ALONE, sight.company.share / _IN_COMPANY))
         confidence = settings.prior_confidence * company
         published = sight.publishers.mask
+        starting = sight.slow_start if sight.slow_start.active else None
         for depth, key in anchors(demand, settings.anchor_depths):
             doubtful = int(sight.tokens(demand, depth) * confidence)
             for place in pool.homes(key):
+                if starting and not starting.keeps_home(place, key):
+                    continue
                 if allowed >> place & 1 and accounts[place].tokens <= bound:
                     if published >> place & 1:
                         if place not in hits:

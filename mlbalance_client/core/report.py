@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ..errors import AttemptReport
 from .fleet import Fleet, Pick
-from .model import Demand, Usage
+from .model import Demand, ReplicaId, Usage
 from .picker import Decision, Source
+from .windows import Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Explanation:
     predicted_hit_tokens: int
     reason: str
     candidates: tuple[Weighed, ...]
+    hedge: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -50,6 +52,8 @@ class Explanation:
 
     def __str__(self) -> str:
         lines = [f"{self.replica} ({self.url}): {self.reason}"]
+        if self.hedge:
+            lines.append(f"    {self.hedge}")
         for c in sorted(self.candidates, key=lambda c: c.score_s):
             mark = "->" if c.replica == self.replica else "  "
             lines.append(
@@ -69,16 +73,19 @@ class CallReport:
     """What became of one call; lies in ``response.extensions["mlbalance"]`` and fills as the call goes on.
 
     Times are seconds since the call began. ``predicted_hit_tokens`` is what the picker believed the replica to
-    have cached; ``usage`` is what the replica said, once the answer has ended.
+    have cached; ``usage`` is what the replica said, once the answer has ended. ``hedged``: another replica was asked
+    as well; ``hedge_won``: and answered first. ``queued_s``: how long it waited in this client for room.
     """
 
     replica: str = ""
     url: str = ""
     attempts: tuple[AttemptReport, ...] = ()
     hedged: bool = False
+    hedge_won: bool = False
     predicted_hit_tokens: int = 0
     prompt_tokens: int = 0
     reason: str = ""
+    queued_s: float = 0.0
     ttft_s: float | None = None
     total_s: float | None = None
     usage: Usage | None = None
@@ -102,17 +109,37 @@ class CallReport:
         if self._explanation is None:
             if self._demand is None or self._decision is None:
                 raise LookupError("no replica was picked for this call")
-            self._explanation = explain(self._demand, self._decision)
+            self._explanation = explain(self._demand, self._decision, self._hedge_words())
         return self._explanation
+
+    def _hedge_words(self) -> str:
+        if not self.hedged:
+            return ""
+        if self.hedge_won:
+            return "it was asked as well, since another was slow to begin, and answered first"
+        return "it was slow to begin, so another was asked as well, but it answered first"
+
+
+@dataclass(frozen=True, slots=True)
+class LastCheck:
+    """What came of a health check, of the ``system`` or the ``model``: passed, failed or unknown. ``at``: its end."""
+
+    check: str
+    result: str
+    why: str
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSnapshot:
     """What the client believes of one replica. Tokens and requests are this client's own, outstanding now.
 
-    ``looks``: unseen, free, busy or long busy, by the pace of own streams. ``rests_s``: for how long it is not picked
-    yet, since it has failed. ``report``: what the replica itself said last and how many seconds ago, if that still
-    counts; ``published_prefixes``: how many of its cached prefixes it has named.
+    ``ejected``: why it is kept out now, in words; None if it is not. ``starting``: as what share of itself it counts
+    while it is led up to full load; None if it is not. ``looks``: unseen, free, busy or long busy, by the pace of own
+    streams. ``rests_s``: for how long it is not picked yet, since it has failed. ``report``: what the replica itself
+    said last and how many seconds ago, if that still counts; ``published_prefixes``: how many of its cached prefixes
+    it has named. ``window``: whether it is full, how many requests and tokens more it may be sent (None: any number),
+    and by which word.
     """
 
     id: str
@@ -125,6 +152,8 @@ class ReplicaSnapshot:
     requests: int
     prefill_tokens: int
     decode_tokens: int
+    ejected: str | None
+    starting: float | None
     looks: str
     rests_s: float
     waiting_s: float
@@ -132,16 +161,19 @@ class ReplicaSnapshot:
     rate_samples: int
     recorded_cache_limit_tokens: int
     published_prefixes: int
+    window: Window | None
     report: dict[str, Any] | None
+    last_check: dict[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
 class FleetSnapshot:
-    """What the client believes of its fleet."""
+    """What the client believes of its fleet. ``queued``: calls of this client that wait for room."""
 
     policy: str
     outstanding_requests: int
     outstanding_tokens: int
+    queued: int
     replicas: tuple[ReplicaSnapshot, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -167,8 +199,8 @@ def reason(decision: Decision) -> str:
     return _WORDS[decision.chosen.source]
 
 
-def explain(demand: Demand, decision: Decision) -> Explanation:
-    """Put a decision into words and figures."""
+def explain(demand: Demand, decision: Decision, hedge: str = "") -> Explanation:
+    """Put a decision into words and figures. ``hedge``: what came of a second attempt, if there was one."""
     replicas = decision.pool.replicas
     chosen, weight = decision.chosen, decision.compared.miss_weight
     return Explanation(
@@ -193,12 +225,31 @@ def explain(demand: Demand, decision: Decision) -> Explanation:
             )
             for c in decision.candidates
         ),
+        hedge=hedge,
     )
 
 
-def snapshot(fleet: Fleet, now: float, policy: str) -> FleetSnapshot:
+def _unchecked(id_: ReplicaId) -> LastCheck | None:
+    return None
+
+
+def snapshot(
+    fleet: Fleet,
+    now: float,
+    policy: str,
+    queued: int = 0,
+    last_check: Callable[[ReplicaId], LastCheck | None] = _unchecked,
+) -> FleetSnapshot:
     """What ``fleet`` believes at ``now``."""
-    return FleetSnapshot(policy, fleet.ledger.requests, fleet.ledger.tokens, tuple(_replicas(fleet, now)))
+    rows = tuple(_replicas(fleet, now, last_check))
+    return FleetSnapshot(policy, fleet.ledger.requests, fleet.ledger.tokens, queued, rows)
+
+
+def _seen(check: LastCheck | None, now: float) -> dict[str, Any] | None:
+    """A check, with its age instead of its moment."""
+    if check is None:
+        return None
+    return {"age_s": max(0.0, now - check.at), "check": check.check, "result": check.result, "why": check.why}
 
 
 def _told(fleet: Fleet, place: int, now: float) -> dict[str, Any] | None:
@@ -215,8 +266,11 @@ def _told(fleet: Fleet, place: int, now: float) -> dict[str, Any] | None:
     return {"age_s": max(0.0, now - report.at), **known}
 
 
-def _replicas(fleet: Fleet, now: float) -> Sequence[ReplicaSnapshot]:
+def _replicas(
+    fleet: Fleet, now: float, last_check: Callable[[ReplicaId], LastCheck | None]
+) -> Sequence[ReplicaSnapshot]:
     rows = []
+    shares = fleet.slow_start.ramp(now)
     for place, replica in fleet.places():
         account = fleet.ledger.account(place)
         rows.append(
@@ -232,13 +286,17 @@ def _replicas(fleet: Fleet, now: float) -> Sequence[ReplicaSnapshot]:
                 prefill_tokens=account.prefill_tokens,
                 decode_tokens=account.decode_tokens,
                 rests_s=fleet.pushback.rests_s(place, now),
+                ejected=None if (out := fleet.outliers.ejection(place)) is None else out.why,
+                starting=shares.get(place),
                 looks=fleet.load.found(place, now).value,
                 waiting_s=fleet.load.waiting_s(place, now),
                 prefill_tokens_per_s=fleet.rates[place],
                 rate_samples=fleet.rates.samples(place),
                 recorded_cache_limit_tokens=fleet.cache_limit_tokens(place),
                 published_prefixes=fleet.publishers.count(place),
+                window=None if fleet.windows is None else fleet.windows.window(place, now),
                 report=_told(fleet, place, now),
+                last_check=_seen(last_check(replica.id), now),
             )
         )
     return rows

@@ -24,7 +24,7 @@ from .load_report import LoadReport
 _STEP = 0.02
 _MOST_IN_USE = 0.95
 _IDLE = 0.1
-_MOST_UNDER_WAY_S = 60.0
+MOST_UNDER_WAY_S = 60.0
 
 
 class Basis(StrEnum):
@@ -32,11 +32,16 @@ class Basis(StrEnum):
 
     NOTHING = "nothing"
     WORK = "work"
+    ADMITTED = "queue and what is under way"
     QUEUED_WORK = "queued work"
     EMPTY_QUEUE = "empty queue"
     QUEUE = "queue"
     SHARE = "share in use"
     IDLE_GPU = "idle GPU"
+
+
+# Those by which the replica itself tells what stands there.
+TELLING = frozenset({Basis.WORK, Basis.QUEUED_WORK, Basis.QUEUE, Basis.ADMITTED})
 
 
 def basis(report: LoadReport) -> Basis:
@@ -101,7 +106,7 @@ def under_way_s(before: LoadReport, left_s: float, report: LoadReport, work: Wor
     if not report.running or before.waiting_tokens is None or report.waiting_tokens is None:
         return 0.0
     admitted_s = max(0, before.waiting_tokens - report.waiting_tokens) * work.units_per_token / rate
-    left_s = min(_MOST_UNDER_WAY_S, max(0.0, left_s + admitted_s - (report.at - before.at)))
+    left_s = min(MOST_UNDER_WAY_S, max(0.0, left_s + admitted_s - (report.at - before.at)))
     # Whoever waits, waits for somebody.
     return max(left_s, work.units_per_call / rate / 2) if report.waiting_tokens else left_s
 

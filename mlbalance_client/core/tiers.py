@@ -19,11 +19,14 @@ Members = dict[int, Replica]
 
 
 def tiers(
-    serving: Mapping[int, Replica], spill_below_share: float, identities: Mapping[int, str]
+    serving: Mapping[int, Replica],
+    spill_below_share: float,
+    identities: Mapping[int, str],
+    unfit: int = 0,
 ) -> tuple[Pool, ...]:
     """Pools in the order in which they are to be tried: the tiers in use as one, then each of the others.
 
-    ``identities``: as for ``Pool``.
+    ``identities``: as for ``Pool``. ``unfit``: the places that are not healthy whatever discovery says, as a bit set.
     """
     shares: list[tuple[Members, float]] = []
     others: list[Members] = []
@@ -31,7 +34,7 @@ def tiers(
     for priority in sorted({replica.priority for replica in serving.values()}):
         tier = [(place, r) for place, r in serving.items() if r.priority == priority]
         usable = {place: r for place, r in tier if r.usable}
-        share = min(left, _healthy([r for _, r in tier]) / spill_below_share)
+        share = min(left, _healthy(tier, unfit) / spill_below_share)
         if share > 1.0 - _ENOUGH:
             shares.append((usable, share))
             left -= share
@@ -53,6 +56,7 @@ def _joined(shares: list[tuple[Members, float]], identities: Mapping[int, str]) 
     return Pool(members, identities, weights)
 
 
-def _healthy(tier: list[Replica]) -> float:
-    staying = [r for r in tier if r.state is not ReplicaState.DRAINING]
-    return sum(r.state is ReplicaState.HEALTHY for r in staying) / len(staying) if staying else 0.0
+def _healthy(tier: list[tuple[int, Replica]], unfit: int) -> float:
+    staying = [(place, r) for place, r in tier if r.state is not ReplicaState.DRAINING]
+    fit = sum(r.state is ReplicaState.HEALTHY and not unfit >> place & 1 for place, r in staying)
+    return fit / len(staying) if staying else 0.0

@@ -9,16 +9,18 @@ from importlib.metadata import entry_points
 from mlbalance_client.errors import ConfigError
 
 from . import anthropic, kserve, openai, responses
-from .base import AnswerWatch, Dialect, Ending, InBandError, Reading, Sign
+from .base import AnswerWatch, ChecksModels, Dialect, Ending, InBandError, ModelCheck, Reading, Sign
 from .plain import BytesDialect, FunctionDialect
 
 __all__ = [
     "AnswerWatch",
     "BytesDialect",
+    "ChecksModels",
     "Dialect",
     "Ending",
     "FunctionDialect",
     "InBandError",
+    "ModelCheck",
     "Reading",
     "Sign",
     "find",

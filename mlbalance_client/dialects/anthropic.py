@@ -8,6 +8,7 @@ from .base import Reading, Sign
 from .canonical import Canonical, without_marks
 from .fields import Fields, Unreadable, mapping, number, objects, text
 from .json_dialect import JsonDialect
+from .openai import CHAT_TOKENS, LEAST_MESSAGE
 from .watches import AnswerForm
 
 # message_stop says nothing that message_delta, with its stop reason, has not said.
@@ -63,5 +64,6 @@ def _messages(body: Fields) -> Reading:
 
 
 DIALECT = JsonDialect(
-    "anthropic.messages", "/v1/messages", _messages, AnswerForm(_sign, _figures, _usage, _ends)
+    *("anthropic.messages", "/v1/messages", _messages, AnswerForm(_sign, _figures, _usage, _ends)),
+    ({"messages": [LEAST_MESSAGE], "max_tokens": 1}, CHAT_TOKENS),
 )

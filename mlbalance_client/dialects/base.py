@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mlbalance_client.core.model import Usage
 
@@ -59,6 +59,21 @@ class Ending:
     complete: bool
 
 
+@dataclass(frozen=True, slots=True)
+class ModelCheck:
+    """The smallest call that shows whether a model answers.
+
+    ``tokens``: about what it costs, its prompt with the model's chat template included. ``not_ready``: statuses below
+    500 that mean that the model is not.
+    """
+
+    method: str
+    path: str
+    body: bytes = b""
+    tokens: int = 0
+    not_ready: frozenset[int] = frozenset()
+
+
 class AnswerWatch(Protocol):
     """Watches one answer go by.
 
@@ -97,3 +112,11 @@ class Dialect(Protocol):
 
     def watch(self, status: int, content_type: str) -> AnswerWatch:
         """A watch for an answer that begins like this."""
+
+
+@runtime_checkable
+class ChecksModels(Protocol):
+    """A dialect that knows how to check a model. Optional: replicas of others are checked by their server alone."""
+
+    def model_check(self, path: str, model: str | None) -> ModelCheck | None:
+        """The check of a model that is called at ``path``, if there is one. ``model``: None if calls name none."""

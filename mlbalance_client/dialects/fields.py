@@ -25,6 +25,11 @@ def parse(data: bytes) -> Fields:
     return value if isinstance(value, dict) else {}
 
 
+def written(fields: Fields) -> bytes:
+    """A JSON object."""
+    return json.dumps(fields, separators=(",", ":")).encode()
+
+
 def _parse_leniently(data: bytes) -> Any:
     # The Rust parser refuses lone surrogates (half an emoji), which engines written in Python accept.
     try:

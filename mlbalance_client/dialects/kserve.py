@@ -9,7 +9,7 @@ from json import JSONDecoder
 from math import prod
 from urllib.parse import unquote
 
-from .base import AnswerWatch, Reading, Sign
+from .base import AnswerWatch, ModelCheck, Reading, Sign
 from .canonical import Canonical
 from .fields import Fields, Unreadable, mapping, number, objects, parse, text
 from .plain import read_bytes
@@ -59,6 +59,13 @@ class _ModelDialect:
     def watch(self, status: int, content_type: str) -> AnswerWatch:
         """Errors are read, nothing else."""
         return watch_for(_FORM, content_type)
+
+    def model_check(self, path: str, model: str | None) -> ModelCheck | None:
+        """The model's readiness, which costs no work; what its tensors must be like is unknown. Triton says 400."""
+        found = _PATH.search(path)
+        if found is None:
+            return None
+        return ModelCheck("GET", path[: found.end(1)] + "/ready", not_ready=frozenset({400}))
 
     def _read(self, model: str | None, path: str, body: bytes) -> tuple[Reading, Fields]:
         raise NotImplementedError

@@ -130,8 +130,15 @@ def _embeddings(body: Fields) -> Reading:
     return canonical.reading("openai.embeddings", output_limit=0)
 
 
+LEAST_MESSAGE: Fields = {"role": "user", "content": "."}
+CHAT_TOKENS = 32
+_ONE: Fields = {"max_tokens": 1}
+
 DIALECTS = (
-    JsonDialect("openai.chat", "/chat/completions", _chat, CHUNKS),
-    JsonDialect("openai.completions", "/completions", _completions, CHUNKS),
-    JsonDialect("openai.embeddings", "/embeddings", _embeddings, CHUNKS),
+    JsonDialect(
+        *("openai.chat", "/chat/completions", _chat, CHUNKS),
+        ({"messages": [LEAST_MESSAGE], **_ONE}, CHAT_TOKENS),
+    ),
+    JsonDialect("openai.completions", "/completions", _completions, CHUNKS, ({"prompt": ".", **_ONE}, 3)),
+    JsonDialect("openai.embeddings", "/embeddings", _embeddings, CHUNKS, ({"input": "."}, 3)),
 )

@@ -6,7 +6,7 @@ from .base import Reading, Sign
 from .canonical import Canonical
 from .fields import Fields, Unreadable, mapping, number, objects, text
 from .json_dialect import JsonDialect
-from .openai import PINGS, usage
+from .openai import CHAT_TOKENS, PINGS, usage
 from .openai import figures as body_figures
 from .watches import AnswerForm
 
@@ -77,4 +77,7 @@ def _responses(body: Fields) -> Reading:
     )
 
 
-DIALECT = JsonDialect("openai.responses", "/responses", _responses, AnswerForm(_sign, _figures, usage, _ends))
+DIALECT = JsonDialect(
+    *("openai.responses", "/responses", _responses, AnswerForm(_sign, _figures, usage, _ends)),
+    ({"input": ".", "max_output_tokens": 1, "store": False}, CHAT_TOKENS),
+)

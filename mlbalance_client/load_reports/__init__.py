@@ -27,6 +27,7 @@ from .vllm import Vllm
 
 __all__ = [
     "MOST_BYTES",
+    "Auto",
     "Complaints",
     "Fetch",
     "Forbidden",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .answer import WireAnswer
 from .errors import WireError
-from .hints import retry_after_s
+from .hints import read_hints
 from .pool import Origin, WireOptions
 from .wire import Timeouts, Wire, WireRequest
 
@@ -16,5 +16,5 @@ __all__ = [
     "WireError",
     "WireOptions",
     "WireRequest",
-    "retry_after_s",
+    "read_hints",
 ]

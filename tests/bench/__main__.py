@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import sys
 
-from . import cost, decision, discovery, load_reports, placement, reporter, reports
+from . import (
+    admission,
+    cost,
+    decision,
+    discovery,
+    load_reports,
+    placement,
+    reporter,
+    reports,
+    schedules,
+    tail,
+)
 
 BENCHES = {
     "decision": decision.main,
@@ -14,9 +25,12 @@ BENCHES = {
     "load_reports": load_reports.main,
     "reporter": reporter.main,
     "reports": reports.main,
+    "tail": tail.main,
+    "admission": admission.main,
+    "schedules": schedules.main,
 }
 
-names = sys.argv[1:] or list(BENCHES)
+names = sys.argv[1:2] if sys.argv[1:2] == ["tail"] else sys.argv[1:] or list(BENCHES)
 if unknown := set(names) - set(BENCHES):
     sys.exit(f"no bench named {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}")
 for name in names:

@@ -102,3 +102,15 @@ async def test_the_roster_of_a_check_is_collected(monkeypatch: pytest.MonkeyPatc
     found = await checking.find(BalancerConfig(discovery={"kind": "file", "path": str(path)}))
     assert len(found.replicas) == 1
     assert await collected(made[0])
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("HEALTH_CHECKS__ENABLED", "true"), ("LOAD_REPORTS__KIND", "vllm")]
+)
+async def test_so_is_one_that_asks_its_replicas_how_they_are(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(f"MLBALANCE_{variable}", value)
+    with Scripted(Exchange.answer) as replica:
+        for it in await use(f"static://{replica.address}", close=False, heard=True):
+            assert await collected(it)

@@ -159,7 +159,7 @@ async def test_closing_the_client_ends_a_call_that_waits_for_its_answer() -> Non
         Scripted(lambda exchange: exchange.wait_gone()) as one,
         Scripted(lambda exchange: exchange.wait_gone()) as two,
     ):
-        client = mlb.AsyncClient(config(one, two))
+        client = mlb.AsyncClient(config(one, two, http={"drain_s": 0}))
         client.subscribe(lambda event: heard.set() if isinstance(event, AttemptStarted) else None)
 
         async def call() -> None:

@@ -317,14 +317,20 @@ async def test_an_expensive_call_asks_afresh_before_it_is_placed(monkeypatch: py
         exchange.answer(200, page if exchange.path.startswith("/v1/loads") else None)
 
     with Scripted(script) as server:
-        reports = {"kind": "sglang", "interval_s": 60, "expiry_s": 60, "on_demand_tokens": 1000}
+        reports = {
+            "kind": "sglang",
+            "interval_s": 60,
+            "expiry_s": 60,
+            "on_demand_tokens": 1000,
+            "timeout_s": 60,
+        }
         async with mlb.AsyncClient(config(server, **reports)) as client:
             await client.post(CHAT, json=chat())
             await until(lambda: told(client).get("age_s", 0.0) > 0.25)
             asked_before = len(server.exchanges)
             await client.post(CHAT, json=chat())
             assert [e.path for e in server.exchanges[asked_before:]] == [CHAT]
-            await client.post(CHAT, json=chat("word " * 3000))
+            await client.post(CHAT, json=chat("word " * 100_000))
     paths = [e.path.partition("?")[0] for e in server.exchanges[asked_before + 1 :]]
     assert "/v1/loads" in paths
     assert paths[-1] == CHAT
@@ -332,7 +338,7 @@ async def test_an_expensive_call_asks_afresh_before_it_is_placed(monkeypatch: py
 
 async def test_asking_that_fails_in_any_way_harms_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Cadence, "first_s", lambda self: 0.0)
-    reports = {"kind": "sglang", "interval_s": 60, "expiry_s": 60, "on_demand_tokens": 1}
+    reports = {"kind": "sglang", "interval_s": 60, "expiry_s": 60, "on_demand_tokens": 1, "timeout_s": 60}
     page = json.dumps({"loads": [{"num_running_reqs": 1, "num_waiting_reqs": 0}]}).encode()
     with Scripted(lambda exchange: exchange.answer(200, page)) as server:
         async with mlb.AsyncClient(config(server, **reports)) as client:
@@ -346,7 +352,7 @@ async def test_asking_that_fails_in_any_way_harms_no_call(monkeypatch: pytest.Mo
                 raise LookupError("a plugin's own mistake")
 
             monkeypatch.setattr(type(followed.format), "read", fail)
-            assert (await client.post(CHAT, json=chat("word " * 3000))).status_code == 200
+            assert (await client.post(CHAT, json=chat("word " * 100_000))).status_code == 200
             assert broken.is_set()
 
 

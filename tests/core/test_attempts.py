@@ -1,21 +1,44 @@
 """The attempts machine: rules by example, limits for any sequence of events."""
 
+from __future__ import annotations
+
+from random import Random
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlbalance_client.core.attempts import Attempts, Deliver, GiveUp, Start
+from mlbalance_client.backoff import RetryStrategies
+from mlbalance_client.config import RetriesConfig
+from mlbalance_client.core.attempts import Attempts, Deliver, GiveUp, Hints, Others, Pause, Start, Wait
+from mlbalance_client.core.budget import Budget
 from mlbalance_client.core.model import ReplicaId
 from mlbalance_client.errors import FailureKind
 
 A, B, C = map(ReplicaId, "abc")
 
 
-def test_what_was_never_sent_goes_elsewhere_even_if_it_may_not_be_sent_twice() -> None:
-    plan = Attempts(replayable=False, max_sent=1)
+def attempts(*, replayable: bool = True, budget: Budget | None = None, **knobs: object) -> Attempts:
+    hedges = knobs.pop("max_hedges", 1)
+    deadline_at = knobs.pop("deadline_at", float("inf"))
+    strategies = RetryStrategies(RetriesConfig(**knobs), Random(1))
+    plan = Attempts(
+        replayable,
+        strategies,
+        budget or Budget(0.1, 10),
+        0.0,
+        deadline_at,
+        hedges,  # type: ignore[arg-type]
+    )
     plan.begin()
+    return plan
+
+
+def test_what_was_never_sent_goes_elsewhere_even_if_it_may_not_be_sent_twice() -> None:
+    plan = attempts(replayable=False, max_attempts=1)
     plan.started(A)
 
-    assert plan.failed(FailureKind.CONNECT) == Start(frozenset({A}))
+    assert plan.failed(1, FailureKind.CONNECT, 0.0) == Start(frozenset({A}))
 
 
 def test_what_was_sent_goes_elsewhere_only_if_replayable_and_within_the_limit() -> None:
@@ -24,90 +47,287 @@ def test_what_was_sent_goes_elsewhere_only_if_replayable_and_within_the_limit() 
         (False, 2, GiveUp()),
         (True, 1, GiveUp()),
     ):
-        plan = Attempts(replayable=replayable, max_sent=limit)
-        plan.begin()
+        plan = attempts(replayable=replayable, max_attempts=limit)
         plan.started(A)
 
-        assert plan.failed(FailureKind.READ) == expected
+        assert plan.failed(1, FailureKind.READ, 0.0) == expected
 
 
 def test_a_second_sending_to_the_same_replica_counts() -> None:
-    plan = Attempts(replayable=True, max_sent=2)
-    plan.begin()
+    plan = attempts()
     plan.started(A)
     assert plan.may_send_again
     plan.sent_again()
 
     assert not plan.may_send_again
-    assert plan.failed(FailureKind.READ) == GiveUp()
-    assert not Attempts(replayable=False, max_sent=2).may_send_again
+    assert plan.failed(1, FailureKind.READ, 0.0) == GiveUp()
+    assert not attempts(replayable=False).may_send_again
+    assert not attempts(budget=Budget(0.0, 0)).may_send_again
 
 
 def test_the_callers_own_timeout_ends_the_call() -> None:
-    plan = Attempts(replayable=True, max_sent=2)
-    plan.begin()
+    plan = attempts()
     plan.started(A)
 
-    assert plan.failed(FailureKind.READ_TIMEOUT) == GiveUp()
+    assert plan.failed(1, FailureKind.READ_TIMEOUT, 0.0) == GiveUp()
 
 
 def test_an_answer_in_hand_is_delivered_when_the_next_attempt_gets_none() -> None:
-    plan = Attempts(replayable=True, max_sent=2)
-    plan.begin()
+    plan = attempts()
     plan.started(A)
-    assert plan.refused(1, 503) == Start(frozenset({A}))
+    assert plan.refused(1, 503, 0.0) == Start(frozenset({A}))
     plan.started(B)
 
-    assert plan.failed(FailureKind.READ) == Deliver(1, exhausted=True)
+    assert plan.failed(2, FailureKind.READ, 0.0) == Deliver(1, exhausted=True)
 
 
 def test_answers_that_no_other_replica_would_give_differently_are_delivered() -> None:
     for status in (400, 401, 403, 404, 413, 422):
-        plan = Attempts(replayable=True, max_sent=2)
-        plan.begin()
+        plan = attempts()
         plan.started(A)
 
-        assert plan.refused(1, status) == Deliver(1, exhausted=False)
+        assert plan.refused(1, status, 0.0) == Deliver(1, exhausted=False)
 
 
 def test_without_another_replica_the_failing_answer_is_delivered() -> None:
-    plan = Attempts(replayable=True, max_sent=2)
-    plan.begin()
+    plan = attempts()
     plan.started(A)
-    plan.refused(1, 503)
+    plan.refused(1, 503, 0.0)
 
     assert plan.nobody_left() == Deliver(1, exhausted=True)
 
 
-outcomes = st.lists(st.sampled_from(["refused", "content", *FailureKind]), max_size=30)
+@pytest.mark.parametrize(
+    ("said", "expected"), [(False, Deliver(1, exhausted=True)), (True, Start(frozenset({A})))]
+)
+@pytest.mark.parametrize("status", [409, 503])
+def test_what_a_replica_says_of_retrying_comes_before_its_status(
+    status: int, said: bool, expected: object
+) -> None:
+    plan = attempts()
+    plan.started(A)
+    answer = plan.refused(1, status, 0.0, hints=Hints(retry=said))
+
+    assert answer == (Deliver(1) if status == 409 and not said else expected)
 
 
-@given(outcomes, st.booleans(), st.integers(1, 5), st.integers(1, 6))
-def test_limits_hold_for_any_outcomes(outcomes: list, replayable: bool, limit: int, replicas: int) -> None:
-    plan = Attempts(replayable=replayable, max_sent=limit)
-    command = plan.begin()
-    tried: list[ReplicaId] = []
-    sent = 0
-    for outcome in outcomes:
-        if not isinstance(command, Start):
-            break
-        left = [r for r in map(ReplicaId, map(str, range(replicas))) if r not in command.avoid]
-        if not left:
-            command = plan.nobody_left()
-            continue
-        assert left[0] not in tried
-        tried.append(left[0])
-        plan.started(left[0])
-        if outcome == "content":
-            command = plan.content(len(tried))
-        elif outcome == "refused":
-            sent += 1
-            command = plan.refused(len(tried), 503)
-        else:
-            sent += not outcome.never_sent
-            command = plan.failed(outcome)
-        if outcome == "content":
-            assert command == Deliver(len(tried))
+@pytest.mark.parametrize("status", [429, 503, 529])
+def test_when_the_whole_fleet_pushes_back_its_answer_is_delivered_at_once(status: int) -> None:
+    plan = attempts()
+    plan.started(A)
 
-    assert sent <= (limit if replayable else 1)
-    assert len(tried) <= replicas
+    assert plan.refused(1, status, 0.0, others=Others.RESTING) == Deliver(1, exhausted=True)
+
+
+@pytest.mark.parametrize("status", [500, 502, 504])
+def test_what_is_no_sign_of_load_goes_even_to_one_that_rests(status: int) -> None:
+    plan = attempts()
+    plan.started(A)
+
+    assert plan.refused(1, status, 0.0, others=Others.RESTING) == Start(frozenset({A}))
+
+
+@pytest.mark.parametrize(
+    ("hint_s", "deadline_at", "waits"),
+    [(0.5, 100.0, True), (1.0, 100.0, True), (1.5, 100.0, False), (0.5, 10.4, False), (1e99, 1e300, False)],
+)
+def test_a_fleet_that_pushes_back_is_waited_for_if_that_is_short(
+    hint_s: float, deadline_at: float, waits: bool
+) -> None:
+    plan = attempts(deadline_at=deadline_at)
+    plan.started(A)
+    command = plan.refused(1, 429, 10.0, hints=Hints(hint_s), others=Others.NOBODY)
+
+    if not waits:
+        assert command == Deliver(1, exhausted=True)
+        return
+    assert isinstance(command, Pause)
+    assert 10.0 + hint_s <= command.until <= 10.0 + 1.25 * hint_s
+    assert plan.resumed() == Start(frozenset())
+    plan.started(A)
+    assert plan.refused(2, 429, 11.0, hints=Hints(hint_s), others=Others.NOBODY) == Deliver(2, exhausted=True)
+
+
+def test_an_empty_budget_forbids_retries_but_not_what_was_never_sent() -> None:
+    budget = Budget(0.0, 1)
+    first, second, third = (attempts(budget=budget) for _ in range(3))
+    for plan in (first, second, third):
+        plan.started(A)
+
+    assert first.refused(1, 503, 0.0) == Start(frozenset({A}))
+    assert second.refused(1, 503, 0.0) == Deliver(1, exhausted=True)
+    assert third.failed(1, FailureKind.CONNECT, 0.0) == Start(frozenset({A}))
+
+
+def test_waits_between_attempts_are_tenacitys() -> None:
+    from tenacity import stop_after_delay, wait_fixed
+
+    plan = attempts(wait=wait_fixed(2.0), stop=stop_after_delay(5.0))
+    plan.started(A)
+    command = plan.refused(1, 500, 1.0)
+    assert isinstance(command, Pause)
+    assert 3.0 <= command.until <= 3.5
+    assert plan.resumed() == Start(frozenset({A}))
+    plan.started(B)
+
+    assert plan.refused(2, 500, 5.0) == Deliver(2, exhausted=True)
+
+
+class TestTwoAtOnce:
+    """A second attempt beside the first."""
+
+    @staticmethod
+    def hedged(**knobs: object) -> Attempts:
+        plan = attempts(**knobs)
+        plan.started(A)
+        assert plan.may_hedge
+        assert plan.started(B, hedge=True) == 2
+        return plan
+
+    def test_once_a_call_and_only_what_may_be_sent_twice(self) -> None:
+        assert not self.hedged().may_hedge
+        plan = attempts(replayable=False)
+        plan.started(A)
+        assert not plan.may_hedge
+
+    @pytest.mark.parametrize("first", [1, 2])
+    def test_the_first_content_is_delivered_whoever_comes_later(self, first: int) -> None:
+        plan = self.hedged()
+
+        assert plan.content(first) == Deliver(first)
+        assert plan.content(3 - first) == Deliver(first)
+        assert plan.winner == first
+
+    @pytest.mark.parametrize("loser", [1, 2])
+    @pytest.mark.parametrize("kind", [FailureKind.READ, FailureKind.CONNECT, FailureKind.READ_TIMEOUT])
+    def test_one_that_fails_leaves_the_other_running(self, loser: int, kind: FailureKind) -> None:
+        plan = self.hedged()
+
+        assert plan.failed(loser, kind, 1.0) == Wait()
+        assert plan.content(3 - loser) == Deliver(3 - loser)
+
+    @pytest.mark.parametrize("loser", [1, 2])
+    def test_one_that_is_refused_waits_for_the_other_and_is_held(self, loser: int) -> None:
+        plan = self.hedged(max_attempts=1)
+
+        assert plan.refused(loser, 503, 1.0) == Wait()
+        assert plan.failed(3 - loser, FailureKind.READ, 2.0) == Deliver(loser, exhausted=True)
+
+    @pytest.mark.parametrize("first", [1, 2])
+    def test_what_is_the_same_everywhere_ends_both(self, first: int) -> None:
+        assert self.hedged().refused(first, 400, 1.0) == Deliver(first)
+
+    def test_when_both_have_failed_the_call_goes_on(self) -> None:
+        plan = self.hedged()
+        plan.failed(1, FailureKind.READ, 1.0)
+
+        assert plan.refused(2, 500, 2.0) == Start(frozenset({A, B}))
+
+    def test_what_says_not_to_retry_lets_the_other_run_but_starts_no_more(self) -> None:
+        plan = self.hedged()
+        assert plan.refused(1, 503, 1.0, hints=Hints(retry=False)) == Wait()
+
+        assert plan.failed(2, FailureKind.READ, 2.0) == Deliver(1, exhausted=True)
+
+
+class Call:
+    """One call driven by chance, and what it did."""
+
+    def __init__(self, plan: Attempts) -> None:
+        self.plan = plan
+        self.command: object = plan.begin()
+        self.running: dict[int, ReplicaId] = {}
+        self.main: int | None = None
+        self.sent = self.hedges = 0
+        self.unsent: list[ReplicaId] = []
+
+
+step = st.tuples(
+    st.sampled_from(["refused", "content", "hedge", "late", *FailureKind]),
+    st.sampled_from([200, 400, 429, 500, 503]),
+    st.booleans(),
+    st.sampled_from([None, 0.1, 5.0, 1e99]),
+    st.sampled_from([None, None, True, False]),
+    st.integers(0, 3),
+)
+
+
+@given(
+    st.lists(st.lists(step, max_size=14), max_size=12),
+    st.booleans(),
+    st.integers(1, 4),
+    st.integers(1, 5),
+    st.integers(0, 2),
+    st.sampled_from([0.0, 0.1, 0.5]),
+    st.integers(0, 3),
+)
+def test_limits_hold_for_any_outcomes(
+    calls: list, replayable: bool, limit: int, replicas: int, hedges: int, ratio: float, reserve: int
+) -> None:
+    budget = Budget(ratio, reserve)
+    strategies = RetryStrategies(RetriesConfig(max_attempts=limit), Random(1))
+    everybody = [ReplicaId(str(i)) for i in range(replicas)]
+    retries = [0]
+    for steps in calls:
+        call = Call(Attempts(replayable, strategies, budget, 0.0, 1e12, hedges))
+        now = 0.0
+        for what, status, held, hint_s, said, which in steps:
+            now += 0.5
+            call.command = perform(call, everybody)
+            if isinstance(call.command, Deliver | GiveUp):
+                break
+            numbers = sorted(call.running)
+            number = numbers[which % len(numbers)]
+            if what == "hedge":
+                left = [r for r in everybody if r not in call.plan.tried]
+                if call.plan.may_hedge and left:
+                    call.running[call.plan.started(left[0], hedge=True)] = left[0]
+                    call.hedges += 1
+                continue
+            replica = call.running.pop(number)
+            if what == "late":
+                answer = call.plan.out_of_time()
+                assert isinstance(answer, Deliver | GiveUp)
+            elif what == "content":
+                answer = call.plan.content(number)
+                assert answer == Deliver(number)
+            elif what == "refused":
+                answer = call.plan.refused(number, status, now, held=held, hints=Hints(hint_s, said))
+            else:
+                answer = call.plan.failed(number, what, now)
+                if what.never_sent and not call.plan.is_hedge(number):
+                    call.sent -= 1
+                    call.unsent.append(replica)
+            call.command = answer if not (isinstance(answer, Wait) and call.running) else Wait()
+            if not call.running:
+                assert not isinstance(answer, Wait)
+            if isinstance(answer, Deliver | GiveUp):
+                assert call.plan.content(99) == answer, "after the commit point nothing changes"
+                assert not call.plan.may_hedge
+                assert not call.plan.may_send_again
+                break
+        assert call.sent <= (limit if replayable else 1)
+        assert call.hedges <= (hedges if replayable else 0)
+        assert len(call.unsent) == len(set(call.unsent)), "unsent failovers: once per replica"
+        retries.append(retries[-1] + max(0, call.sent - 1))
+    for start in range(len(retries)):
+        for end in range(start, len(retries)):
+            assert retries[end] - retries[start] <= ratio * (end - start) + reserve + 1e-9
+
+
+def perform(call: Call, everybody: list[ReplicaId]) -> object:
+    """Do what the machine says until it waits for an attempt, or is through."""
+    command = call.command
+    while True:
+        match command:
+            case Pause():
+                command = call.plan.resumed()
+            case Start(avoid):
+                left = [r for r in everybody if r not in avoid]
+                if left:
+                    call.running[call.plan.started(left[0])] = left[0]
+                    call.sent += 1
+                    return Wait()
+                command = call.plan.nobody_left()
+            case _:
+                return command

@@ -92,6 +92,7 @@ def test_the_deepest_are_those_that_brute_force_finds(
     assert len({holder for holder, _ in found}) == len(found)
 
 
+@pytest.mark.slow
 def test_numbers_are_used_again_only_without_their_old_entries() -> None:
     table = PublishedPrefixes()
     for _ in range(1 << 16):
@@ -140,6 +141,7 @@ def test_hashes_made_to_crowd_one_bucket_are_refused_and_leave_room_for_others()
     assert table.holds(honest, 77_777)
 
 
+@pytest.mark.slow
 def test_thousand_replicas_of_four_thousand_chains_fit_into_64_mb() -> None:
     rng = Random(1)
     tracemalloc.start()

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from mlbalance_client.config import BalancerConfig
 from mlbalance_client.core.membership import Membership
-from mlbalance_client.discovery import create
+from mlbalance_client.discovery import create, resolving
 from mlbalance_client.discovery.dns import SrvDiscovery
 from mlbalance_client.errors import ConfigError, DiscoveryError
 
@@ -167,7 +167,10 @@ def test_refreshes_follow_the_ttl_within_bounds(
 
 
 @pytest.mark.anyio
-async def test_the_next_name_server_is_asked_and_bad_names_are_refused() -> None:
+async def test_the_next_name_server_is_asked_and_bad_names_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resolving, "_ONE_TRY_S", 0.2)
     with NameServer(answering(f"{NAME} SRV 0 1 1 a.test.", "a.test. A 10.0.0.1")) as server:
         async with following(
             config(server, nameservers=["127.0.0.3", "127.0.0.1"], lookup_timeout_s=8.0)
@@ -261,7 +264,7 @@ def test_any_answer_is_a_list_or_our_own_error(respond: Any) -> None:
     async def ask() -> None:
         with NameServer(respond) as server:
             source = SrvDiscovery(
-                BalancerConfig(discovery=config(server, lookup_timeout_s=0.1)).discovery,  # type: ignore[arg-type]
+                BalancerConfig(discovery=config(server, lookup_timeout_s=0.05)).discovery,  # type: ignore[arg-type]
                 Random(1),
             )
             with pytest.raises((DiscoveryError, _Enough)) as caught:

@@ -41,7 +41,7 @@ async def test_every_engine_is_found_and_read(kind: str, script: Script) -> None
     assert (form.found, report.source, report.state) == (kind, kind, State.READY)
     assert looked <= 18
     assert len(replica.asked) - looked <= 4
-    assert form.cheap is (kind in {"sglang", "tgi", "triton", "ollama", "kserve", "torchserve"})
+    assert form.cheap is (kind in {"vllm", "sglang", "tgi", "triton", "ollama", "kserve", "torchserve"})
 
 
 async def test_auto_keeps_all_promises_of_a_format_but_the_number_of_pages() -> None:

@@ -89,13 +89,27 @@ async def test_vllm_that_cannot_sleep_is_asked_once_whether_it_does() -> None:
     replica = ScriptedReplica({"/health": b"", "/metrics": page("vllm_0.8_old_names_metrics.prom")})
     form = make("vllm")
 
-    reports = [await form.read(replica, 1.0) for _ in range(60)]
+    reports = [await form.read(replica, float(at)) for at in range(60)]
 
     assert {report.state for report in reports} == {State.READY}
     assert replica.asked.count("/is_sleeping") == 1
-    for _ in range(10):
-        await form.read(replica, 1.0)
+    for at in range(60, 70):
+        await form.read(replica, float(at))
     assert replica.asked.count("/is_sleeping") == 2
+
+
+async def test_vllm_is_asked_for_figures_alone_where_it_was_awake_a_moment_ago() -> None:
+    replica = ScriptedReplica(VLLM)
+    form = make("vllm")
+    await form.read(replica, 1.0)
+    asked_before = len(replica.asked)
+
+    report = await form.read(replica, 1.2)
+
+    assert replica.asked[asked_before:] == ["/metrics"]
+    assert report.state is State.READY
+    await form.read(replica, 1.6)
+    assert replica.asked[asked_before + 1] == "/health"
 
 
 @pytest.mark.parametrize("metrics", [Page(404, {}, b""), b"http_requests_total 3\n"])

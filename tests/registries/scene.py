@@ -15,11 +15,11 @@ Snapshots = dict[str, Any]
 
 
 class Scene:
-    """``client`` is being used; ``calls`` counts what went well, and what did not ends the scene."""
+    """``client`` is being used; ``done`` counts what went well for each caller, and what did not ends the scene."""
 
-    def __init__(self, client: mlb.AsyncClient) -> None:
+    def __init__(self, client: mlb.AsyncClient, callers: int) -> None:
         self.client = client
-        self.calls = 0
+        self.done = [0] * callers
         self.events: list[Event] = []
         self.news = anyio.Event()
         client.subscribe(self._hear)
@@ -61,6 +61,10 @@ class Scene:
     async def until_recovered(self, count: int = 1) -> None:
         await self.until(lambda: len(self.of(DiscoveryRecovered)) >= count)
 
+    @property
+    def calls(self) -> int:
+        return sum(self.done)
+
     async def more_calls(self, count: int = 20) -> None:
         """Let the load go on for so many calls."""
         wanted = self.calls + count
@@ -68,26 +72,33 @@ class Scene:
             while self.calls < wanted:
                 await anyio.sleep(0.001)
 
+    async def calls_under_way(self) -> None:
+        """Wait until every caller is through with the call that it is in."""
+        before = list(self.done)
+        with anyio.fail_after(30):
+            while any(now == was for now, was in zip(self.done, before, strict=True)):
+                await anyio.sleep(0.001)
+
 
 @asynccontextmanager
 async def under_load(discovery: Any, callers: int = 3) -> AsyncIterator[Scene]:
     """Calls without end by some callers, until the block ends."""
     async with mlb.AsyncClient(mlb.BalancerConfig(discovery=discovery)) as client:
-        scene = Scene(client)
+        scene = Scene(client, callers)
 
-        async def call() -> None:
+        async def call(caller: int) -> None:
             number = 0
             while True:
                 number += 1
                 body = {"prompt": f"{number % 50} " * 300, "model": "m"}
                 response = await client.post("/v1/completions", json=body)
                 assert response.status_code == 200
-                scene.calls += 1
+                scene.done[caller] += 1
                 await anyio.sleep(0.002)
 
         async with anyio.create_task_group() as tasks:
-            for _ in range(callers):
-                tasks.start_soon(call)
+            for caller in range(callers):
+                tasks.start_soon(call, caller)
             await scene.more_calls(1)
             yield scene
             await scene.more_calls()

@@ -71,7 +71,7 @@ async def test_all_are_replaced_at_once(consul: Consul, servers: list[Scripted])
     async with under_load(discovery(consul)) as scene:
         consul.change(add={"x": x, "y": y}, remove="ab")
         await scene.until_usable("x", "y")
-        await scene.more_calls()  # those under way are done
+        await scene.calls_under_way()
         quiet = len(servers[0].exchanges), len(servers[1].exchanges)
         await scene.more_calls(50)
         assert (len(servers[0].exchanges), len(servers[1].exchanges)) == quiet
@@ -89,7 +89,7 @@ async def test_checks_and_maintenance_become_states(consul: Consul, servers: lis
         await scene.until(lambda: scene.replicas["a"].state == "out")
         consul.maintain("b", on=True)
         await scene.until(lambda: scene.replicas["b"].state == "draining")
-        await scene.more_calls()  # those under way are done
+        await scene.calls_under_way()
         quiet = len(servers[0].exchanges), len(servers[1].exchanges)
         await scene.more_calls(50)
         assert (len(servers[0].exchanges), len(servers[1].exchanges)) == quiet
@@ -213,6 +213,7 @@ async def test_an_empty_list_is_told_apart_by_what_the_token_may_read(
     assert [r.id for r in (await find(BalancerConfig(discovery=discovery(guarded)))).replicas] == ["a"]
 
 
+@pytest.mark.slow
 async def test_five_hundred_replicas_and_one_pending_query(consul: Consul, servers: list[Scripted]) -> None:
     many = {f"m{n}": servers[n % 4].address for n in range(500)}
     consul.change(add=many)

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlbalance_client.simulator.model.engine import Engine
+from mlbalance_client.simulator.model.router import quote
 from mlbalance_client.simulator.model.spec import Emission, EmissionKind, EngineSpec, Job
 
 SMALL = EngineSpec(step_tokens=64, max_running=4, kv_tokens=1200)
@@ -16,6 +17,7 @@ jobs = st.lists(
         st.integers(1, 300),  # prompt
         st.integers(1, 40),  # output
         st.one_of(st.none(), st.floats(0, 2)),  # cancelled after
+        st.sampled_from([1.0, 1.0, 3.0]),  # stalled
     ),
     min_size=1,
     max_size=15,
@@ -32,20 +34,20 @@ def run(events: list, step_s: float | None = None) -> tuple[Engine, list[Emissio
     engine = Engine(SMALL, emit_tokens=True)
     emissions: list[Emission] = []
     timeline, now = [], 0.0
-    for number, (after, prefix, prompt, output, cancel) in enumerate(events):
+    for number, (after, prefix, prompt, output, cancel, stall) in enumerate(events):
         now += after
-        timeline.append((now, 0, number, job(number, prefix, prompt, output)))
+        timeline.append((now, 0, number, job(number, prefix, prompt, output), stall))
         if cancel is not None:
-            timeline.append((now + cancel, 1, number, None))
+            timeline.append((now + cancel, 1, number, None, 1.0))
     clock = 0.0
-    for at, _, number, submitted in sorted(timeline, key=lambda e: e[:3]):
+    for at, _, number, submitted, stall in sorted(timeline, key=lambda e: e[:3]):
         while step_s is not None and clock + step_s < at:
             clock += step_s
             emissions += engine.advance(clock)
         emissions += engine.advance(at)
         assert engine.cache.used_tokens <= SMALL.kv_tokens + SMALL.step_tokens + 300
         if submitted is not None:
-            engine.submit(at, submitted)
+            engine.submit(at, submitted, stall=stall)
         else:
             engine.cancel(at, str(number))
     while (end := engine.next_at()) is not None:
@@ -59,18 +61,68 @@ def test_every_job_ends_once_and_nothing_is_left(events: list) -> None:
     engine, emissions = run(events)
 
     finished = [e.job_id for e in emissions if e.kind is EmissionKind.FINISHED]
-    assert len(finished) == len(set(finished)) == engine.finished
-    assert engine.finished + engine.aborted == len(events)
+    assert len(finished) == len(set(finished)) <= engine.finished
+    given_up = {str(n) for n, (*_, stall) in enumerate(events) if stall > 1} - set(finished)
+    assert len(events) <= engine.finished + engine.aborted <= len(events) + len(given_up)
     assert (engine.running, engine.waiting, engine.cache.pinned_tokens) == (0, 0, 0)
     assert engine.cache.private_tokens == 0
     assert engine.next_at() is None
-    for number, (_, _, prompt, output, _) in enumerate(events):
+    for number, (_, _, prompt, output, _, _) in enumerate(events):
         mine = [e for e in emissions if e.job_id == str(number)]
         assert [e.tokens for e in mine] == sorted(e.tokens for e in mine)
         assert all(0 <= e.cached_tokens < prompt for e in mine)
         if str(number) in finished:
             assert mine[0].kind is EmissionKind.FIRST
             assert mine[-1].tokens == output
+
+
+def timed(engine: Engine) -> list[Emission]:
+    emissions = []
+    while (at := engine.next_at()) is not None:
+        emissions += engine.advance(at)
+    return emissions
+
+
+def test_a_stall_delays_its_own_call_and_no_other() -> None:
+    def play(stall: float) -> dict[str, list[tuple[float, EmissionKind, int]]]:
+        engine = Engine(SMALL, emit_tokens=True)
+        for number in range(3):
+            engine.submit(0.0, job(number, 0, 100, 5), stall=stall if number == 1 else 1.0)
+        found: dict[str, list[tuple[float, EmissionKind, int]]] = {}
+        for e in timed(engine):
+            found.setdefault(e.job_id, []).append((e.t, e.kind, e.tokens))
+        return found
+
+    usual, stalled = play(1.0), play(15.0)
+
+    assert (usual["0"], usual["2"]) == (stalled["0"], stalled["2"])
+    first_s = usual["1"][0][0]
+    assert [t for t, _, _ in stalled["1"]] == pytest.approx([t + 14 * first_s for t, _, _ in usual["1"]])
+    assert [what for _, *what in stalled["1"]] == [what for _, *what in usual["1"]]
+
+
+def test_a_stalled_call_that_is_given_up_says_nothing_more_and_counts_as_aborted() -> None:
+    engine = Engine(SMALL)
+    engine.submit(0.0, job(0, 0, 100, 5), stall=1000)
+    assert engine.advance(10.0) == []
+    assert engine.next_at() is not None
+
+    engine.cancel(10.0, "0")
+
+    assert engine.next_at() is None
+    assert engine.advance(1e6) == []
+    assert engine.aborted == 1
+
+
+def test_a_router_that_does_not_see_coldness_takes_a_cold_engine_for_a_warm_one() -> None:
+    cold, warm = Engine(SMALL), Engine(SMALL)
+    cold.cold_calls = 20
+    for engine in (cold, warm):
+        engine.submit(0.0, job(0, 0, 200, 5))
+    asked = job(1, 1, 300, 5)
+
+    assert quote(cold, 0.0, asked, sees_cold=False) == quote(warm, 0.0, asked)
+    assert quote(cold, 0.0, asked) == pytest.approx(8 * quote(warm, 0.0, asked))
 
 
 @settings(max_examples=60, deadline=None)
@@ -142,3 +194,17 @@ def test_memory_pressure_preempts_and_all_still_finish() -> None:
 
     assert engine.preemptions_total > 0
     assert [e.tokens for e in emissions if e.kind is EmissionKind.FINISHED] == [400] * 6
+
+
+def test_a_prompt_is_looked_up_at_its_admission_and_counted_whole_at_its_first_token() -> None:
+    engine = Engine(SMALL)
+    for number in range(2):
+        begun_at = number * 100.0
+        engine.submit(begun_at, job(number, 0, 200, 2))
+        assert engine.prefix_queries_total - engine.prompt_tokens_total == 200
+        while engine.prompt_tokens_total < 200 * (number + 1):
+            assert engine.prompt_tokens_total == 200 * number
+            engine.advance(engine.next_at() or 0.0)
+        engine.advance(begun_at + 99.0)
+    assert engine.prefix_hits_total > 0
+    assert engine.prompt_tokens_total == engine.prefix_queries_total == 400

@@ -22,6 +22,9 @@ SPEC = EngineSpec()
 WARM = 3000
 # Recorded rate x 1.5: the omniscient router then keeps eight replicas about 75 % busy.
 TRACE = load("conversation").at_rate(1.5).window(2000, 5500)
+# A dozen small calls a second, in bursts: many fall between two reports.
+CODE = load("code").at_rate(4.0).window(0, 3000)
+CODE_WARM = 1000
 
 pytestmark = pytest.mark.slow
 
@@ -33,6 +36,18 @@ def fingerprint(index: int) -> Fingerprint:
 
 def counts(engine: Engine, now: float) -> LoadReport:
     return LoadReport(source="vllm", at=now, running=engine.running, waiting=engine.waiting)
+
+
+def vllm(engine: Engine, now: float) -> LoadReport:
+    return LoadReport(
+        source="vllm",
+        at=now,
+        running=engine.running,
+        waiting=engine.waiting,
+        prefix_queries=engine.prefix_queries_total,
+        prefix_hits=engine.prefix_hits_total,
+        prefilled_tokens=engine.prompt_tokens_total,
+    )
 
 
 def work(engine: Engine, now: float) -> LoadReport:
@@ -64,8 +79,31 @@ def test_work_and_prefixes_bring_strangers_close_to_omniscience(clients: int, mo
     assert ours(clients, Told(work, 0.1, prefixes=True)) <= most * judged(Omniscient)
 
 
+def test_stock_vllm_metrics_each_second_and_before_long_calls_do() -> None:
+    assert ours(16, Told(vllm, 1.0, asks_tokens=2_048)) <= 1.6 * judged(Omniscient)
+
+
 @pytest.mark.parametrize("tell", [counts, work])
 def test_reports_a_second_old_and_all_in_phase_make_no_herd(tell: object) -> None:
     told = Told(tell, 1.0, jittered=False)  # type: ignore[arg-type]
 
     assert ours(64, told) <= judged(TwoChoicesRouter, 64)
+
+
+def reports_on_code(tell: object) -> float:
+    fingerprints = cache(fingerprint_of)
+    told = Told(tell, 1.0, jittered=False)  # type: ignore[arg-type]
+    records, _ = simulate(CODE, PickingConfig(), clients=64, seed=1, fingerprints=fingerprints, told=told)
+    return measure((r for r in records if r.index >= CODE_WARM), SPEC).ttft_mean_s
+
+
+@cache
+def two_choices_on_code() -> float:
+    engines = [Engine(SPEC) for _ in range(8)]
+    records = replay(CODE, engines, RouterPlacer(TwoChoicesRouter(Random(1), 64), engines))
+    return measure((r for r in records if r.index >= CODE_WARM), SPEC).ttft_mean_s
+
+
+@pytest.mark.parametrize("tell", [counts, work])
+def test_nor_do_they_where_many_small_calls_fall_between_two_reports(tell: object) -> None:
+    assert reports_on_code(tell) <= two_choices_on_code()

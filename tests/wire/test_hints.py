@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlbalance_client.wire import retry_after_s
+from mlbalance_client.wire import read_hints
 
 NOW = 1_700_000_000.0
 
@@ -26,4 +26,4 @@ NOW = 1_700_000_000.0
     ],
 )
 def test_what_it_says(headers: list[tuple[bytes, bytes]], seconds: float | None) -> None:
-    assert retry_after_s(headers, NOW) == seconds
+    assert read_hints(headers, NOW).after_s == seconds

@@ -2,13 +2,15 @@
 
 First come, first served. Each step serves every decoding sequence one token, then gives what is left of its token
 budget to prefill: to requests under way first, then to new ones. Time is an argument; nothing is random.
+
+A request may be stalled: what the engine gives out for it comes late, while all others go on unhindered.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from dataclasses import dataclass, field
-from heapq import heappop, heappush
+from dataclasses import dataclass, field, replace
+from heapq import heapify, heappop, heappush
 
 from .cache import PrefixCache
 from .spec import Emission, EmissionKind, EngineSpec, Job
@@ -28,6 +30,52 @@ class _Sequence:
     decode_from: int = -1
     ticket: int = 0
     produced: int = 0
+    stall: float = 1.0
+
+
+class _Held:
+    """What has been computed for stalled requests and is not given out yet."""
+
+    def __init__(self) -> None:
+        self._lags: dict[str, float] = {}
+        self._late: list[tuple[float, int, Emission]] = []
+        self._count = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._lags)
+
+    def stalls(self, job_id: str, lag_s: float) -> None:
+        """All of this request's tokens come so much later."""
+        self._lags[job_id] = lag_s
+
+    def next_at(self) -> float | None:
+        """When the next is given out."""
+        return self._late[0][0] if self._late else None
+
+    def delay(self, emissions: list[Emission], now: float) -> list[Emission]:
+        """Take in what is late, give out what is due by ``now``; all in order."""
+        due = []
+        for emission in emissions:
+            if (lag_s := self._lags.get(emission.job_id)) is None:
+                due.append(emission)
+            else:
+                self._count += 1
+                late = replace(emission, t=emission.t + lag_s)
+                heappush(self._late, (late.t, self._count, late))
+        while self._late and self._late[0][0] <= now:
+            late = heappop(self._late)[2]
+            due.append(late)
+            if late.kind is EmissionKind.FINISHED:
+                del self._lags[late.job_id]
+        return sorted(due, key=lambda emission: emission.t)
+
+    def drop(self, job_id: str) -> bool:
+        """Nobody waits for it any more; False if nothing of it was held."""
+        if self._lags.pop(job_id, None) is None:
+            return False
+        self._late = [entry for entry in self._late if entry[2].job_id != job_id]
+        heapify(self._late)
+        return True
 
 
 class Engine:
@@ -47,6 +95,7 @@ class Engine:
         self._cancelled: list[_Sequence] = []
         self._ticket = 0
         self._context = 0
+        self._held = _Held()
         self._step = 0
         self._step_end: float | None = None
         self._step_started = 0.0
@@ -63,11 +112,11 @@ class Engine:
 
     # -- what goes in -------------------------------------------------------------------------------------------
 
-    def submit(self, now: float, job: Job) -> None:
-        """A request arrives. Its id must be new."""
+    def submit(self, now: float, job: Job, *, stall: float = 1.0) -> None:
+        """A request arrives. Its id must be new. ``stall``: its first token takes so many times as long."""
         if job.id in self._all:
             raise ValueError(f"job {job.id!r} is already there")
-        sequence = _Sequence(job, now, expected_cached=self.cached_tokens(job))
+        sequence = _Sequence(job, now, expected_cached=self.cached_tokens(job), stall=stall)
         self._all[job.id] = sequence
         self._waiting.append(sequence)
         if self._step_end is None:
@@ -75,8 +124,10 @@ class Engine:
 
     def cancel(self, now: float, job_id: str) -> None:
         """The client has gone; a step that runs is finished first. Unknown ids are ignored."""
+        held = self._held.drop(job_id)
         sequence = self._all.get(job_id)
         if sequence is None:
+            self.aborted += held
             return
         running = job_id in self._prefilling or job_id in self._decoding
         if running and self._step_end is not None:
@@ -91,8 +142,11 @@ class Engine:
     # -- what comes out -----------------------------------------------------------------------------------------
 
     def next_at(self) -> float | None:
-        """When the running step ends; None when idle."""
-        return self._step_end
+        """When something is given out next, at the earliest; None when idle."""
+        held, end = self._held.next_at(), self._step_end
+        if held is None or end is None:
+            return end if held is None else held
+        return min(held, end)
 
     def advance(self, now: float) -> list[Emission]:
         """Finish all steps that end at or before ``now``; what they gave out, in order."""
@@ -101,7 +155,7 @@ class Engine:
             end = self._step_end
             self._finish_step(end, emissions)
             self._start_step(end)
-        return emissions
+        return self._held.delay(emissions, now) if self._held else emissions
 
     # -- the true state, for those who may know it --------------------------------------------------------------
 
@@ -140,7 +194,7 @@ class Engine:
         """How much of a prompt would be a hit now; at least one token is always computed."""
         return min(self.cache.hit(job.blocks) * job.block_tokens, job.prompt_tokens - 1)
 
-    def backlog_s(self, now: float) -> float:
+    def backlog_s(self, now: float, *, sees_cold: bool = True) -> float:
         """Seconds of prefill that stand before a new request, by the engine's own formula."""
         seconds = 0.0
         for sequence in self._prefilling.values():
@@ -149,21 +203,25 @@ class Engine:
             seconds += self.spec.prefill_s(sequence.job.prompt_tokens, sequence.expected_cached)
         if self._chunks and self._step_end is not None:
             seconds -= max(0.0, min(now, self._step_end) - self._step_started) / self._factor
-        return max(0.0, seconds) * self._factor
+        return max(0.0, seconds) * (self._factor if sees_cold else self.slowdown)
 
-    def decode_s(self) -> float:
+    def decode_s(self, *, sees_cold: bool = True) -> float:
         """Seconds that decoding beside it adds to each step of a new request."""
         spec = self.spec
         return (
             len(self._decoding) * spec.decode_s_per_sequence + self._context * spec.decode_s_per_context_token
-        ) * (self._factor)
+        ) * (self._factor if sees_cold else self.slowdown)
 
     # -- steps --------------------------------------------------------------------------------------------------
 
     @property
+    def cold(self) -> bool:
+        """Whether the first calls, which are slower, are not over yet."""
+        return self.cold_calls > 0 and self.finished < self.cold_calls
+
+    @property
     def _factor(self) -> float:
-        cold = self.cold_calls > 0 and self.finished < self.cold_calls
-        return self.slowdown * (COLD_FACTOR if cold else 1.0)
+        return self.slowdown * (COLD_FACTOR if self.cold else 1.0)
 
     def _start_step(self, now: float) -> None:
         spec = self.spec
@@ -240,7 +298,6 @@ class Engine:
     def _prefilled(self, sequence: _Sequence, chunk: int, end: float, emissions: list[Emission]) -> None:
         job = sequence.job
         sequence.done += chunk
-        self.prompt_tokens_total += chunk
         for block in job.blocks[len(sequence.pinned) : sequence.done // job.block_tokens]:
             self.cache.pin(block, job.block_tokens)
             sequence.pinned.append(block)
@@ -249,12 +306,16 @@ class Engine:
         sequence.private = max(0, held)
         if sequence.done < job.prompt_tokens:
             return
+        if not sequence.produced:
+            self.prompt_tokens_total += job.prompt_tokens
         del self._prefilling[job.id]
         sequence.decode_from = self._step - sequence.produced
         sequence.private += 1 + sequence.produced
         self.cache.private_tokens += 1 + sequence.produced
         self.generation_tokens_total += 1
         resumed = sequence.produced > 0
+        if sequence.stall > 1 and not resumed:
+            self._held.stalls(job.id, (sequence.stall - 1) * (end - sequence.arrived))
         if job.output_tokens - sequence.produced <= 1:
             if not resumed:
                 emissions.append(self._emission(end, sequence, EmissionKind.FIRST))

@@ -6,7 +6,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 _KINDS: tuple[tuple[str, Any, str], ...] = (
-    *((name, int | float, "a number") for name in ("slow", "failing", "retry_after_s")),
+    *(
+        (name, int | float, "a number")
+        for name in ("slow", "stall_share", "stall_factor", "failing", "retry_after_s")
+    ),
     *(
         (name, int, "a whole number")
         for name in ("cold_calls", "failing_status", "reject_status", "break_after", "max_queue")
@@ -20,6 +23,7 @@ class Faults:
     """All off by default.
 
     slow:          all of the engine's times are multiplied by this
+    stall_share:   share of calls whose first token takes ``stall_factor`` times as long, the others unhindered
     cold_calls:    the first so many calls run 8 times slower
     failing:       share of calls that get ``failing_status`` at once
     reject_status: every call gets this status (429 or 503), with ``retry_after_s`` if that is not negative
@@ -31,6 +35,8 @@ class Faults:
     """
 
     slow: float = 1.0
+    stall_share: float = 0.0
+    stall_factor: float = 15.0
     cold_calls: int = 0
     failing: float = 0.0
     failing_status: int = 500
@@ -52,8 +58,11 @@ class Faults:
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)!r}")
         if not 0 < self.slow < 1e6:
             raise ValueError(f"slow must be a factor above 0, not {self.slow!r}")
-        if not 0 <= self.failing <= 1:
-            raise ValueError(f"failing must be a share from 0 to 1, not {self.failing!r}")
+        for name in ("failing", "stall_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be a share from 0 to 1, not {getattr(self, name)!r}")
+        if not 1 <= self.stall_factor < 1e6:
+            raise ValueError(f"stall_factor must be a factor of at least 1, not {self.stall_factor!r}")
         for name in ("failing_status", "reject_status"):
             status = getattr(self, name)
             if status and not 400 <= status <= 599:
@@ -70,6 +79,13 @@ class Faults:
                 f"unknown fault(s) {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}"
             )
         return cls(**given)
+
+    @property
+    def turn_calls_away(self) -> bool:
+        """Whether not all calls are served."""
+        return bool(self.failing or self.reject_status or self.break_after) or (
+            self.reject_in_band or self.hanging or self.loading
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""

@@ -28,8 +28,8 @@ class Fleet:
     """``count`` replicas on loopback, at ``urls``. A context manager; ends its processes on every way out.
 
     ``faults``: one for all, or one each. ``port``: the first one's, the others follow; 0: any free ones.
-    ``middleware``: dotted paths of ASGI middlewares around each. Raises FleetError if the server's packages are
-    missing.
+    ``middleware``: dotted paths of ASGI middlewares around each. ``drain_s``: how long streams may go on after SIGTERM.
+    Raises FleetError if the server's packages are missing.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class Fleet:
         seed: int = 0,
         port: int = 0,
         middleware: Sequence[str] = (),
+        drain_s: int = 1,
     ) -> None:
         if count < 1:
             raise FleetError(f"a fleet needs at least one replica, not {count}")
@@ -64,6 +65,7 @@ class Fleet:
                 "emit_interval_s": emit_interval_s,
                 "seed": seed + number,
                 "port": port + number if port else 0,
+                "drain_s": drain_s,
                 "middleware": list(middleware),
             }
             for number, fault in enumerate(each)
@@ -133,17 +135,19 @@ class Fleet:
             self._reap(number)
 
     def terminate(self, number: int) -> None:
-        """Ask one replica to end."""
+        """Ask one replica to end (SIGTERM), and wait until its streams have or ``drain_s`` has passed."""
         if (process := self._processes[number]) is not None:
             process.terminate()
-            self._reap(number)
+            self._reap(number, self._options[number]["drain_s"] + _END_WITHIN_S)
 
-    def restart(self, number: int) -> None:
-        """Start a replica that has ended, on the port it had, with an empty cache."""
+    def restart(self, number: int, **faults: Any) -> None:
+        """Start a replica that has ended, on the port it had, with an empty cache; with the faults it had, or these."""
         process = self._processes[number]
         if process is not None and process.poll() is None:
             raise FleetError(f"simulated replica {number} still runs")
         self._reap(number)
+        if faults:
+            self._options[number]["faults"] = Faults.of(faults).as_dict()
         self._spawn(number)
         self._await_port(number)
 
@@ -152,7 +156,7 @@ class Fleet:
         for process in self._processes:
             if process is not None and process.stdin is not None:
                 process.stdin.close()
-                process.terminate()
+                process.kill()
         for number in range(len(self._processes)):
             self._reap(number)
 
@@ -177,12 +181,12 @@ class Fleet:
             raise FleetError(f"simulated replica {number} ended before it listened{said and ': ' + said}")
         self._options[number]["port"] = int(said)
 
-    def _reap(self, number: int) -> None:
+    def _reap(self, number: int, within_s: float = _END_WITHIN_S) -> None:
         process = self._processes[number]
         if process is None:
             return
         try:
-            process.wait(_END_WITHIN_S)
+            process.wait(within_s)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

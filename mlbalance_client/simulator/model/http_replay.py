@@ -1,10 +1,9 @@
-"""Open-loop replay over HTTP in wall time: calls are sent when the trace says, whatever has become of those before."""
+"""Open-loop replay over HTTP by the event loop's clock: calls go out when the trace says, whatever became of others."""
 
 from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
@@ -48,7 +47,7 @@ async def replay_http(
     """
     records = [CallRecord(call.index, call.prompt_tokens, call.output_tokens) for call in trace.calls]
     bodies = {call.index: chat_body(call) for call in trace.calls[:1]}
-    start = time.monotonic()
+    start = anyio.current_time()
     late_s = 0.0
     sent = ended = 0
 
@@ -67,8 +66,8 @@ async def replay_http(
         for call, record in zip(trace.calls, records, strict=True):
             body = bodies.pop(call.index, None) or chat_body(call)
             due = start + call.t_s
-            await anyio.sleep(max(0.0, due - time.monotonic()))
-            late_s = max(late_s, time.monotonic() - due)
+            await anyio.sleep(max(0.0, due - anyio.current_time()))
+            late_s = max(late_s, anyio.current_time() - due)
             sent += 1
             tasks.start_soon(one, call, record, body, due)
     return records, late_s
@@ -79,7 +78,7 @@ async def _watch(chunks: AsyncIterator[bytes], record: CallRecord, due: float) -
     async for chunk in chunks:
         seen = tail + chunk
         if record.ttft_s is None and _CONTENT in seen:
-            record.ttft_s = time.monotonic() - due
+            record.ttft_s = anyio.current_time() - due
         tail = seen[-_TAIL_BYTES:]
     if record.ttft_s is None:
         record.error = f"no content came: {tail[:200].decode('utf-8', 'replace')}"
@@ -87,6 +86,6 @@ async def _watch(chunks: AsyncIterator[bytes], record: CallRecord, due: float) -
     if (error := tail.find(b'data: {"error"')) >= 0:
         record.error = f"broke off: {tail[error : error + 200].decode('utf-8', 'replace')}"
         return
-    record.total_s = time.monotonic() - due
+    record.total_s = anyio.current_time() - due
     if found := _CACHED.search(tail):
         record.cached_tokens = int(found[1])

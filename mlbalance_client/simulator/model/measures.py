@@ -10,7 +10,10 @@ from .spec import EngineSpec
 
 @dataclass(slots=True)
 class CallRecord:
-    """One replayed call. ``ttft_s`` and ``total_s`` count from its due arrival; None if it never came."""
+    """One replayed call. ``ttft_s`` and ``total_s`` count from its due arrival; None if it never came.
+
+    ``queued_s``: how long it waited in its client.
+    """
 
     index: int
     prompt_tokens: int
@@ -20,6 +23,7 @@ class CallRecord:
     cached_tokens: int = 0
     replica: int | None = None
     error: str | None = None
+    queued_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

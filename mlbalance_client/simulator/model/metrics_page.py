@@ -9,7 +9,11 @@ from .engine import Engine
 
 
 def metrics(engine: Engine, model: str) -> str:
-    """Prometheus text, values of the engine's true state."""
+    """Prometheus text, values of the engine's true state.
+
+    As in vLLM, a prompt is looked up in the prefix cache when it is admitted and counted in ``prompt_tokens``, cached
+    part and all, at its first token (``IterationStats.update_from_output``).
+    """
     escaped = model.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     labels = f'engine="0",model_name="{escaped}"'
     gauges = {

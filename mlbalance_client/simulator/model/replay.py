@@ -16,11 +16,27 @@ from .traces import Trace, TraceCall, job_of
 class Placer(Protocol):
     """Places calls and hears what became of them."""
 
-    def place(self, now: float, call: TraceCall, job: Job) -> int:
-        """The number of the engine that gets the call."""
+    def place(self, now: float, call: TraceCall, job: Job) -> int | None:
+        """The number of the engine that gets the call; None if it waits, or was refused: ``Queues`` tells which."""
 
     def heard(self, emission: Emission) -> None:
         """A first token or an end."""
+
+
+class Queues(Protocol):
+    """A placer's calls that wait: when to look at them, and what became of them since it was asked last."""
+
+    def next_at(self, now: float) -> float:
+        """When ``tick`` is due if nothing happens before."""
+
+    def tick(self, now: float) -> None:
+        """Time has passed."""
+
+    def placed(self) -> list[tuple[Job, int]]:
+        """Who goes to which engine now."""
+
+    def refused(self) -> list[tuple[Job, str]]:
+        """Who is given up, and why."""
 
 
 class RouterPlacer:
@@ -49,8 +65,9 @@ def replay(
     *,
     at: Callable[[float], None] | None = None,
     every_s: float = inf,
+    queues: Queues | None = None,
 ) -> list[CallRecord]:
-    """Replay all of ``trace``, one record a call.
+    """Replay all of ``trace``, one record a call. ``queues``: where calls wait that were not placed at once.
 
     ``at`` is called with the time before each arrival, and every ``every_s`` seconds: to set faults, to look around.
     """
@@ -60,28 +77,54 @@ def replay(
     }
     due = {str(call.index): call.t_s for call in trace.calls}
 
+    def release(now: float) -> None:
+        if queues is None:
+            return
+        for job, chosen in queues.placed():
+            records[job.id].replica = chosen
+            records[job.id].queued_s = now - due[job.id]
+            engines[chosen].submit(now, job)
+        for job, why in queues.refused():
+            records[job.id].error = why
+            records[job.id].total_s = now - due[job.id]
+
+    clock = trace.calls[0].t_s if trace.calls else 0.0
+
     def run_until(now: float) -> None:
+        nonlocal clock
         while True:
             ends = [(end, i) for i, engine in enumerate(engines) if (end := engine.next_at()) is not None]
-            if not ends or (earliest := min(ends))[0] > now:
+            earliest = min(ends, default=(inf, 0))
+            looks = inf if queues is None else queues.next_at(clock)
+            first = min(earliest[0], looks)
+            if first > now or first == inf:
+                clock = now
                 return
-            for emission in engines[earliest[1]].advance(earliest[0]):
-                _note(records[emission.job_id], due[emission.job_id], emission)
-                placer.heard(emission)
+            clock = max(clock, first)
+            if queues is not None and looks < earliest[0]:
+                queues.tick(clock)
+            else:
+                for emission in engines[earliest[1]].advance(earliest[0]):
+                    _note(records[emission.job_id], due[emission.job_id], emission)
+                    placer.heard(emission)
+            release(clock)
 
     tick = trace.calls[0].t_s if trace.calls else 0.0
     for call in trace.calls:
         while tick < call.t_s and at is not None:
             run_until(tick)
             at(tick)
+            release(tick)
             tick += every_s
         run_until(call.t_s)
         if at is not None:
             at(call.t_s)
         job = job_of(call, str(call.index))
         chosen = placer.place(call.t_s, call, job)
-        records[job.id].replica = chosen
-        engines[chosen].submit(call.t_s, job)
+        if chosen is not None:
+            records[job.id].replica = chosen
+            engines[chosen].submit(call.t_s, job)
+        release(call.t_s)
     run_until(inf)
     return list(records.values())
 

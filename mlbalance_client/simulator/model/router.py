@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Protocol
 
-from .engine import Engine
+from .engine import COLD_FACTOR, Engine
 from .spec import Job
 
 MISS_WEIGHT = 2.0
@@ -28,15 +28,16 @@ class Router(Protocol):
 
 
 class Omniscient:
-    """Knows everything, at no delay."""
+    """Knows everything, at no delay; but that a replica is cold, only if it ``sees_cold``."""
 
-    def __init__(self, rng: Random, miss_weight: float = MISS_WEIGHT) -> None:
+    def __init__(self, rng: Random, miss_weight: float = MISS_WEIGHT, *, sees_cold: bool = True) -> None:
         self._rng = rng
         self._miss_weight = miss_weight
+        self._sees_cold = sees_cold
 
     def place(self, now: float, job: Job, engines: Sequence[Engine]) -> int:
         """Least true seconds; ties at random."""
-        scores = [quote(engine, now, job, self._miss_weight) for engine in engines]
+        scores = [quote(engine, now, job, self._miss_weight, sees_cold=self._sees_cold) for engine in engines]
         least = min(scores)
         return self._rng.choice([i for i, score in enumerate(scores) if score == least])
 
@@ -44,10 +45,15 @@ class Omniscient:
         """It sees that by itself."""
 
 
-def quote(engine: Engine, now: float, job: Job, miss_weight: float = MISS_WEIGHT) -> float:
+def quote(
+    engine: Engine, now: float, job: Job, miss_weight: float = MISS_WEIGHT, *, sees_cold: bool = True
+) -> float:
     """The omniscient router's score of an engine for a job, in seconds."""
     own_s = engine.spec.prefill_s(job.prompt_tokens, engine.cached_tokens(job)) * engine.slowdown
-    return engine.backlog_s(now) + miss_weight * own_s + engine.decode_s()
+    if sees_cold and engine.cold:
+        own_s *= COLD_FACTOR
+    standing_s = engine.backlog_s(now, sees_cold=sees_cold) + engine.decode_s(sees_cold=sees_cold)
+    return standing_s + miss_weight * own_s
 
 
 class RandomRouter:

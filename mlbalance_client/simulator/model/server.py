@@ -11,7 +11,6 @@ import importlib
 import json
 import socket
 import sys
-import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -42,6 +41,7 @@ _BUSY = (
 class Options:
     """How a replica is started; times in seconds.
 
+    ``drain_s``: at SIGTERM no connection is taken any more, and streams under way may go on for so long.
     ``middleware``: dotted paths of ASGI middlewares, each called with the app inside it, the last outermost, as vLLM's
     ``--middleware`` takes them.
     """
@@ -52,6 +52,7 @@ class Options:
     emit_interval_s: float = 0.0
     seed: int = 0
     port: int = 0
+    drain_s: int = 1
     middleware: tuple[str, ...] = ()
 
 
@@ -71,6 +72,7 @@ class ReplicaApp:
         self._ids = count(1)
         self._rng = Random(options.seed)
         self.seen = 0
+        self.seen_bytes = 0
         self.in_flight = 0
         self.refused = 0
 
@@ -82,11 +84,17 @@ class ReplicaApp:
             except _Gone:
                 return
 
+    def set_faults(self, faults: Faults) -> None:
+        """These instead of those it has."""
+        self.faults = faults
+        self._apply_faults()
+
     def state(self) -> dict[str, Any]:
         """The replica's true state, JSON-able."""
         engine = self.engine
         return {
             "seen": self.seen,
+            "seen_bytes": self.seen_bytes,
             "in_flight": self.in_flight,
             "refused": self.refused,
             "finished": engine.finished,
@@ -95,6 +103,7 @@ class ReplicaApp:
             "waiting": engine.waiting,
             "prefill_tokens_outstanding": engine.prefill_tokens_outstanding,
             "prompt_tokens": engine.prefix_queries_total,
+            "prefilled_tokens": engine.prompt_tokens_total,
             "cached_tokens": engine.prefix_hits_total,
             "work_s": engine.work_s,
             "busy_s": engine.busy_s,
@@ -152,8 +161,7 @@ class ReplicaApp:
                 case "state":
                     await _json(send, 200, self.state())
                 case "faults":
-                    self.faults = Faults.of(_parsed(body))
-                    self._apply_faults()
+                    self.set_faults(Faults.of(_parsed(body)))
                     await _json(send, 200, self.faults.as_dict())
                 case "flush":
                     self.engine.flush_cache()
@@ -165,14 +173,19 @@ class ReplicaApp:
         except (ValueError, TypeError, KeyError) as error:
             await _json(send, 400, {"error": str(error)})
 
-    def _quote(self, asked: Any) -> dict[str, float]:
-        """What the omniscient router wants to know of this engine for one job."""
+    def quote(self, job: Job, *, sees_cold: bool = True) -> float | None:
+        """What the omniscient router wants to know of this engine for one job; None: it does not serve all calls."""
+        if self.faults.turn_calls_away:
+            return None
+        return quote(self.engine, self._driver.now(), job, sees_cold=sees_cold)
+
+    def _quote(self, asked: Any) -> dict[str, float | None]:
         if not isinstance(asked, dict):
             raise TypeError("the body must be a JSON object")
         if not isinstance(asked.get("blocks"), list):
             raise TypeError("blocks must be a list")
         job = Job("quote", tuple(asked["blocks"]), asked["block_tokens"], asked["prompt_tokens"], 1)
-        return {"score_s": quote(self.engine, time.monotonic(), job)}
+        return {"score_s": self.quote(job, sees_cold=asked.get("sees_cold", True))}
 
     def _apply_faults(self) -> None:
         self.engine.slowdown = self.faults.slow
@@ -185,6 +198,7 @@ class ReplicaApp:
     async def _call(self, api: Api, receive: Receive, send: Send) -> None:
         body = await _body(receive)
         self.seen += 1
+        self.seen_bytes += len(body)
         if await self._faulty(receive, send):
             return
         try:
@@ -212,8 +226,9 @@ class ReplicaApp:
         number = next(self._ids)
         job = job_of_text(ask.text, ask.output_tokens, str(number))
         done = Done(f"sim-{number}", ask.model, job.prompt_tokens, 0, ask.output_tokens)
+        stall = self._stall()
         if not ask.stream:
-            async for emission in self._driver.run(job):
+            async for emission in self._driver.run(job, stall=stall):
                 done = Done(
                     done.id, done.model, done.prompt_tokens, emission.cached_tokens, ask.output_tokens
                 )
@@ -221,7 +236,7 @@ class ReplicaApp:
             return
         await _start(send, 200, b"text/event-stream; charset=utf-8")
         events, told = 0, 0
-        async for emission in self._driver.run(job):
+        async for emission in self._driver.run(job, stall=stall):
             done = replace(done, cached_tokens=emission.cached_tokens, sent=events)
             pieces = [*api.first(done)] if not told else []
             pieces.append(api.more(done, filler(emission.tokens - told)))
@@ -237,6 +252,7 @@ class ReplicaApp:
     async def _infer(self, model: str, receive: Receive, send: Send) -> None:
         body = await _body(receive)
         self.seen += 1
+        self.seen_bytes += len(body)
         if await self._faulty(receive, send):
             return
         try:
@@ -257,10 +273,15 @@ class ReplicaApp:
 
     async def _rows(self, model: str, rows: int, body: bytes, send: Send) -> None:
         number = next(self._ids)
-        async for _ in self._driver.run(job_of_text(body, 1, f"infer-{number}")):
+        async for _ in self._driver.run(job_of_text(body, 1, f"infer-{number}"), stall=self._stall()):
             pass
         output = {"name": "output", "datatype": "FP32", "shape": [rows, 1], "data": [0.5] * rows}
         await _json(send, 200, {"model_name": model, "id": str(number), "outputs": [output]})
+
+    def _stall(self) -> float:
+        """How many times as long the next call's first token takes."""
+        faults = self.faults
+        return faults.stall_factor if faults.stall_share and self._rng.random() < faults.stall_share else 1.0
 
     async def _faulty(self, receive: Receive, send: Send) -> bool:
         """Play the faults that replace an answer; True if one did."""
@@ -383,7 +404,7 @@ def main() -> None:
     print(listener.getsockname()[1], flush=True)
     config = uvicorn.Config(
         app, http="httptools", lifespan="off", log_level="critical", access_log=False,
-        timeout_graceful_shutdown=1,
+        timeout_graceful_shutdown=options.drain_s,
     )  # fmt: skip
     server = uvicorn.Server(config)
 

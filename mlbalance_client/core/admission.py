@@ -1,0 +1,311 @@
+"""Calls that find all windows full wait here, and a replica that gets room pulls the one that suits it best.
+
+Of the first few in order it takes the call of which it holds the longest prefix; the first is passed over only so
+often. What would wait longer than it may, by the pace at which calls have been pulled, is refused at once. Pure:
+whoever runs it calls ``pull`` when something has changed, and ``tick`` at ``next_at``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from math import exp, inf
+from random import Random
+from typing import Protocol
+
+from ..errors import BalancerError, DeadlineExceeded, NoCapacity, QueueTimeout
+from .fleet import Fleet, Pick
+from .model import Demand, ReplicaId
+from .waiting_line import Waiter, WaitingLine
+
+# Of how many in order the one that suits best is pulled, and how often the first may be passed over for it.
+_LOOKED_AT = 8
+_PASSED_AT_MOST = 8
+# Who is alone to this degree need not mind others who wait for the same replica; nobody is less alone than this.
+_ALONE = 0.7
+_LEAST_ALONE = 1 / 64
+# Reports that expire and rests that end are told by nobody.
+_LOOK_AGAIN_S = 1.0
+_SOONEST_S = 0.005
+_MEMORY_S = 10.0
+_TRUST_S = 1.0
+_LEAST_RETRY_S = 0.1
+
+
+class AdmissionSettings(Protocol):
+    """What admission reads of the configuration."""
+
+    @property
+    def engine_queue_s(self) -> float: ...
+    @property
+    def queue_max_calls(self) -> int: ...
+    @property
+    def queue_timeout_s(self) -> float: ...
+    @property
+    def ageing_s(self) -> float: ...
+    @property
+    def tenant_weights(self) -> Mapping[str, float]: ...
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Waiting(Waiter):
+    """A call that waits. It ends once: with a ``pick``, which is charged, or an ``error``; or it leaves."""
+
+    demand: Demand
+    deadline: float = inf
+    excluded: Collection[ReplicaId] = ()
+    number: int = 0
+    pick: Pick | None = field(default=None, init=False)
+    error: BalancerError | None = field(default=None, init=False)
+
+
+class _Drain:
+    """At which pace calls are pulled while any wait, in units a second; a guess until it was seen."""
+
+    __slots__ = ("_seconds", "_since", "_units")
+
+    def __init__(self, guess: float) -> None:
+        self._units = guess * _TRUST_S
+        self._seconds = _TRUST_S
+        self._since: float | None = None
+
+    def begins(self, now: float) -> None:
+        self._since = now
+
+    def pulled(self, units: float, now: float) -> None:
+        self._pass(now)
+        self._units += units
+
+    def ends(self) -> None:
+        self._since = None
+
+    def value(self, now: float) -> float:
+        waited_s = 0.0 if self._since is None else max(0.0, now - self._since)
+        return max(self._units / (self._seconds + waited_s), 1e-9)
+
+    def _pass(self, now: float) -> None:
+        if self._since is not None:
+            waited_s = max(0.0, now - self._since)
+            keep = exp(-waited_s / _MEMORY_S)
+            self._units *= keep
+            self._seconds = self._seconds * keep + waited_s
+        self._since = now
+
+
+class Admission:
+    """One client's queue before ``fleet``."""
+
+    def __init__(self, settings: AdmissionSettings, fleet: Fleet, rng: Random) -> None:
+        self._settings = settings
+        self._fleet = fleet
+        self._rng = rng
+        self._tries_at: dict[int, float] = {}
+        self._since = inf
+        self._line: WaitingLine = WaitingLine(
+            settings.queue_max_calls, settings.ageing_s, settings.tenant_weights
+        )
+        self._drain: _Drain | None = None
+
+    def __len__(self) -> int:
+        return len(self._line)
+
+    def waiting(
+        self,
+        demand: Demand,
+        now: float,
+        *,
+        deadline: float = inf,
+        priority: int = 0,
+        tenant: str | None = None,
+        again: bool = False,
+        excluded: Collection[ReplicaId] = (),
+        number: int = 0,
+    ) -> Waiting:
+        """A call that is to wait from now on, at most until its ``deadline`` (a time, as ``now``)."""
+        return Waiting(
+            units=float(demand.prompt_tokens + demand.output_tokens),
+            since=now,
+            due=min(deadline, now + self._settings.queue_timeout_s),
+            deadline=deadline,
+            priority=priority,
+            tenant=tenant,
+            again=again,
+            demand=demand,
+            excluded=excluded,
+            number=number,
+        )
+
+    def enter(self, waiting: Waiting, now: float) -> list[Waiting]:
+        """Get in line; those that have ended by it, itself perhaps among them."""
+        if not self._line:
+            self._drain = self._drain or _Drain(self._guessed_pace())
+            self._drain.begins(now)
+            self._since = now
+        displaced = self._line.add(waiting, now)
+        ended = []
+        if displaced is not None:
+            assert isinstance(displaced, Waiting)
+            ended.append(self._refuse(displaced, now, f"{len(self)} calls wait already"))
+        if displaced is not waiting:
+            ended += self.pull(now)
+            if waiting in self._line and (late_s := self._late_s(waiting, now)) > 0.0:
+                self._line.remove(waiting)
+                allowed_s = waiting.due - now
+                ended.append(
+                    self._refuse(waiting, now, f"it would wait longer than {allowed_s:.1f} s", late_s)
+                )
+        self._note_end()
+        return ended
+
+    def leave(self, waiting: Waiting) -> None:
+        """Its caller waits no more; nothing if it has ended."""
+        if waiting in self._line:
+            self._line.remove(waiting)
+            self._note_end()
+
+    def pull(self, now: float, place: int | None = None) -> list[Waiting]:
+        """Give what room there is, at ``place`` or anywhere; those who got it. Each pull leaves a charged pick."""
+        ended: list[Waiting] = []
+        places: Iterable[int] = self._fleet.roomiest(now) if place is None else (place,)
+        more = bool(self._line)
+        while more:
+            more = False
+            for each in places:
+                if self._line and (best := self._pulled_by(each, now)):
+                    ended.append(best)
+                    more = True
+        self._note_end()
+        return ended
+
+    def tick(self, now: float) -> list[Waiting]:
+        """Time has passed: what room there is now, and who has waited too long."""
+        ended = self.pull(now)
+        for waiter in self._line.expired(now):
+            assert isinstance(waiter, Waiting)
+            self._line.remove(waiter)
+            waited = f"no replica had room within {now - waiter.since:.1f} s"
+            late = waiter.deadline <= waiter.due
+            waiter.error = (
+                DeadlineExceeded(waited) if late else QueueTimeout(f"{waited} (admission.queue_timeout_s)")
+            )
+            ended.append(waiter)
+        self._note_end()
+        return ended
+
+    def forsaken(self) -> list[Waiting]:
+        """Those whom nobody serves any more, after the fleet has changed."""
+        ended = []
+        for waiter in list(self._line.in_order(-inf)):
+            assert isinstance(waiter, Waiting)
+            if (error := self._fleet.nobody_for(waiter.demand, waiter.excluded)) is not None:
+                self._line.remove(waiter)
+                waiter.error = error
+                ended.append(waiter)
+        self._note_end()
+        return ended
+
+    def close(self, error: BalancerError) -> list[Waiting]:
+        """Nobody gets room any more."""
+        ended = []
+        for waiter in list(self._line.in_order(-inf)):
+            assert isinstance(waiter, Waiting)
+            self._line.remove(waiter)
+            waiter.error = type(error)(*error.args)
+            ended.append(waiter)
+        self._note_end()
+        return ended
+
+    def next_at(self, now: float) -> float:
+        """When to ``tick``, if nothing happens before."""
+        if not self._line:
+            return inf
+        tries_in_s = min((at - now for at in self._tries_at.values() if at > now), default=inf)
+        drains_in_s = self._fleet.drains_in_s(now, overload=self._overload(now))
+        opens_s = min(_LOOK_AGAIN_S, max(_SOONEST_S, min(drains_in_s, tries_in_s)))
+        return min(self._line.next_expiry(), now + opens_s)
+
+    # -- which, and how long ------------------------------------------------------------------------------------
+
+    def _has_room(self, place: int, now: float) -> bool:
+        """Whether a replica pulls now. Where it does not grant this client's part of its room, others who wait see the
+        same room at the same time: then by chance, so that all together send about as much as there is room."""
+        room_s = self._fleet.pulls_s(place, now, overload=self._overload(now))
+        alone = max(_LEAST_ALONE, 1.0 - self._fleet.company.waiting_share)
+        if room_s in (0.0, inf) or alone > _ALONE or not self._fleet.ledger.requests:
+            return room_s > 0.0
+        if now < self._tries_at.get(place, -inf):
+            return False
+        call_s = self._fleet.call_s(place)
+        self._tries_at[place] = now + call_s * (0.5 + self._rng.random())
+        return self._rng.random() * call_s < alone * room_s
+
+    def _overload(self, now: float) -> bool:
+        """Whether calls have been waiting without a break for as long as engines' queues last."""
+        return now - self._since > self._settings.engine_queue_s
+
+    def _pulled_by(self, place: int, now: float) -> Waiting | None:
+        if self._has_room(place, now):
+            return self._best(place, now)
+        if self._line.urgent and self._fleet.takes_urgent(place, now):
+            return self._best(place, now, urgent=True)
+        return None
+
+    def _best(self, place: int, now: float, *, urgent: bool = False) -> Waiting | None:
+        """Take the call that suits a replica best out of line, and charge it there."""
+        first: Waiting | None = None
+        best: Waiting | None = None
+        most = -1
+        looked_at = 0
+        for waiter in self._line.in_order(now):
+            assert isinstance(waiter, Waiting)
+            if first is not None and waiter.level < first.level:
+                break
+            if urgent and not waiter.urgent:
+                continue
+            if (hit := self._fleet.hit_tokens(place, waiter.demand, now, waiter.excluded)) is not None:
+                first = first or waiter
+                if hit > most:
+                    best, most = waiter, hit
+                looked_at += 1
+                if looked_at == _LOOKED_AT or first.again or first.passed >= _PASSED_AT_MOST:
+                    break
+        if first is None or best is None:
+            return None
+        if best is not first:
+            first.passed += 1
+        best.pick = self._fleet.pick_at(place, best.demand, now, number=best.number)
+        self._line.serve(best)
+        if self._drain is not None:
+            self._drain.pulled(best.units, now)
+        return best
+
+    def _late_s(self, waiting: Waiting, now: float) -> float:
+        """By how much it would miss its time, as calls are pulled now."""
+        wait_s = self._wait_s(waiting, now)
+        late_s = now + wait_s - waiting.due
+        if waiting.deadline <= waiting.due:
+            # Its answer must have begun by then: behind what stands at a replica that has just got room.
+            work_s = self._settings.engine_queue_s + self._fleet.own_s(waiting.demand)
+            late_s = max(late_s, now + wait_s + work_s - waiting.due)
+        return late_s
+
+    def _wait_s(self, waiting: Waiting, now: float) -> float:
+        assert self._drain is not None
+        return self._line.units_before(waiting) / self._drain.value(now)
+
+    def _refuse(self, waiting: Waiting, now: float, why: str, after_s: float | None = None) -> Waiting:
+        if after_s is None:
+            assert self._drain is not None
+            after_s = waiting.units / self._drain.value(now)
+        waiting.error = NoCapacity(
+            f"all replicas have enough to do, and {why}", retry_after_s=max(_LEAST_RETRY_S, after_s)
+        )
+        return waiting
+
+    def _guessed_pace(self) -> float:
+        return sum(self._fleet.rates[place] for place, _ in self._fleet.places()) or 1.0
+
+    def _note_end(self) -> None:
+        if not self._line and self._drain is not None:
+            self._drain.ends()
+            self._tries_at.clear()

@@ -1,0 +1,39 @@
+"""What others will have sent since replicas reported: the least loaded are filled first, to a common level.
+
+All who read the same old report see the same replica idle, and together make it the busiest (a herd). So each reckons
+with what the others do meanwhile, who read it too: work that has come since stands where least stood, as water does
+(the aggressive load interpretation of Dahlin, "Interpreting stale load information", 1999). Replicas under the level
+are alike then, and chance or what they have cached decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def levelled(waiting_s: Sequence[float], ages_s: Sequence[float | None], inflow: float) -> list[float]:
+    """Seconds that stand at each replica by now, from what stood there ``ages_s`` ago, drained; None: not reported.
+
+    ``inflow``: seconds of work that others send a replica in a second, on the mean.
+    """
+    told = sorted(waiting for waiting, age_s in zip(waiting_s, ages_s, strict=True) if age_s is not None)
+    if not told:
+        return list(waiting_s)
+    level_s = _level(told, inflow * sum(age_s for age_s in ages_s if age_s is not None))
+    most = inflow * len(told)  # all that comes may go to one
+    return [
+        waiting if age_s is None else max(waiting, min(level_s, waiting + most * age_s))
+        for waiting, age_s in zip(waiting_s, ages_s, strict=True)
+    ]
+
+
+def _level(ordered: list[float], poured: float) -> float:
+    """To which height ``poured`` fills columns, the lowest first."""
+    filled = 0.0
+    for count, height in enumerate(ordered):
+        filled += height
+        above = ordered[count + 1] if count + 1 < len(ordered) else float("inf")
+        level = (filled + poured) / (count + 1)
+        if level <= above:
+            return level
+    return ordered[-1]

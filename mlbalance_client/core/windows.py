@@ -1,0 +1,208 @@
+"""How much more a replica may be sent now: its window, in requests and in tokens.
+
+======================== =============================================================================================
+known of the replica     it is full when
+======================== =============================================================================================
+``free`` (a grant)       the requests that it granted this client are used up; for calls that wait also the tokens
+batch limit              running and waiting requests exceed it by an eighth
+KV memory                running requests hold it, and what was sent since exceeds it by an eighth
+work that stands there   it is ``engine_queue_s`` seconds or more; for calls that wait in an overload a third of it
+nothing in requests      this client has as many calls there as an adaptive limit says
+======================== =============================================================================================
+
+What was sent since a report was made is counted against it until a report counts it. Who has nothing of this client
+in its queue, and does not itself say that work stands there, is not full by a guess: idle ones must be found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import inf
+from typing import Protocol
+
+from .gradient import Gradient
+from .ledger import Charge, Ledger
+from .load_report import LoadReport
+from .load_view import LoadView
+
+# An engine's own queue keeps it busy between two of its reports.
+_QUEUE_SHARE = 1 / 8
+# In an overload a replica gets the next one when no more than this part of its queue is left. The rest is kept for
+# urgent ones, who would else wait for their own client's turn among all clients (trunk reservation).
+_PULL_SHARE = 1 / 3
+
+
+class WindowSettings(Protocol):
+    """What windows read of the configuration."""
+
+    @property
+    def engine_queue_s(self) -> float: ...
+
+
+@dataclass(slots=True)
+class _Room:
+    """What a report leaves open; ``sent``: own charges that it does not count."""
+
+    at: float
+    requests: float | None
+    tokens: float | None
+    granted: bool
+    sent: list[Charge] = field(default_factory=list)
+    sent_tokens: int = 0
+
+    @property
+    def shut(self) -> bool:
+        """No request, or (unless tokens are a grant of work) no memory is left."""
+        return (self.requests is not None and self.requests <= len(self.sent)) or (
+            not self.granted and self.tokens is not None and self.tokens <= self.sent_tokens
+        )
+
+    def add(self, charge: Charge) -> None:
+        self.sent.append(charge)
+        self.sent_tokens += self._tokens(charge)
+
+    def _tokens(self, charge: Charge) -> int:
+        # A grant is about prefill; memory is held for what is generated too.
+        return charge.prefill_tokens + (0 if self.granted else charge.decode_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A replica's window, for people: what is left of it, and by whose word. None: not limited."""
+
+    full: bool
+    requests: int | None
+    tokens: int | None
+    basis: str
+
+
+class Windows:
+    """``expiry_s``: a report's life."""
+
+    def __init__(self, settings: WindowSettings, ledger: Ledger, load: LoadView, expiry_s: float) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._load = load
+        self._expiry_s = expiry_s
+        self._rooms: dict[int, _Room] = {}
+        self._limits: dict[int, Gradient] = {}
+
+    def hear(self, place: int, report: LoadReport) -> None:
+        """A report came that is believed. One without a grant does not end one that still counts."""
+        known = self._rooms.get(place)
+        granted = report.free_requests is not None or report.free_tokens is not None
+        if not granted and known is not None and known.granted and report.at - known.at < self._expiry_s:
+            return
+        requests, tokens = _room(report)
+        if requests is None and tokens is None:
+            self._rooms.pop(place, None)
+            return
+        room = self._rooms[place] = _Room(report.at, requests, tokens, granted)
+        for charge in known.sent if known is not None else ():
+            if not _counts(report, charge):
+                room.add(charge)
+
+    def charged(self, place: int, charge: Charge) -> None:
+        """A call was sent there."""
+        room = self._rooms.get(place)
+        if room is not None and self._current(place, room, charge.at):
+            room.add(charge)
+
+    def answered(self, place: int, stood_s: float, predicted_s: float, under_way: int) -> None:
+        """A call's first content came after ``stood_s``; ``under_way``: own calls there, this one included."""
+        limit = self._limits.get(place)
+        if limit is None:
+            limit = self._limits[place] = Gradient()
+        limit.sample(stood_s, predicted_s, under_way)
+
+    def shut(self, place: int, now: float) -> bool:
+        """Whether nothing more may be sent there: its requests or its memory are at their limit."""
+        room = self._rooms.get(place)
+        if room is not None and self._current(place, room, now):
+            if room.shut:
+                return True
+            if room.requests is not None:
+                return False
+        limit = self._limits.get(place)
+        return limit is not None and self._ledger.accounts[place].requests >= limit.value
+
+    def full(self, place: int, waiting_s: float, now: float, share: float = 1.0) -> bool:
+        """Whether it has enough to do. ``waiting_s``: work that stands there; ``share``: of what may stand there.
+
+        On the path of every call.
+        """
+        if self.shut(place, now):
+            return True
+        if waiting_s < share * self._settings.engine_queue_s:
+            return False
+        return bool(self._ledger.accounts[place].queue) or self._load.tells_of_work(place, now)
+
+    def window(self, place: int, now: float) -> Window:
+        """What is left of it."""
+        room = self._rooms.get(place)
+        full = self.full(place, self._load.waiting_s(place, now), now)
+        if room is not None and self._current(place, room, now):
+            requests = None if room.requests is None else max(0, int(room.requests - len(room.sent)))
+            tokens = None if room.tokens is None else max(0, int(room.tokens - room.sent_tokens))
+            return Window(full, requests, tokens, "granted" if room.granted else "reported")
+        if (limit := self._limits.get(place)) is not None:
+            left = max(0, int(limit.value) - self._ledger.accounts[place].requests)
+            return Window(full, left, None, "adaptive")
+        return Window(full, None, None, "open")
+
+    def takes_urgent(self, place: int, now: float) -> bool:
+        """Whether it takes a call that is more important than others who wait; a grant is about ordinary ones."""
+        return not self.shut(place, now) and self._load.waiting_s(place, now) < self._settings.engine_queue_s
+
+    def pulls_s(self, place: int, now: float, *, overload: bool) -> float:
+        """How many seconds of work it may be given that waits here; 0 if it pulls none, infinite where it grants."""
+        if (room := self._granting(place, now)) is not None:
+            used_up = room.shut or (room.tokens is not None and room.tokens <= room.sent_tokens)
+            return 0.0 if used_up or self.shut(place, now) else inf
+        waiting_s = self._load.waiting_s(place, now)
+        if self.full(place, waiting_s, now, _PULL_SHARE if overload else 1.0):
+            return 0.0
+        return max(0.0, self._settings.engine_queue_s - waiting_s)
+
+    def drains_in_s(self, place: int, now: float, *, overload: bool) -> float:
+        """In how many seconds it pulls by the mere draining of work; infinite if that is not what it wants."""
+        if self._granting(place, now) is not None or self.shut(place, now):
+            return inf
+        share = _PULL_SHARE if overload else 1.0
+        left_s = self._load.waiting_s(place, now) - share * self._settings.engine_queue_s
+        return left_s if left_s > 0.0 else inf
+
+    def _granting(self, place: int, now: float) -> _Room | None:
+        room = self._rooms.get(place)
+        return room if room is not None and room.granted and self._current(place, room, now) else None
+
+    def drop(self, place: int) -> None:
+        """The replica is gone."""
+        self._rooms.pop(place, None)
+        self._limits.pop(place, None)
+
+    def _current(self, place: int, room: _Room, now: float) -> bool:
+        if now - room.at < self._expiry_s:
+            return True
+        del self._rooms[place]
+        return False
+
+
+def _room(report: LoadReport) -> tuple[float | None, float | None]:
+    if report.free_requests is not None or report.free_tokens is not None:
+        return report.free_requests, report.free_tokens
+    if report.partial:  # what one of several processes runs is not what the replica runs
+        return None, None
+    requests = tokens = None
+    if report.batch_limit and report.running is not None:
+        limit = report.batch_limit + max(1.0, report.batch_limit * _QUEUE_SHARE)
+        requests = limit - report.running - (report.waiting or 0)
+    if report.kv_capacity_tokens and report.kv_used is not None:
+        tokens = report.kv_capacity_tokens * (1.0 + _QUEUE_SHARE - report.kv_used)
+    return requests, tokens
+
+
+def _counts(report: LoadReport, charge: Charge) -> bool:
+    if report.acked is None or not charge.number:
+        return charge.at <= report.at
+    return charge.number <= report.acked

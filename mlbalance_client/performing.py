@@ -1,0 +1,575 @@
+"""Conducts one call: does what the attempts machine says, and tells it what came of it.
+
+The first attempt runs in the caller's own task. A second one beside it has a task of its own, which the client owns;
+whichever shows content first is delivered, and the other's cancel scope is cancelled. So all that an ordinary call pays
+for hedging and timeouts is one cancel scope and one timer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from math import ceil, inf
+from typing import Any
+
+import anyio
+
+from .alarms import Alarm, Alarms
+from .answer import AnswerBody, Flow, HeldBody
+from .config import HttpConfig
+from .core.attempts import RETRIED_STATUSES, Attempts, Command, Deliver, GiveUp, Pause, Start, Wait
+from .core.fleet import Fleet, Pick
+from .core.hedging import Expected, Hedging
+from .core.model import Demand, ReplicaId, Usage, Verdict
+from .core.outlier import Failure, failure_of, failure_of_status
+from .core.report import CallReport
+from .dialects import Dialect, Sign
+from .errors import (
+    AttemptReport,
+    AttemptsExhausted,
+    BalancerError,
+    ClientClosed,
+    DeadlineExceeded,
+    FailureKind,
+    NoCapacity,
+    NoReplicas,
+    QueueTimeout,
+)
+from .held_streams import HeldStreams
+from .queueing import Queueing
+from .reporting import Reporting
+from .roster import Roster
+from .sending import Headers, Request, Sender
+from .telling import Telling
+from .tending import Loop
+from .wire import WireAnswer, WireError, read_hints
+
+_RETRY_HEADERS = (b"x-should-retry",)
+
+
+@dataclass(slots=True)
+class Answer:
+    """An answer as the engine gives it. ``body`` yields raw bytes and must be closed or read to its end."""
+
+    status: int
+    headers: Headers
+    body: AnswerBody | HeldBody
+    extensions: dict[str, Any]
+    report: CallReport
+    streaming: bool
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """One sending of a call, under way."""
+
+    number: int
+    pick: Pick
+    expected: Expected
+    acked_by: int
+    began: float
+    hedge: bool
+    overdue_at: float
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    flow: Flow | None = None
+    overdue: bool = False
+    silent: bool = False
+    told: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class CallUnderWay:
+    """One call in progress. ``scope``: what its caller's task waits in now; ``told``: what to do instead of waiting."""
+
+    id: str
+    request: Request
+    dialect: Dialect
+    streaming: bool
+    demand: Demand
+    plan: Attempts
+    began: float
+    report: CallReport
+    deadline_at: float = inf
+    hedge_at: float = inf
+    attempts: list[AttemptReport] = field(default_factory=list)
+    flows: dict[int, Flow] = field(default_factory=dict)
+    running: dict[int, Attempt] = field(default_factory=dict)
+    scope: anyio.CancelScope | None = None
+    told: Command | None = None
+    alarm: Alarm | None = None
+    delivered: Pick | None = None
+    over: bool = False
+
+    @property
+    def main(self) -> Attempt | None:
+        """The attempt in the caller's own task, if one is under way."""
+        return next((attempt for attempt in self.running.values() if not attempt.hedge), None)
+
+    def interrupt(self, command: Command) -> None:
+        """Let the caller's task do this instead of what it waits for."""
+        self.told = command
+        if self.scope is not None:
+            self.scope.cancel()
+
+
+def _content_type(headers: Headers) -> str:
+    for name, value in headers:
+        if name.lower() == b"content-type":
+            return value.decode("latin-1")
+    return ""
+
+
+class Performer:
+    """Performs the calls of one client."""
+
+    def __init__(
+        self,
+        http: HttpConfig,
+        fleet: Fleet,
+        send: Sender,
+        hedging: Hedging,
+        queueing: Queueing,
+        alarms: Alarms,
+        reporting: Reporting,
+        roster: Roster,
+        held: HeldStreams,
+        tell: Telling,
+        clock: Callable[[], float],
+    ) -> None:
+        self._fleet = fleet
+        self._send = send
+        self._hedging = hedging
+        self._queueing = queueing
+        self._reporting = reporting
+        self._roster = roster
+        self._held = held
+        self._tell = tell
+        self._clock = clock
+        self._first_content_s = http.first_content_timeout_s
+        self._whole_s = http.call_timeout_s
+        self._numbers = count(1)
+        self._waiting: set[CallUnderWay] = set()
+        self._seconds: dict[Attempt, Loop] = {}
+        self._leaving = self._closed = False
+        self.under_way = 0
+        self.alarms = alarms
+
+    def leave(self) -> None:
+        """Nobody is to wait for replicas any more; calls that have one go on."""
+        self._leaving = True
+        self._roster.close()
+
+    async def aclose(self) -> None:
+        """End the second attempts and whoever waits for anything but a replica. Idempotent."""
+        self._closed = True
+        self._queueing.close()
+        for call in self._waiting:
+            call.interrupt(GiveUp())
+        for loop in list(self._seconds.values()):
+            await loop.aclose()
+
+    async def replicas_known(self) -> None:
+        """Wait for the first usable list of replicas, at most ``discovery.start_timeout_s``. Raises ClientClosed."""
+        if self._roster.waiting:
+            await self._roster.ready()
+            if self._leaving:
+                raise ClientClosed("this client was closed during the call")
+
+    async def perform(self, call: CallUnderWay) -> Answer:
+        """Send a call until there is an answer.
+
+        Raises NoReplicas, AttemptsExhausted, DeadlineExceeded, ClientClosed.
+        """
+        command = call.plan.begin()
+        self.under_way += 1
+        try:
+            while True:
+                match command:
+                    case Deliver(number, exhausted):
+                        return self._deliver(call, number, exhausted=exhausted)
+                    case GiveUp():
+                        raise self._given_up(call)
+                    case Start(avoid):
+                        command = await self._start(call, avoid)
+                    case Pause(until):
+                        await self._wait(call, until)
+                        command = call.plan.resumed()
+                    case Wait():
+                        await self._wait(call, inf)
+                if call.told is not None:
+                    command, call.told = call.told, None
+        finally:
+            self.under_way -= 1
+            call.over = True
+            call.scope = None
+            if call.alarm is not None:
+                call.alarm.cancel()
+            if call.running:
+                self._leave_others(call, None)
+            for number, flow in list(call.flows.items()):
+                if number not in call.running:  # it has won, and its caller has gone
+                    await flow.aclose(Verdict.CANCELLED)
+            call.flows.clear()  # a flow knows its call: without the circle both go at once, not at the next collection
+
+    # -- attempts -----------------------------------------------------------------------------------------------
+
+    async def _start(self, call: CallUnderWay, avoid: frozenset[ReplicaId]) -> Command:
+        """Pick a replica and try it, in the caller's own task."""
+        self._check_open()
+        first = not call.attempts
+        if first and (self._roster.waiting or self._reporting.freshens(call.demand)):
+            self._set_alarm(call)
+            with anyio.CancelScope() as call.scope:
+                await self.replicas_known()
+                if self._reporting.freshens(call.demand):
+                    await self._reporting.freshen(call.demand)
+            if call.told is not None:
+                return call.told
+        now = self._clock()
+        acked_by = next(self._numbers)
+        try:
+            pick = self._queueing.try_pick(call.demand, now, avoid, number=acked_by)
+            if pick is None:
+                pick = await self._queued(call, avoid, acked_by)
+                if pick is None:
+                    return call.told or call.plan.nobody_left()
+                now = self._clock()
+        except (NoReplicas, NoCapacity, QueueTimeout, DeadlineExceeded):
+            if first:
+                raise
+            return call.plan.nobody_left()
+        attempt = self._begin(call, pick, acked_by, now, hedge=False)
+        call.report.picked(pick)
+        if not first:
+            self._tell.failed_over(call.id, pick, now, call.attempts[-1])
+        else:
+            self._hedging.sent(pick)
+        self._tell.picked(call.id, pick, attempt.number, call.report, now)
+        if call.plan.may_hedge:
+            call.hedge_at = now + self._hedging.delay_s(attempt.expected, call.request.options.hedge)
+        self._set_alarm(call)
+        call.scope = attempt.scope
+        return await self._try(call, attempt)
+
+    async def _queued(self, call: CallUnderWay, avoid: frozenset[ReplicaId], acked_by: int) -> Pick | None:
+        """Wait for room; None if there is something else to do by then."""
+        pick: Pick | None = None
+        self._set_alarm(call)
+        with anyio.CancelScope() as call.scope:
+            pick = await self._queueing.wait(
+                call.id,
+                call.demand,
+                call.request.options,
+                call.report,
+                deadline=call.deadline_at,
+                excluded=avoid,
+                number=acked_by,
+            )
+        if pick is not None and call.told is not None:
+            pick.settle(Verdict.FAILED, self._clock())  # nothing was sent
+            pick = None
+        return pick
+
+    def _begin(self, call: CallUnderWay, pick: Pick, acked_by: int, now: float, *, hedge: bool) -> Attempt:
+        number = call.plan.started(pick.replica.id, hedge=hedge)
+        overdue_at = inf if call.demand.blind else now + self._first_content_s
+        attempt = Attempt(number, pick, self._hedging.expect(pick), acked_by, now, hedge, overdue_at)
+        call.running[number] = attempt
+        return attempt
+
+    async def _try(self, call: CallUnderWay, attempt: Attempt) -> Command:
+        """One attempt to its end, up to the commit point; Wait if it was cancelled by us, or another was first."""
+        command: Command = _WAIT
+        try:
+            with attempt.scope:
+                command = await self._exchange(call, attempt)
+        finally:
+            call.running.pop(attempt.number, None)
+        if attempt.overdue and command is _WAIT:
+            attempt.pick.failed(self._clock(), kind=Failure.SILENT)
+            command = call.plan.failed(attempt.number, FailureKind.FIRST_CONTENT_TIMEOUT, self._clock())
+        return command
+
+    async def _exchange(self, call: CallUnderWay, attempt: Attempt) -> Command:
+        try:
+            plan = call.plan
+            answer = await self._send.open(
+                call.request,
+                attempt.pick,
+                attempt.acked_by,
+                plan.sent_again if plan.may_send_again else None,
+            )
+            self._reporting.overheard(attempt.pick.replica.id, answer.headers)
+            attempt.flow = self._flow(call, attempt, answer)
+            self._held.add(attempt.flow)
+            call.flows[attempt.number] = attempt.flow
+            command = await self._until_commit(call, attempt, attempt.flow)
+        except WireError as error:
+            await self._drop(call, attempt, Verdict.FAILED)
+            if self._closed:
+                self._ended(call, attempt, failure=FailureKind.CANCELLED)
+                raise ClientClosed("this client was closed during the call") from error
+            if (failure := failure_of(error.kind)) is not None:
+                attempt.pick.failed(self._clock(), kind=failure)
+            self._ended(call, attempt, failure=error.kind, detail=str(error))
+            return call.plan.failed(attempt.number, error.kind, self._clock())
+        except BaseException:
+            self._cut_short(attempt)
+            overdue, winner = attempt.overdue, call.plan.winner
+            await self._drop(call, attempt, Verdict.FAILED if overdue else Verdict.CANCELLED)
+            kind = FailureKind.FIRST_CONTENT_TIMEOUT if overdue else FailureKind.CANCELLED
+            self._ended(call, attempt, failure=kind, detail=_beaten_by(winner))
+            raise
+        if not _delivers(command, attempt.number) and not attempt.flow.settled:
+            # another was first in the same breath
+            await self._drop(call, attempt, Verdict.CANCELLED)
+        self._ended(call, attempt, status=attempt.flow.wire.status)
+        return command
+
+    async def _until_commit(self, call: CallUnderWay, attempt: Attempt, flow: Flow) -> Command:
+        status = flow.wire.status
+        if status >= 400:
+            return await self._refused(call, attempt, flow, status)
+        sign = await flow.until_commit()
+        if sign is Sign.CONTENT and flow.blind and not flow.commits_at_head and await flow.hold():
+            # Nothing of it was handed on yet: what breaks or is an error goes elsewhere like any other.
+            flow.finish()
+            sign = Sign.CONTENT if flow.in_band_error is None else Sign.ERROR
+        if sign is Sign.CONTENT:
+            now = self._clock()
+            if not flow.blind:
+                flow.pick.first_content(now)
+            tokens = flow.ending.usage.output_tokens if flow.ending and flow.ending.usage else None
+            self._hedging.answered(attempt.expected, now - attempt.began, now, tokens)
+            command = call.plan.content(attempt.number)
+            if _delivers(command, attempt.number):
+                call.report.ttft_s = now - call.began
+            return command
+        error = flow.in_band_error
+        return await self._refused(call, attempt, flow, error.status if error is not None else 0)
+
+    async def _refused(self, call: CallUnderWay, attempt: Attempt, flow: Flow, status: int) -> Command:
+        held = flow.whole or await flow.hold()
+        if held:
+            await flow.aclose(Verdict.FAILED)
+        now = self._clock()
+        hints = read_hints(flow.wire.headers, time.time())
+        if status in RETRIED_STATUSES:
+            attempt.pick.failed(now, hints.after_s, failure_of_status(status, hints.after_s))
+        others = self._fleet.others(call.demand, call.plan.tried, now)
+        command = call.plan.refused(attempt.number, status, now, held=held, hints=hints, others=others)
+        if not held and not _delivers(command, attempt.number):
+            call.flows.pop(attempt.number, None)
+            await flow.aclose(Verdict.FAILED)
+        return command
+
+    # -- second attempts ----------------------------------------------------------------------------------------
+
+    def _set_alarm(self, call: CallUnderWay) -> None:
+        at = min(call.deadline_at, call.hedge_at)
+        for attempt in call.running.values():
+            at = min(at, attempt.overdue_at)
+        if call.alarm is not None:
+            if call.alarm.ring is not None and call.alarm.at <= at:
+                return  # it will look again then
+            call.alarm.cancel()
+        call.alarm = self.alarms.set(at, partial(self._on_alarm, call)) if at < inf else None
+
+    def _on_alarm(self, call: CallUnderWay) -> None:
+        call.alarm = None
+        if call.over:
+            return
+        now = self._clock()
+        if now >= call.deadline_at:
+            call.interrupt(call.plan.out_of_time())
+            return
+        for attempt in list(call.running.values()):
+            if now >= attempt.overdue_at:
+                attempt.overdue, attempt.overdue_at = True, inf
+                attempt.scope.cancel()
+        if now >= call.hedge_at:
+            self._hedge(call, now)
+        self._set_alarm(call)
+
+    def _hedge(self, call: CallUnderWay, now: float) -> None:
+        """Start a second attempt, if that is of use; else look again later."""
+        first = call.main
+        call.hedge_at = inf
+        if first is None or not call.plan.may_hedge:
+            return
+        if not first.silent:
+            first.silent = True
+            first.pick.silent(now)
+        stood_s, wish = now - first.began, call.request.options.hedge
+        decision = self._fleet.alternative(call.demand, call.plan.tried, now)
+        if decision is None or not self._hedging.may(
+            decision, call.demand, stood_s, call.deadline_at - now, wish
+        ):
+            if self._fleet.outliers.ejection(first.pick.place) is not None and call.plan.may_send_again:
+                # Its replica is out: no second attempt, for which there is no budget, but another instead.
+                first.overdue = True
+                first.scope.cancel()
+            call.hedge_at = now + stood_s
+            return
+        self._hedging.begun(call.demand)
+        acked_by = next(self._numbers)
+        pick = self._fleet.take(decision, call.demand, now, number=acked_by)
+        attempt = self._begin(call, pick, acked_by, now, hedge=True)
+        call.report.hedged = True
+        self._tell.hedged(call.id, pick, attempt.number, first.pick.replica.id, stood_s, now)
+        self._tell.picked(call.id, pick, attempt.number, call.report, now)
+        self._seconds[attempt] = Loop("hedge", partial(self._second, call, attempt))
+        if call.plan.may_hedge:
+            call.hedge_at = now + self._hedging.delay_s(attempt.expected, wish)
+
+    async def _second(self, call: CallUnderWay, attempt: Attempt) -> None:
+        """A second attempt, in a task of its own."""
+        number = attempt.number
+        try:
+            command = await self._try(call, attempt)
+        except Exception as error:
+            self._ended(call, attempt, failure=FailureKind.PROTOCOL, detail=str(error))
+            command = call.plan.failed(number, FailureKind.PROTOCOL, self._clock())
+        finally:
+            self._seconds.pop(attempt, None)
+        if call.over:  # its caller has gone in this very moment
+            await self._drop(call, attempt, Verdict.CANCELLED)
+        elif _delivers(command, number) or (command != _WAIT and call.main is None):
+            call.interrupt(command)
+
+    def _leave_others(self, call: CallUnderWay, winner: int | None) -> None:
+        """Cancel the attempts that have lost, and note their end now: theirs comes when the call has gone on."""
+        for attempt in list(call.running.values()):
+            if attempt.number != winner:
+                self._ended(call, attempt, failure=FailureKind.CANCELLED, detail=_beaten_by(winner))
+                attempt.scope.cancel()
+
+    async def _wait(self, call: CallUnderWay, until: float) -> None:
+        """Until then, or until there is something to do."""
+        self._check_open()
+        self._waiting.add(call)
+        self._set_alarm(call)
+        try:
+            with anyio.CancelScope() as call.scope:
+                await anyio.sleep(max(0.0, until - self._clock()))
+        finally:
+            self._waiting.discard(call)
+        self._check_open()
+
+    def _flow(self, call: CallUnderWay, attempt: Attempt, answer: WireAnswer) -> Flow:
+        return Flow(
+            attempt.number,
+            attempt.pick,
+            answer,
+            call.dialect.watch(answer.status, _content_type(answer.headers)),
+            call.report,
+            self._clock,
+            partial(self._on_end, call),
+            blind=call.demand.blind,
+            ends_by=call.began + self._whole_s,
+        )
+
+    # -- what became of it --------------------------------------------------------------------------------------
+
+    def _deliver(self, call: CallUnderWay, number: int, *, exhausted: bool) -> Answer:
+        flow = call.flows.pop(number)
+        self._leave_others(call, number)
+        report = call.report
+        report.attempts = tuple(sorted(call.attempts, key=lambda told: told.number))
+        if report.hedged:
+            self._tell_of_hedge(call, number, flow.pick)
+        call.delivered = flow.pick
+        headers = flow.wire.headers
+        if exhausted:
+            headers = self._final(headers, call)
+        body: AnswerBody | HeldBody
+        if flow.settled:
+            body = HeldBody(flow.buffered)
+            report.total_s = self._clock() - call.began
+        else:
+            body = self._held.hand_out(flow)
+        extensions = {**flow.wire.extensions, "mlbalance": report}
+        return Answer(flow.wire.status, headers, body, extensions, report, call.streaming)
+
+    def _tell_of_hedge(self, call: CallUnderWay, winner: int, pick: Pick) -> None:
+        won = call.plan.is_hedge(winner)
+        call.report.picked(pick)
+        call.report.hedge_won = won
+        self._tell.hedge_ended(call.id, pick, winner, won=won)
+
+    def _final(self, headers: Headers, call: CallUnderWay) -> Headers:
+        """The headers of a failure that was given up on: no SDK is to try it again, and when it may be."""
+        kept = [pair for pair in headers if pair[0].lower() not in _RETRY_HEADERS]
+        kept.append((b"x-should-retry", b"false"))
+        if not any(name.lower() == b"retry-after" for name, _ in kept):
+            opens_in_s = self._fleet.opens_in_s(call.demand, self._clock())
+            kept.append((b"retry-after", b"%d" % max(1, ceil(opens_in_s))))
+        return kept
+
+    def _given_up(self, call: CallUnderWay) -> BalancerError:
+        self._check_open()
+        now = self._clock()
+        if now >= call.deadline_at:
+            return DeadlineExceeded(f"no answer began within {call.deadline_at - call.began:g} s")
+        rests_s = self._fleet.opens_in_s(call.demand, now)
+        return AttemptsExhausted(call.attempts, retry_after_s=rests_s or None)
+
+    def _cut_short(self, attempt: Attempt) -> None:
+        flow = attempt.flow
+        if flow is None or flow.wire.status < 400:
+            now = self._clock()
+            self._hedging.cut_short(attempt.expected, now - attempt.began, now)
+            attempt.pick.cut_short(now)
+
+    async def _drop(self, call: CallUnderWay, attempt: Attempt, verdict: Verdict) -> None:
+        """Settle an attempt that is not delivered, and close its connection."""
+        call.flows.pop(attempt.number, None)
+        if attempt.flow is not None:
+            await attempt.flow.aclose(verdict)
+        elif call.running.pop(attempt.number, None) is not None:
+            attempt.pick.settle(verdict, self._clock())
+            self._settled(call, attempt.pick, verdict, None)
+
+    def _on_end(self, call: CallUnderWay, flow: Flow, verdict: Verdict, usage: Usage | None) -> None:
+        self._held.remove(flow)
+        self._settled(call, flow.pick, verdict, usage)
+
+    def _settled(self, call: CallUnderWay, pick: Pick, verdict: Verdict, usage: Usage | None) -> None:
+        # Of several attempts the delivered one has the last word, whichever is settled last.
+        counts = pick is call.delivered or (
+            call.delivered is None and (verdict is Verdict.OK or not call.report.hedged)
+        )
+        self._tell.settled(call.id, pick, call.report, call.began, verdict, usage, counts=counts)
+
+    def _ended(self, call: CallUnderWay, attempt: Attempt, **how: Any) -> None:
+        if not attempt.told:
+            attempt.told = True
+            call.attempts.append(
+                self._tell.ended(
+                    call.id,
+                    attempt.pick,
+                    attempt.number,
+                    call_began=call.began,
+                    began=attempt.began,
+                    **how,
+                )
+            )
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClientClosed("this client was closed during the call")
+
+
+_WAIT = Wait()
+
+
+def _beaten_by(winner: int | None) -> str:
+    return "" if winner is None else f"attempt {winner} answered first"
+
+
+def _delivers(command: Command, number: int) -> bool:
+    """Whether it is this attempt's answer that is delivered."""
+    return isinstance(command, Deliver) and command.number == number

@@ -1,0 +1,131 @@
+"""Lets calls wait until a replica has room: the queue of one client, live.
+
+Whoever frees room (a call that ends, a first content, a report, a change of the fleet) gives it to the next in line
+in the same breath, charged; the call that waits only finds out. While nobody waits, none of this is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from math import inf
+from random import Random
+
+import anyio
+
+from .alarms import Alarm, Alarms
+from .calls import CallOptions
+from .core.admission import Admission, AdmissionSettings, Waiting
+from .core.fleet import Fleet, Pick
+from .core.model import Demand, ReplicaId, Verdict
+from .core.report import CallReport
+from .errors import ClientClosed
+from .telling import Telling
+
+
+class Queueing:
+    """``alarms``: their clock is this one's too."""
+
+    def __init__(
+        self, settings: AdmissionSettings, fleet: Fleet, tell: Telling, alarms: Alarms, rng: Random
+    ) -> None:
+        self.queue = Admission(settings, fleet, rng)
+        self._fleet = fleet
+        self._tell = tell
+        self._alarms = alarms
+        self._clock = alarms.clock
+        self._woken: dict[Waiting, anyio.Event] = {}
+        self._alarm: Alarm | None = None
+
+    def try_pick(
+        self, demand: Demand, now: float, excluded: Collection[ReplicaId] = (), *, number: int = 0
+    ) -> Pick | None:
+        """A replica with room, charged; None if the call is to ``wait``. Raises NoReplicas."""
+        return None if self.queue else self._fleet.try_pick(demand, now, excluded, number=number)
+
+    async def wait(
+        self,
+        call: str,
+        demand: Demand,
+        options: CallOptions,
+        report: CallReport,
+        *,
+        deadline: float = inf,
+        excluded: Collection[ReplicaId] = (),
+        number: int = 0,
+    ) -> Pick:
+        """Wait for a replica with room, until ``deadline`` at most; charged when this returns.
+
+        ``excluded``: where the call has been; it goes before others of its class then. Raises NoReplicas, NoCapacity,
+        QueueTimeout, DeadlineExceeded, ClientClosed.
+        """
+        now = self._clock()
+        waiting = self.queue.waiting(
+            demand,
+            now,
+            deadline=deadline,
+            priority=options.priority,
+            tenant=options.tenant,
+            again=bool(excluded),
+            excluded=excluded,
+            number=number,
+        )
+        woken = self._woken[waiting] = anyio.Event()
+        self._fleet.on_stir = self._pull
+        self._wake(self.queue.enter(waiting, now))
+        if not woken.is_set():
+            self._tell.queued(call, report, now, len(self.queue))
+            try:
+                await woken.wait()
+            except BaseException:
+                self.abandon(waiting)
+                raise
+        waited_s = self._clock() - now
+        report.queued_s += waited_s
+        if waiting.pick is None:
+            assert waiting.error is not None
+            self._tell.shed(call, report, now + waited_s, waited_s, waiting.error)
+            raise waiting.error
+        self._tell.pulled(call, report, now + waited_s, waited_s, waiting.pick)
+        return waiting.pick
+
+    def members_changed(self) -> None:
+        """The fleet is another one."""
+        if self.queue:
+            self._wake(self.queue.forsaken())
+            self._wake(self.queue.pull(self._clock()))
+
+    def close(self) -> None:
+        """Nobody waits any more: all hear that the client is closed."""
+        self._wake(self.queue.close(ClientClosed("this client was closed during the call")))
+
+    def abandon(self, waiting: Waiting) -> None:
+        """Its caller is gone: out of line, or what it got is given back, for nothing was sent."""
+        self._woken.pop(waiting, None)
+        self.queue.leave(waiting)
+        if waiting.pick is not None:
+            waiting.pick.settle(Verdict.FAILED, self._clock())
+        self._set_alarm()
+
+    def _pull(self, place: int) -> None:
+        self._wake(self.queue.pull(self._clock(), place))
+
+    def _tick(self) -> None:
+        self._alarm = None
+        self._wake(self.queue.tick(self._clock()))
+
+    def _wake(self, ended: Iterable[Waiting]) -> None:
+        for waiting in ended:
+            self._woken.pop(waiting).set()
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        at = self.queue.next_at(self._clock())
+        if not self.queue:
+            self._fleet.on_stir = None
+        if self._alarm is not None:
+            if self._alarm.at <= at < inf:
+                return  # it looks again then
+            self._alarm.cancel()
+            self._alarm = None
+        if at < inf:
+            self._alarm = self._alarms.set(at, self._tick)

@@ -1,0 +1,86 @@
+"""Puts a call on the wire to a replica."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from .calls import NO_WISHES, CallOptions
+from .config import HttpConfig
+from .core.fleet import Pick
+from .core.model import Replica
+from .reporting import Reporting
+from .wire import Origin, Timeouts, Wire, WireAnswer, WireRequest
+
+Headers = list[tuple[bytes, bytes]]
+
+
+@dataclass(slots=True)
+class Request:
+    """A call as the engine takes it. ``target``: path and query within the fleet; ``host``: None for the replica's."""
+
+    method: str
+    target: bytes
+    headers: Headers
+    body: bytes | AsyncIterable[bytes]
+    options: CallOptions = NO_WISHES
+    timeouts: Timeouts | None = None
+    extensions: dict[str, Any] = field(default_factory=dict)
+    host: bytes | None = None
+
+
+class Sender:
+    """One client's; knows where its replicas are."""
+
+    def __init__(self, http: HttpConfig, wire: Wire, reporting: Reporting) -> None:
+        self._wire = wire
+        self._reporting = reporting
+        self._timeouts = Timeouts(http.connect_timeout_s, http.read_timeout_s, http.write_timeout_s)
+        self._origins: dict[tuple[str, str | None], tuple[Origin, bytes, bytes]] = {}
+
+    def open(
+        self, request: Request, pick: Pick, acked_by: int, on_resend: Callable[[], None] | None
+    ) -> Awaitable[WireAnswer]:
+        """Send it to the picked replica and wait for the head of its answer. The wait raises WireError.
+
+        ``on_resend``: as in WireRequest.
+        """
+        origin, authority, prefix = self._origin(pick.replica)
+        headers = [
+            (b"Host", request.host or authority),
+            *request.headers,
+            *self._reporting.asks(pick, acked_by),
+        ]
+        return self._wire.open(
+            origin,
+            WireRequest(
+                method=request.method.encode("ascii"),
+                target=prefix + request.target,
+                headers=headers,
+                body=request.body,
+                timeouts=request.timeouts or self._timeouts,
+                extensions=request.extensions,
+                on_resend=on_resend,
+            ),
+        )
+
+    def keep(self, replicas: tuple[Replica, ...]) -> None:
+        """Let go of connections to who is no longer there, or is to be verified by another name."""
+        here = {(replica.url, replica.tls_name) for replica in replicas}
+        gone = [self._origins.pop(place)[0] for place in list(self._origins) if place not in here]
+        kept = {origin for origin, _, _ in self._origins.values()}
+        for origin in gone:
+            if origin not in kept:
+                self._wire.forget(origin)
+
+    def _origin(self, replica: Replica) -> tuple[Origin, bytes, bytes]:
+        place = replica.url, replica.tls_name
+        known = self._origins.get(place)
+        if known is None:
+            parts = urlsplit(replica.url)
+            origin = Origin.from_url(*place)
+            known = (origin, parts.netloc.encode("ascii"), parts.path.rstrip("/").encode("ascii"))
+            self._origins[place] = known
+        return known

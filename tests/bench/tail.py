@@ -1,0 +1,154 @@
+"""The tail and the failures: each scene through our clients, hedging and ejecting or not, beside the omniscient router.
+
+``python -m tests.bench tail`` in virtual time; ``tail --http`` over HTTP; ``tail SCENE ...`` only those.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import anyio
+
+from mlbalance_client import events
+from mlbalance_client.simulator.model.measures import Measures, measure
+from mlbalance_client.simulator.model.scenes import BAD, SCENES, Scene
+
+from ..scenes.staging import SPEC, Seen, conversations, http_fleet, judged_virtually, over_http, virtually
+
+CALLS = 1200
+HTTP_CALLS = 600
+COMPRESSION = 2.0
+# Before that, caches fill.
+WARM_S = 20.0
+
+NO_HEDGING: dict[str, Any] = {"hedging": {"enabled": False}}
+NO_EJECTION: dict[str, Any] = {
+    "outlier_detection": {
+        "consecutive_failures": 0,
+        "failure_share": 1.0,
+        "slow_factor": 1e6,
+        "max_ejected_share": 0.0,
+    }
+}
+OURS: dict[str, dict[str, Any]] = {
+    "hedging and ejection": {},
+    "ejection alone": NO_HEDGING,
+    "hedging alone": NO_EJECTION,
+    "neither": {**NO_HEDGING, **NO_EJECTION},
+}
+CONTRAST = {
+    "least requests, neither": {**OURS["neither"], "picking": {"policy": "least_requests"}},
+    "round robin, neither": {**OURS["neither"], "picking": {"policy": "round_robin"}},
+}
+
+
+def _line(name: str, seen: Seen, m: Measures) -> None:
+    hedges = seen.of(events.HedgeStarted)
+    won = sum(event.won for _, event in seen.of(events.HedgeEnded))
+    attempts = len(seen.of(events.AttemptStarted)) / len(seen.records)
+    print(
+        f"  {name:25}{m.ttft_p50_s:7.2f}{m.ttft_p99_s:8.2f}{m.slowdown_p50:8.2f}{m.slowdown_p99:8.2f}"
+        f"{seen.extra_tokens:8.1%}{attempts:9.3f}{len(hedges):7}{won:5}{seen.total('aborted'):8}"
+        f"{len(seen.failed):7}{len(seen.broken):7}",
+        flush=True,
+    )
+    for error, count in seen.errors.most_common(3):
+        print(f"      {count} x {error}")
+
+
+def _verdict(what: str, figure: float, limit: float) -> None:
+    met = "met" if figure <= limit else "NOT MET"
+    print(f"    {what:58}{figure:8.3f}   at most {limit:g}: {met}", flush=True)
+
+
+def _judge(scene: Scene, rows: Mapping[str, Seen], p99: Mapping[str, float], usual_p99: float | None) -> None:
+    seen, must = rows["hedging and ejection"], scene.must
+    changed = seen.changed_s
+    if must.p99 is not None:
+        _verdict(
+            "p99 slowdown against omniscience", p99["hedging and ejection"] / p99["omniscient"], must.p99
+        )
+    if must.p99_usual is not None and usual_p99 is not None:
+        _verdict(
+            "p99 slowdown against that of the usual fleet",
+            p99["hedging and ejection"] / usual_p99,
+            must.p99_usual,
+        )
+        _verdict("  without hedging", p99["ejection alone"] / usual_p99, float("inf"))
+    if must.extra_tokens is not None:
+        _verdict("extra tokens", seen.extra_tokens, must.extra_tokens)
+    if must.failed < 1:
+        _verdict("calls that failed, as a share", len(seen.failed) / len(seen.records), must.failed)
+    if must.attempts is not None:
+        over = seen.scene.changes[-1].at_s
+        calls = sum(changed <= due < over for due in seen.due.values())
+        _verdict(
+            "attempts per call", len(seen.of(events.AttemptStarted, changed, over)) / calls, must.attempts
+        )
+    ejected = [t for t, e in seen.of(events.ReplicaEjected, changed) if e.replica in seen.urls[BAD]]
+    first = ejected[0] if ejected else float("inf")
+    if must.quiet_after_s is not None:
+        late = seen.calls_to(BAD, changed + must.quiet_after_s, changed + 30)
+        _verdict(f"calls to it from {must.quiet_after_s:g} s to 30 s after", len(late), 0)
+    if must.after_calls is not None:
+        _verdict("its calls until it is ejected", len(seen.calls_to(BAD, changed, first)), must.after_calls)
+        print(
+            f"      ejected after {first - changed:.1f} s; calls to it in all: {len(seen.calls_to(BAD, changed))}"
+        )
+    for t, event in seen.of(events.ReplicaEjected)[:6]:
+        print(f"      {t:7.1f} s: {event.replica} for {event.for_s:.0f} s: {event.why}")
+
+
+Playing = Callable[[Scene, str, Mapping[str, Any] | None], Seen]
+
+
+def _virtual(scene: Scene, name: str, sections: Mapping[str, Any] | None) -> Seen:
+    trace = conversations(CALLS if scene.burst is None else CALLS * 2)
+    return judged_virtually(scene, trace) if sections is None else virtually(scene, trace, sections)
+
+
+def _http(scene: Scene, name: str, sections: Mapping[str, Any] | None) -> Seen:
+    trace = conversations(HTTP_CALLS)
+    with http_fleet(COMPRESSION) as fleet:
+        play = partial(
+            over_http, scene, trace, fleet, sections or {}, compression=COMPRESSION, judged=sections is None
+        )
+        seen = anyio.run(play)
+    print(f"    {name}: the replay itself was late by {seen.late_s:.2f} s at worst")
+    return seen
+
+
+def tail(names: list[str], play: Playing) -> None:
+    """These scenes, all rows of each."""
+    usual_p99: float | None = None
+    for scene in SCENES.values():
+        if names and scene.name not in names:
+            continue
+        print(f"{scene.name}: {scene.about}")
+        print(
+            f"  {'':25}{'TTFT p50':>7}{'p99':>7}  slow p50{'p99':>6}{'tokens':>8}{'attempts':>9}"
+            f"{'hedges':>7}{'won':>5}{'aborts':>8}{'failed':>7}{'broken':>7}"
+        )
+        rows: dict[str, Seen] = {}
+        p99: dict[str, float] = {}
+        variants: dict[str, Mapping[str, Any] | None] = {"omniscient": None, **OURS, **CONTRAST}
+        if scene.must.p99_usual is not None and usual_p99 is None:
+            usual = play(SCENES["usual"], "usual", {})
+            usual_p99 = measure(usual.since(WARM_S), SPEC).slowdown_p99
+        for name, sections in variants.items():
+            if sections is None and scene.name == "outage":
+                continue
+            rows[name] = seen = play(scene, name, sections)
+            m = measure(seen.since(WARM_S), SPEC)
+            p99[name] = m.slowdown_p99
+            _line(name, seen, m)
+        _judge(scene, rows, p99, usual_p99)
+
+
+def main() -> None:
+    """By the command's arguments."""
+    args = sys.argv[2:]
+    tail([a for a in args if not a.startswith("-")], _http if "--http" in args else _virtual)

@@ -1,0 +1,250 @@
+"""Calls wait while all windows are full, and end exactly once: with a charged pick, or with an error that says why."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from mlbalance_client.config import AdmissionConfig, PickingConfig
+from mlbalance_client.core.admission import Admission, Waiting
+from mlbalance_client.core.fingerprint import fingerprint
+from mlbalance_client.core.fleet import Fleet, Pick
+from mlbalance_client.core.load_report import LoadReport
+from mlbalance_client.core.model import Replica, ReplicaId, Verdict
+from mlbalance_client.errors import ClientClosed, DeadlineExceeded, NoCapacity, NoReplicas, QueueTimeout
+
+NAMES = [ReplicaId(name) for name in "abc"]
+
+
+class Scene:
+    """A fleet whose replicas grant requests, and the queue before it."""
+
+    def __init__(self, replicas: int = 1, **admission: object) -> None:
+        config = AdmissionConfig(**admission)  # type: ignore[arg-type]
+        self.fleet = Fleet(PickingConfig(), Random(1), windows=config)
+        self.fleet.update(Replica(name, f"http://{name}") for name in NAMES[:replicas])
+        self.queue = Admission(config, self.fleet, Random(2))
+        self.seq = 0
+        self.grant(0.0, *[0] * replicas)
+
+    def grant(self, now: float, *requests: int) -> None:
+        self.seq += 1
+        for name, free in zip(NAMES, requests, strict=False):
+            self.fleet.hear(
+                name, LoadReport(source="stream", at=now, epoch="e", seq=self.seq, free_requests=free)
+            )
+
+    def waiting(self, now: float = 0.0, text: bytes = b"x", **wishes: object) -> Waiting:
+        demand = self.fleet.demand(fingerprint(text), text_bytes=len(text))
+        return self.queue.waiting(demand, now, **wishes)  # type: ignore[arg-type]
+
+
+def test_a_call_waits_until_a_replica_grants_room() -> None:
+    scene = Scene()
+    call = scene.waiting()
+    assert scene.queue.enter(call, 0.0) == []
+
+    scene.grant(1.0, 1)
+
+    assert scene.queue.pull(1.0, 0) == [call]
+    assert call.pick
+    assert scene.fleet.ledger.requests == 1
+    assert not scene.queue
+
+
+def test_a_replica_pulls_the_call_whose_prefix_it_holds_but_passes_over_the_first_only_so_often() -> None:
+    scene = Scene(2)
+    held = b"held" * 20_000
+    scene.fleet.index.record(0, fingerprint(held).chain)
+    first = scene.waiting(text=b"other" * 20_000)
+    scene.queue.enter(first, 0.0)
+    others = [scene.waiting(text=held) for _ in range(20)]
+    for each in others:
+        scene.queue.enter(each, 0.0)
+
+    pulled = []
+    for turn in range(10):
+        scene.grant(0.1 + turn / 100, 1, 0)
+        pulled += scene.queue.pull(0.1 + turn / 100, 0)
+
+    assert pulled[:8] == others[:8]
+    assert pulled[8] is first
+
+
+def test_a_call_that_cannot_make_its_deadline_fails_at_once() -> None:
+    scene = Scene()
+    late = scene.waiting(deadline=0.5)
+
+    assert scene.queue.enter(late, 0.0) == [late]
+    assert isinstance(late.error, NoCapacity)
+    assert late.error.retry_after_s
+    assert late.error.retry_after_s > 0
+
+
+def test_a_call_that_would_wait_too_long_by_the_pace_of_those_before_it_fails_at_once() -> None:
+    scene = Scene(queue_timeout_s=10.0)
+    for _ in range(10):
+        assert scene.queue.enter(scene.waiting(text=b"x" * 40_000), 0.0) == []
+    for now in (3.0, 6.0, 9.0):  # one in three seconds: seven more would take 21 s
+        scene.grant(now, 1)
+        assert len(scene.queue.pull(now, 0)) == 1
+    late = scene.waiting(9.0, text=b"x" * 40_000)
+
+    assert scene.queue.enter(late, 9.0) == [late]
+    assert isinstance(late.error, NoCapacity)
+
+
+def test_a_full_queue_refuses_or_displaces() -> None:
+    scene = Scene(queue_max_calls=1)
+    usual, another, urgent = scene.waiting(), scene.waiting(), scene.waiting(priority=1)
+    scene.queue.enter(usual, 0.0)
+
+    assert scene.queue.enter(another, 0.0) == [another]
+    assert scene.queue.enter(urgent, 0.0) == [usual]
+    assert isinstance(another.error, NoCapacity)
+    assert isinstance(usual.error, NoCapacity)
+    assert urgent.error is None
+
+
+@pytest.mark.parametrize(("deadline", "error"), [(float("inf"), QueueTimeout), (20.0, DeadlineExceeded)])
+def test_nobody_waits_for_longer_than_allowed(deadline: float, error: type[Exception]) -> None:
+    scene = Scene(queue_timeout_s=30.0)
+    call = scene.waiting(deadline=deadline)
+    scene.queue.enter(call, 0.0)
+    ends = min(30.0, deadline)
+
+    for second in range(int(ends)):
+        scene.grant(float(second), 0)
+        assert scene.queue.next_at(float(second)) <= second + 1.0
+        assert scene.queue.tick(float(second)) == []
+    scene.grant(ends, 0)
+
+    assert scene.queue.tick(ends) == [call]
+    assert isinstance(call.error, error)
+    assert scene.queue.next_at(ends) == float("inf")
+
+
+def test_those_whom_nobody_serves_any_more_hear_so() -> None:
+    scene = Scene()
+    call = scene.waiting()
+    scene.queue.enter(call, 0.0)
+    scene.fleet.update([])
+
+    assert scene.queue.forsaken() == [call]
+    assert isinstance(call.error, NoReplicas)
+
+
+def test_closing_ends_all_who_wait() -> None:
+    scene = Scene()
+    calls = [scene.waiting() for _ in range(3)]
+    for call in calls:
+        scene.queue.enter(call, 0.0)
+
+    assert scene.queue.close(ClientClosed("closed")) == calls
+    assert all(isinstance(call.error, ClientClosed) for call in calls)
+    assert not scene.queue
+
+
+def test_urgent_calls_get_what_ordinary_ones_must_leave() -> None:
+    """In an overload a replica pulls no ordinary call before its queue is short, but an urgent one."""
+    scene = Scene(engine_queue_s=3.0)
+
+    def stands(now: float, seconds: float) -> None:
+        scene.seq += 1
+        scene.fleet.hear(
+            NAMES[0], LoadReport(source="b", at=now, epoch="e", seq=scene.seq, expected_wait_s=seconds)
+        )
+
+    stands(10.0, 6.0)  # the grant has expired
+    usual, urgent = scene.waiting(10.0), scene.waiting(10.0, priority=1)
+    assert scene.queue.enter(usual, 10.0) == []
+    stands(14.0, 2.5)
+    assert scene.queue.tick(14.0) == []
+
+    assert scene.queue.enter(urgent, 14.0) == [urgent]
+    stands(15.5, 0.5)
+    assert scene.queue.tick(15.5) == [usual]
+
+
+class Anything(RuleBasedStateMachine):
+    """Calls come, leave, are pulled and end, in any order, while replicas grant, come and go."""
+
+    entered = Bundle("entered")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scene = Scene(2, queue_max_calls=4, queue_timeout_s=5.0, ageing_s=2.0)
+        self.now = 0.0
+        self.all: list[Waiting] = []
+        self.inside: set[Waiting] = set()
+        self.picks: list[Pick] = []
+        self.ended: set[Waiting] = set()
+
+    def took(self, ended: list[Waiting]) -> None:
+        for each in ended:
+            assert each not in self.ended, "a call ended twice"
+            assert (each.pick is None) is (each.error is not None)
+            self.ended.add(each)
+            self.inside.discard(each)
+            if each.pick is not None:
+                self.picks.append(each.pick)
+
+    @rule(
+        target=entered,
+        priority=st.integers(-1, 1),
+        tenant=st.sampled_from([None, "a", "b"]),
+        deadline_s=st.sampled_from([0.5, 4.0, float("inf")]),
+        excluded=st.sets(st.sampled_from(NAMES), max_size=1),
+    )
+    def come(self, priority: int, tenant: str | None, deadline_s: float, excluded: set[ReplicaId]) -> Waiting:
+        call = self.scene.waiting(
+            self.now, priority=priority, tenant=tenant, deadline=self.now + deadline_s, excluded=excluded
+        )
+        self.inside.add(call)
+        self.took(self.scene.queue.enter(call, self.now))
+        return call
+
+    @rule(call=consumes(entered))
+    def leave(self, call: Waiting) -> None:
+        self.scene.queue.leave(call)
+        self.inside.discard(call)
+
+    @rule(free=st.lists(st.integers(0, 2), min_size=3, max_size=3), place=st.sampled_from([None, 0, 1, 2]))
+    def grant(self, free: list[int], place: int | None) -> None:
+        self.scene.grant(self.now, *free)
+        self.took(self.scene.queue.pull(self.now, place))
+
+    @rule(seconds=st.floats(0.01, 3.0))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.took(self.scene.queue.tick(self.now))
+
+    @rule(number=st.integers(0, 20))
+    def finish(self, number: int) -> None:
+        if self.picks:
+            self.picks.pop(number % len(self.picks)).settle(Verdict.OK, self.now)
+
+    @rule(count=st.integers(0, 3))
+    def members(self, count: int) -> None:
+        self.scene.fleet.update(Replica(name, f"http://{name}") for name in NAMES[:count])
+        self.took(self.scene.queue.forsaken())
+
+    @invariant()
+    def bounded_and_complete(self) -> None:
+        assert len(self.scene.queue) == len(self.inside) <= 4
+        assert all(each.due > self.now or each.since == self.now for each in self.inside)
+
+    def teardown(self) -> None:
+        self.took(self.scene.queue.tick(self.now + 10.0))
+        assert not self.inside
+        for pick in self.picks:
+            pick.settle(Verdict.OK, self.now + 10.0)
+        assert self.scene.fleet.ledger.requests == self.scene.fleet.ledger.tokens == 0
+
+
+TestAnything = Anything.TestCase
+TestAnything.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

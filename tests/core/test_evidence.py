@@ -1,0 +1,142 @@
+"""Of whom calls tell nothing, and what a health check proves of them."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import NamedTuple
+
+import pytest
+
+from mlbalance_client.config import OutlierDetectionConfig, PickingConfig, SlowStartConfig
+from mlbalance_client.core.fingerprint import fingerprint
+from mlbalance_client.core.fleet import Fleet, News
+from mlbalance_client.core.load_report import LoadReport, State
+from mlbalance_client.core.model import Demand, Replica, ReplicaId, ReplicaState, Verdict
+from mlbalance_client.core.outlier import Failure, Outliers, Proof
+from mlbalance_client.core.slow_start import SlowStart
+from mlbalance_client.events import ReplicaEjected, ReplicaReturned
+
+A, B, C = (ReplicaId(name) for name in "abc")
+REPLICAS = [Replica(id_, f"http://{id_}:1") for id_ in (A, B, C)]
+
+
+class World(NamedTuple):
+    fleet: Fleet
+    news: list[News]
+
+    def unproven(self, now: float) -> dict[ReplicaId, Proof]:
+        return {each.replica.id: each.needs for each in self.fleet.without_evidence(now, 10.0)}
+
+    def call(self, to: ReplicaId, now: float, failure: Failure | None = None) -> None:
+        others = [id_ for id_ in (A, B, C) if id_ != to]
+        pick = self.fleet.pick(Demand(fingerprint(b"x"), 10, 10), now, others)
+        if failure is not None:
+            pick.failed(now, kind=failure)
+        pick.settle(Verdict.OK if failure is None else Verdict.FAILED, now)
+
+    def out(self) -> list[int]:
+        return [ejection.place for ejection in self.fleet.outliers.out]
+
+
+@pytest.fixture
+def world() -> World:
+    news: list[News] = []
+    rng = Random(1)
+    settings = OutlierDetectionConfig(consecutive_failures=2, rest_base_s=0)
+    fleet = Fleet(
+        PickingConfig(policy="round_robin"),
+        rng,
+        expiry_s=60.0,
+        outliers=Outliers(settings, rng),
+        slow_start=SlowStart(SlowStartConfig()),
+        tell=news.append,
+    )
+    fleet.update(REPLICAS, 0.0)
+    return World(fleet, news)
+
+
+def test_a_replica_is_silent_when_nobody_has_told_of_it_for_long(world: World) -> None:
+    assert world.unproven(9.0) == {}
+    world.call(A, 5.0)
+    assert world.unproven(12.0) == {B: Proof.SYSTEM, C: Proof.SYSTEM}
+    world.fleet.checked(B, 12.0, Proof.SYSTEM)
+    assert world.unproven(13.0) == {C: Proof.SYSTEM}
+    world.fleet.check_failed(C, 13.0, Failure.SILENT)
+    assert world.unproven(14.0) == {}
+
+
+def eject(world: World, failure: Failure) -> None:
+    world.call(B, 1.0)
+    world.call(C, 1.0)
+    world.call(A, 1.0, failure)
+    world.call(A, 1.0, failure)
+    assert len(world.out()) == 1
+    assert isinstance(world.news[-1], ReplicaEjected)
+
+
+@pytest.mark.parametrize(
+    ("failure", "needs"), [(Failure.ERROR, Proof.MODEL), (Failure.UNREACHABLE, Proof.SYSTEM)]
+)
+def test_an_ejection_ends_by_what_proves_its_evidence_wrong(
+    world: World, failure: Failure, needs: Proof
+) -> None:
+    eject(world, failure)
+    assert world.unproven(2.0) == {A: needs}
+    if needs is Proof.MODEL:
+        world.fleet.checked(A, 2.0, Proof.SYSTEM)
+        assert world.unproven(2.0) == {A: needs}
+
+    world.fleet.checked(A, 3.0, needs)
+    assert world.out() == []
+    assert isinstance(world.news[-1], ReplicaReturned)
+    # A server that answers is yet to show that its model does; a model that answered has shown it.
+    assert world.unproven(3.0) == ({A: Proof.MODEL} if needs is Proof.SYSTEM else {})
+
+
+def test_a_failed_check_of_one_on_trial_sends_it_out_again_for_longer(world: World) -> None:
+    eject(world, Failure.UNREACHABLE)
+    world.fleet.checked(A, 3.0, Proof.SYSTEM)
+    world.fleet.check_failed(A, 4.0, Failure.UNREACHABLE)
+    assert len(world.out()) == 1
+    again = world.news[-1]
+    assert isinstance(again, ReplicaEjected)
+    assert again.count == 2
+
+
+def test_a_failed_check_of_an_ejected_one_changes_nothing(world: World) -> None:
+    eject(world, Failure.ERROR)
+    told = list(world.news)
+    world.fleet.check_failed(A, 2.0, Failure.ERROR)
+    assert world.news == told
+
+
+def test_no_check_speaks_against_slowness(world: World) -> None:
+    world.fleet.eject(world.fleet.outliers.lags(0, 10.0, 1.0), 1.0)
+    assert len(world.out()) == 1
+    assert world.unproven(1.0) == {}
+    world.fleet.checked(A, 2.0, Proof.MODEL)
+    assert len(world.out()) == 1
+
+
+def test_who_takes_no_calls_by_its_own_word_or_the_registrys_is_left_in_peace(world: World) -> None:
+    for id_, state in ((A, State.ASLEEP), (B, State.DRAINING)):
+        world.fleet.hear(id_, LoadReport(source="x", at=1.0, state=state))
+    world.fleet.update([*REPLICAS[:2], Replica(C, "http://c:1", state=ReplicaState.DRAINING)], 1.0)
+    assert world.unproven(30.0) == {}
+
+
+def test_of_who_is_gone_nothing_is_heard(world: World) -> None:
+    world.fleet.update(REPLICAS[:2], 1.0)
+    world.fleet.checked(C, 2.0, Proof.MODEL)
+    world.fleet.check_failed(C, 2.0, Failure.ERROR)
+    assert world.unproven(20.0) == {A: Proof.SYSTEM, B: Proof.SYSTEM}
+
+
+def test_one_that_fails_on_trial_after_slowness_is_not_let_back_by_a_check(world: World) -> None:
+    world.fleet.eject(world.fleet.outliers.lags(0, 10.0, 1.0), 1.0)
+    (ejection,) = world.fleet.outliers.out
+    world.call(B, ejection.until + 0.1)
+    assert world.out() == []
+    world.fleet.check_failed(A, ejection.until + 0.2, Failure.ERROR)
+    assert len(world.out()) == 1
+    assert A not in world.unproven(ejection.until + 0.3)

@@ -1,0 +1,45 @@
+"""What others have sent since stands where least stood: as water poured over columns."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlbalance_client.core.levelling import levelled
+
+columns = st.lists(
+    st.tuples(st.floats(0, 100), st.one_of(st.none(), st.floats(0, 10))), min_size=1, max_size=9
+)
+
+
+def test_the_least_loaded_fill_up_to_one_level() -> None:
+    assert levelled([0.0, 1.0, 9.0], [1.0, 1.0, 1.0], 1.0) == pytest.approx([2.0, 2.0, 9.0])
+
+
+def test_fresh_reports_are_taken_as_they_are() -> None:
+    assert levelled([0.0, 1.0], [0.0, 0.0], 0.75) == [0.0, 1.0]
+    assert levelled([0.0, 0.5, 9.0], [0.0, 1.0, 1.0], 1.0)[0] == 0.0
+
+
+def test_without_others_or_without_reports_nothing_has_come() -> None:
+    assert levelled([0.0, 1.0], [1.0, 1.0], 0.0) == [0.0, 1.0]
+    assert levelled([0.0, 1.0], [None, None], 1.0) == [0.0, 1.0]
+
+
+def test_of_whom_nothing_was_reported_keeps_what_was_guessed() -> None:
+    assert levelled([0.0, 0.3], [1.0, None], 0.5) == [0.5, 0.3]
+
+
+@given(columns, st.floats(0, 1))
+def test_nobody_sinks_the_order_holds_and_no_more_is_there_than_came(
+    told: list[tuple[float, float | None]], inflow: float
+) -> None:
+    before, ages = [each[0] for each in told], [each[1] for each in told]
+    after = levelled(before, ages, inflow)
+
+    came = inflow * sum(age for age in ages if age is not None)
+    assert all(b <= a for b, a in zip(before, after, strict=True))
+    assert sum(after) - sum(before) <= came + 1e-6
+    alike = [(b, a) for b, a, age in zip(before, after, ages, strict=True) if age == ages[0]]
+    assert all(a1 <= a2 + 1e-9 for b1, a1 in alike for b2, a2 in alike if b1 <= b2)

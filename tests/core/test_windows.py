@@ -1,0 +1,189 @@
+"""How much a replica may be sent: by its grant, its limits, the work that stands there, else an adaptive limit."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from mlbalance_client.config import AdmissionConfig, PickingConfig
+from mlbalance_client.core.fingerprint import fingerprint
+from mlbalance_client.core.fleet import Fleet, Pick
+from mlbalance_client.core.gradient import Gradient
+from mlbalance_client.core.load_report import LoadReport
+from mlbalance_client.core.model import Demand, Replica, ReplicaId, Usage, Verdict
+
+A, B = ReplicaId("a"), ReplicaId("b")
+
+
+def fleet_of(*ids: ReplicaId, engine_queue_s: float = 3.0) -> Fleet:
+    fleet = Fleet(
+        PickingConfig(), Random(1), expiry_s=5.0, windows=AdmissionConfig(engine_queue_s=engine_queue_s)
+    )
+    fleet.update(Replica(id_, f"http://{id_}") for id_ in ids)
+    return fleet
+
+
+def demand(fleet: Fleet, tokens: int = 100) -> Demand:
+    return fleet.demand(fingerprint(b"x"), text_bytes=10, prompt_tokens=tokens)
+
+
+def report(at: float, **figures: object) -> LoadReport:
+    return LoadReport(source="stream", at=at, **figures)  # type: ignore[arg-type]
+
+
+def sent(fleet: Fleet, now: float, number: int = 0, tokens: int = 100) -> Pick | None:
+    return fleet.try_pick(demand(fleet, tokens), now, number=number)
+
+
+def test_a_grant_is_used_up_by_what_is_sent_after_it_and_only_once() -> None:
+    fleet = fleet_of(A)
+    fleet.hear(A, report(0.0, epoch="e", seq=1, free_requests=2, prefill_tokens=0))
+    assert sent(fleet, 0.1, 1)
+    assert sent(fleet, 0.1, 2)
+    assert sent(fleet, 0.1, 3) is None
+
+    # It counts the first one by now, and grants one more beyond it; the second is still on its way.
+    fleet.hear(A, report(0.2, epoch="e", seq=2, free_requests=2, prefill_tokens=100, acked=1))
+
+    assert sent(fleet, 0.3, 3)
+    assert sent(fleet, 0.3, 4) is None
+
+
+def test_a_call_that_ended_meanwhile_has_still_used_the_grant() -> None:
+    fleet = fleet_of(A)
+    fleet.hear(A, report(0.0, free_requests=1))
+    pick = sent(fleet, 0.1)
+    assert pick
+    pick.first_content(0.2)
+    pick.settle(Verdict.OK, 0.3, Usage())
+
+    assert sent(fleet, 0.4) is None
+
+
+def test_granted_tokens_are_used_up_too() -> None:
+    """For calls that wait; for others so little work is no reason to."""
+    fleet = fleet_of(A)
+    fleet.hear(A, report(0.0, free_tokens=500, prefill_tokens=0))
+
+    assert sent(fleet, 0.1, tokens=400)
+    assert fleet.pulls_s(0, 0.1, overload=True) > 0, "a call may overdraw: else a long one would never fit"
+    assert sent(fleet, 0.1, tokens=9_000)
+    assert fleet.pulls_s(0, 0.1, overload=True) == 0
+    assert sent(fleet, 0.1)
+
+
+def test_a_report_without_a_grant_does_not_end_one() -> None:
+    fleet = fleet_of(A)
+    fleet.hear(A, report(0.0, epoch="e", seq=1, free_requests=0, prefill_tokens=0))
+    fleet.hear(A, report(0.1, epoch="e", seq=2, prefill_tokens=0))
+
+    assert sent(fleet, 0.2) is None
+
+
+def test_nobody_is_full_by_a_report_that_has_expired() -> None:
+    fleet = fleet_of(A)
+    fleet.hear(A, report(0.0, free_requests=0))
+
+    assert sent(fleet, 4.9) is None
+    assert sent(fleet, 5.1)
+
+
+def test_a_batch_limit_leaves_room_for_a_small_queue() -> None:
+    fleet = fleet_of(A)
+    fleet.hear(A, report(0.0, batch_limit=16, running=16, waiting=0))
+
+    assert sent(fleet, 0.1)
+    assert sent(fleet, 0.1)
+    assert sent(fleet, 0.1) is None
+
+
+def test_memory_that_is_held_closes_the_window() -> None:
+    fleet = fleet_of(A)
+    fleet.hear(A, report(0.0, kv_capacity_tokens=10_000, kv_used=1.0, running=9))
+
+    assert sent(fleet, 0.1, tokens=1_300)
+    assert sent(fleet, 0.1, tokens=10) is None
+
+
+def test_what_one_of_several_processes_runs_is_no_limit() -> None:
+    fleet = fleet_of(A)
+    fleet.hear(A, report(0.0, batch_limit=16, running=99, partial=True))
+
+    assert sent(fleet, 0.1)
+
+
+def test_work_that_stands_there_makes_it_full_until_it_drains() -> None:
+    fleet = fleet_of(A)
+    fleet.hear(A, report(0.0, expected_wait_s=4.0))
+
+    assert sent(fleet, 0.5) is None
+    assert sent(fleet, 1.5)
+
+
+def test_a_replica_that_tells_nothing_is_never_full_while_it_has_nothing_of_ours() -> None:
+    fleet = fleet_of(A, engine_queue_s=0.01)
+    for at in range(20):  # each finds ten seconds of others' work
+        pick = sent(fleet, at * 100.0)
+        assert pick
+        pick.first_content(at * 100.0 + 10.0)
+        pick.settle(Verdict.OK, at * 100.0 + 10.0, Usage())
+
+    assert sent(fleet, 3000.0)
+    assert sent(fleet, 3000.0) is None, "its own call stands there now"
+
+
+def test_the_best_for_its_prefix_may_have_enough_to_do_while_others_have_room_but_not_be_shut() -> None:
+    fleet = fleet_of(A, B)
+    long = fleet.demand(fingerprint(b"p" * 400_000), text_bytes=400_000)
+    first = fleet.pick(long, 0.0)
+    first.first_content(1.0)
+    first.settle(Verdict.OK, 2.0, Usage())
+    home = first.replica.id
+
+    fleet.hear(home, report(10.0, expected_wait_s=4.0))
+    assert fleet.choose(long, 10.0).chosen.place == first.place
+
+    fleet.hear(home, report(11.0, expected_wait_s=0.0, free_requests=0))
+    assert fleet.choose(long, 11.0).chosen.place != first.place
+
+
+@pytest.mark.parametrize("prompt_s", [0.1, 30.0])
+def test_the_adaptive_limit_does_not_shrink_for_long_prompts(prompt_s: float) -> None:
+    limit = Gradient()
+    for _ in range(300):
+        limit.sample(0.1, 0.1, 300)
+    before = limit.value
+    for _ in range(300):
+        limit.sample(prompt_s, prompt_s, int(limit.value))
+
+    assert limit.value > before
+
+
+def test_the_adaptive_limit_shrinks_when_calls_come_later_than_predicted() -> None:
+    limit = Gradient()
+    for _ in range(600):
+        limit.sample(1.0, 1.0, 200)
+    before = limit.value
+    for _ in range(30):
+        limit.sample(10.0, 1.0, int(limit.value))
+
+    assert 8.0 <= limit.value < before / 2
+
+
+def test_the_adaptive_limit_grows_only_while_it_is_used() -> None:
+    limit = Gradient()
+    before = limit.value
+    for _ in range(1000):
+        limit.sample(1.0, 1.0, 10)
+
+    assert limit.value == before
+
+
+@pytest.mark.parametrize("figure", [float("nan"), float("inf"), -1.0])
+def test_the_adaptive_limit_takes_no_absurd_sample(figure: float) -> None:
+    limit = Gradient()
+    for took_s, predicted_s in ((figure, 1.0), (1.0, figure)):
+        limit.sample(took_s, predicted_s, 1_000)
+
+    assert limit.value == Gradient().value

@@ -1,0 +1,144 @@
+"""Every scene in short form, by counting: who was called, who failed, who was left alone. Latencies: bench ``tail``.
+
+The same checks in virtual time and over HTTP, where replicas are processes and time is compressed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import anyio
+import pytest
+
+from mlbalance_client import events
+from mlbalance_client.simulator.model.fleet import Fleet, FleetError
+from mlbalance_client.simulator.model.scenes import BAD, REPLICAS, SCENES, Scene
+
+from .staging import Seen, conversations, http_fleet, over_http, virtually
+
+pytestmark = pytest.mark.slow
+
+COMPRESSION = 8.0
+CALLS = 90
+# Model seconds: when things begin to happen, and how far restarts are apart.
+AT_S, APART_S = 4.0, 8.0
+
+Play = Callable[..., Seen]
+
+
+@pytest.fixture(scope="module")
+def _fleet() -> Iterator[Fleet]:
+    with http_fleet(COMPRESSION) as made:
+        yield made
+
+
+@pytest.fixture(params=["virtual", "http"])
+def play(request: pytest.FixtureRequest) -> Play:
+    """Plays a scene by its name."""
+
+    def short(name: str) -> Scene:
+        return SCENES[name].from_(AT_S, APART_S if name == "rolling" else None)
+
+    if request.param == "virtual":
+        return lambda name, calls=CALLS: virtually(short(name), conversations(calls))
+    fleet: Fleet = request.getfixturevalue("_fleet")
+
+    def played(name: str, calls: int = CALLS) -> Seen:
+        for number in range(REPLICAS):
+            try:
+                fleet.set_faults(number)
+            except FleetError:
+                fleet.restart(number)
+        fleet.flush()
+        return anyio.run(lambda: over_http(short(name), conversations(calls), fleet, compression=COMPRESSION))
+
+    return played
+
+
+def nothing_is_left(seen: Seen) -> None:
+    """Neither at the client nor at the replicas."""
+    assert not any(seen.left.values()), seen.left
+    assert seen.total("in_flight") == 0
+
+
+def attempts_to(seen: Seen, replica: int, since_s: float, until: type | None = None) -> int:
+    """How many were sent to one replica, up to its first event of this kind if there is one."""
+    ends = [t for t, e in seen.of(until, since_s) if e.replica in seen.urls[replica]] if until else []
+    return len(seen.calls_to(replica, since_s, min(ends, default=float("inf"))))
+
+
+def test_usual(play: Play) -> None:
+    seen = play("usual")
+
+    assert not seen.errors
+    assert seen.extra_tokens <= 0.05
+    assert CALLS <= seen.total("seen") <= len(seen.of(events.AttemptStarted))
+    nothing_is_left(seen)
+
+
+def test_one_replica_is_slow(play: Play) -> None:
+    seen = play("slow")
+
+    assert not seen.errors
+    assert seen.extra_tokens <= SCENES["slow"].must.extra_tokens
+    others = (len(seen.of(events.AttemptStarted, AT_S)) - attempts_to(seen, BAD, AT_S)) / (REPLICAS - 1)
+    assert attempts_to(seen, BAD, AT_S) < others / 2
+    nothing_is_left(seen)
+
+
+def test_calls_stall_everywhere(play: Play) -> None:
+    seen = play("stalls")
+
+    assert not seen.errors
+    assert seen.extra_tokens <= SCENES["stalls"].must.extra_tokens
+    nothing_is_left(seen)
+
+
+def test_one_is_killed(play: Play) -> None:
+    seen = play("killed")
+
+    assert not seen.failed
+    assert all("StreamInterrupted" in error for error in seen.errors)
+    assert attempts_to(seen, BAD, AT_S) <= 5
+    nothing_is_left(seen)
+
+
+def test_one_hangs(play: Play) -> None:
+    seen = play("hanging")
+
+    assert not seen.errors
+    assert attempts_to(seen, BAD, AT_S, events.ReplicaEjected) <= 5
+    nothing_is_left(seen)
+
+
+def test_one_fails_half_of_its_calls(play: Play) -> None:
+    seen = play("failing")
+
+    assert not seen.errors
+    assert attempts_to(seen, BAD, AT_S, events.ReplicaEjected) <= SCENES["failing"].must.after_calls
+    nothing_is_left(seen)
+
+
+def test_all_reject(play: Play) -> None:
+    seen = play("outage", 2 * CALLS)
+
+    over_s = AT_S + 30
+    assert set(seen.errors) == {"Refused: 503"}
+    calls = sum(AT_S <= due < over_s for due in seen.due.values())
+    assert len(seen.of(events.AttemptStarted, AT_S, over_s)) <= 1.2 * calls
+    assert not [r for r in seen.since(over_s + 5) if r.error is not None]
+    nothing_is_left(seen)
+
+
+def test_one_rejects_for_a_while(play: Play) -> None:
+    seen = play("rejecting")
+
+    assert not seen.errors
+    nothing_is_left(seen)
+
+
+def test_all_are_restarted_one_after_another(play: Play) -> None:
+    seen = play("rolling", 3 * CALLS)
+
+    assert not seen.errors
+    nothing_is_left(seen)
