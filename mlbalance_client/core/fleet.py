@@ -138,12 +138,21 @@ class Pick:
         if self._charge.account.open:
             self._fleet.fitness.failed(self.place, kind, now, retry_after_s, on_trial=self._on_trial)
 
-    def silent(self, now: float) -> None:
-        """The call is slow enough to be hedged: nothing has come of it yet."""
-        if self._charge.account.open:
-            fitness = self._fleet.fitness
-            patient = self.place in fitness.slow_start
-            fitness.eject(fitness.outliers.silent(self.place, self._charge.at, now, patient=patient), now)
+    def silent(self, now: float, since: float | None = None, *, patient: bool = True) -> None:
+        """The call is slow, and nothing has come of it; nor of any other there since then, as far as that tells.
+
+        ``patient``: that is no wonder of a replica that starts slowly.
+        """
+        fitness, charge = self._fleet.fitness, self._charge
+        if charge.account.open and not (patient and self.place in fitness.slow_start):
+            began = charge.at if since is None else since
+            fitness.eject(fitness.outliers.silent(self.place, charge, began, now), now)
+
+    @property
+    def mute(self) -> bool:
+        """Whether its replica has given no sign of life since the call was sent, though others have."""
+        charge = self._charge
+        return charge.account.open and self._fleet.fitness.outliers.mute(self.place, charge.at)
 
     def cut_short(self, now: float) -> None:
         """The call was given up after it had stood for so long without content: it would have taken longer yet."""
