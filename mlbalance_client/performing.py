@@ -408,7 +408,10 @@ class Performer:
         if decision is None or not self._hedging.may(
             decision, call.demand, stood_s, call.deadline_at - now, wish
         ):
-            if self._fleet.outliers.ejection(first.pick.place) is not None and call.plan.may_send_again:
+            if (
+                self._fleet.fitness.outliers.ejection(first.pick.place) is not None
+                and call.plan.may_send_again
+            ):
                 # Its replica is out: no second attempt, for which there is no budget, but another instead.
                 first.overdue = True
                 first.scope.cancel()

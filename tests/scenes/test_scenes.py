@@ -19,7 +19,7 @@ from .staging import Seen, conversations, http_fleet, over_http, virtually
 pytestmark = pytest.mark.slow
 
 COMPRESSION = 8.0
-CALLS = 110
+CALLS = 90
 # Model seconds: when things begin to happen, and how far restarts are apart.
 AT_S, APART_S = 4.0, 8.0
 
@@ -58,8 +58,7 @@ def play(request: pytest.FixtureRequest) -> Play:
 def nothing_is_left(seen: Seen) -> None:
     """Neither at the client nor at the replicas."""
     assert not any(seen.left.values()), seen.left
-    alive = [state for state in seen.states if not state["faults"]["hanging"]]
-    assert sum(state["in_flight"] for state in alive) == 0
+    assert seen.total("in_flight") == 0
 
 
 def attempts_to(seen: Seen, replica: int, since_s: float, until: type | None = None) -> int:
@@ -73,7 +72,7 @@ def test_usual(play: Play) -> None:
 
     assert not seen.errors
     assert seen.extra_tokens <= 0.05
-    assert seen.total("seen") == len(seen.of(events.AttemptStarted))
+    assert CALLS <= seen.total("seen") <= len(seen.of(events.AttemptStarted))
     nothing_is_left(seen)
 
 
