@@ -96,7 +96,7 @@ class CallUnderWay:
     report: CallReport
     deadline_at: float = inf
     look_at: float = inf
-    attempts: list[AttemptReport] = field(default_factory=list)
+    attempts: tuple[AttemptReport, ...] = ()
     flows: dict[int, Flow] = field(default_factory=dict)
     running: dict[int, Attempt] = field(default_factory=dict)
     scope: anyio.CancelScope | None = None
@@ -208,7 +208,7 @@ class Performer:
             call.over = True
             call.scope = None
             if call.alarm is not None:
-                call.alarm.cancel()
+                self.alarms.cancel(call.alarm)
             if call.running:
                 self._leave_others(call, None)
             for number, flow in list(call.flows.items()):
@@ -373,9 +373,9 @@ class Performer:
         for attempt in call.running.values():
             at = min(at, attempt.overdue_at)
         if call.alarm is not None:
-            if call.alarm.ring is not None and call.alarm.at <= at:
+            if call.alarm[0] <= at:
                 return  # it will look again then
-            call.alarm.cancel()
+            self.alarms.cancel(call.alarm)
         call.alarm = self.alarms.set(at, partial(self._on_alarm, call)) if at < inf else None
 
     def _on_alarm(self, call: CallUnderWay) -> None:
@@ -568,16 +568,10 @@ class Performer:
     def _ended(self, call: CallUnderWay, attempt: Attempt, **how: Any) -> None:
         if not attempt.told:
             attempt.told = True
-            call.attempts.append(
-                self._tell.ended(
-                    call.id,
-                    attempt.pick,
-                    attempt.number,
-                    call_began=call.began,
-                    began=attempt.began,
-                    **how,
-                )
+            told = self._tell.ended(
+                call.id, attempt.pick, attempt.number, call_began=call.began, began=attempt.began, **how
             )
+            call.attempts += (told,)
 
     def _check_open(self) -> None:
         if self._closed:
