@@ -25,7 +25,7 @@ from .core.load_format import HEADER, LoadFormatError, PrefixDelta, decode_heade
 from .core.load_report import LoadReport
 from .core.model import Demand, Replica, ReplicaId
 from .core.prefix_delta import KEYED_SCHEME
-from .load_reports import Auto, Complaints, Forbidden, Format, NoAnswer, ReportError, orca
+from .load_reports import Auto, Complaints, Forbidden, Format, NoAnswer, NotThere, ReportError, orca
 from .load_reports.shared import Key, SharedPrefixes
 from .load_reports.stream import CALL_HEADER, StreamReader
 from .wire import Wire, WireError
@@ -247,8 +247,7 @@ class Reporting:
                         pause_s = await (self._stream if followed.streams else self._poll)(followed)
                     except ReportError as error:
                         logger.debug("load report of %s: %s", followed.replica.id, error)
-                        pause_s = cadence.failed()
-                        self._missed(followed, error)
+                        pause_s = self._missed(followed, error)
                     except Exception as error:
                         if "failure" not in followed.told:
                             logger.debug("following %s failed", followed.replica.id, exc_info=True)
@@ -258,13 +257,17 @@ class Reporting:
         finally:
             self._unpublish(followed)
 
-    def _missed(self, followed: _Followed, error: ReportError) -> None:
-        """Nothing was heard; whether to look for pages or for a stream next, if both may be there."""
+    def _missed(self, followed: _Followed, error: ReportError) -> float:
+        """Nothing was heard; when to try again, and whether for pages or for a stream, if both may be there."""
+        asked_for_stream = followed.streams
         if isinstance(error, Forbidden):
             followed.warn("forbidden", error)
         if self._config.kind == "auto":
-            followed.streams = not followed.streams
+            followed.streams = not asked_for_stream
             followed.streams_at = self._clock() + _STREAM_AGAIN_S
+            if asked_for_stream and isinstance(error, NotThere):
+                return 0.0  # it is up, and has no stream: an engine that has just started need not wait to be seen
+        return followed.cadence.failed()
 
     async def _pause(self, followed: _Followed, pause_s: float) -> None:
         """Wait; if it is for want of calls, until there is one."""

@@ -10,8 +10,8 @@ retrying comes before its status.
 
 Besides, a second attempt may *hedge* the first while that is under way. The first content of any ends the others; one
 that fails leaves the others running, and only when none is under way does another start. An answer in hand is
-delivered rather than an error raised: a failing answer is held while others are tried. After the commit point no
-attempt starts.
+delivered rather than an error raised: a failing answer is held while others are tried. A second attempt that failed
+while the first goes on may be replaced, once each. After the commit point no attempt starts.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Attempts:
     _tried: frozenset[ReplicaId] = frozenset()
     _numbers: int = 0
     _sent: int = 0
-    _hedges: set[int] = field(default_factory=set)
+    _hedges: frozenset[int] = frozenset()
     _open: set[int] = field(default_factory=set)
     _held: int | None = None
     _anew: bool = False
@@ -150,7 +150,8 @@ class Attempts:
             self.replayable
             and self._end is None
             and not self._barred
-            and len(self._hedges) < self.max_hedges
+            and len(self._hedges & self._open) < self.max_hedges
+            and len(self._hedges) < 2 * self.max_hedges
             and bool(self._open)
         )
 
@@ -160,7 +161,7 @@ class Attempts:
         self._tried = self._tried | {replica}
         self._open.add(self._numbers)
         if hedge:
-            self._hedges.add(self._numbers)
+            self._hedges |= {self._numbers}
         else:
             self._sent += 1
         return self._numbers
@@ -172,10 +173,27 @@ class Attempts:
             return False
         return self.strategies.sends_again if self._sent <= 1 else not self.strategies.stops(self._sent, 0.0)
 
-    def sent_again(self) -> None:
-        """The attempt in progress went to its replica once more."""
-        self._sent += 1
-        self.budget.spend()
+    def may_move(self, now: float) -> bool:
+        """Whether the only attempt under way may be given up for one elsewhere."""
+        return (
+            self.replayable
+            and self._end is None
+            and not self._barred
+            and len(self._open) == 1
+            and self.budget.covers()
+            and not self.strategies.stops(self._sent, now - self.began)
+        )
+
+    def begin_resend(self) -> bool:
+        """The attempt in progress met a closed connection: whether it goes to its replica once more."""
+        return self.may_send_again and self.budget.spend()
+
+    def end_resend(self, *, sent: bool) -> None:
+        """It did, or there was no new connection."""
+        if sent:
+            self._sent += 1
+        else:
+            self.budget.give_back()
 
     def content(self, number: int) -> Deliver | GiveUp:
         """The first content came: the commit point, unless another attempt was there first."""

@@ -6,8 +6,7 @@ Evidence against a replica, each weighed against what the others show, so that a
 failures   so many in a row (of broken connections fewer), while most others do not fail
 refusals   of connections, likewise: *unreachable*, which is out in any case and does not count as ejected
 rate       the lower Wilson bound of its share of failed calls is above ``failure_share`` and twice the others'
-silence    calls slow enough to be hedged, without any sign of life between them, while others show some: three, or
-           one for three delays (not of those that start slowly)
+silence    three slow calls without any sign of life since they began, while others show some: one is its own affair
 slowness   even the quicker quarter of its recent calls took ``slow_factor`` times what the others' took, each
            as a multiple of what a replica of its declared weight would need: long prompts and queues that are
            known do not count, and a replica somewhat slower is not ejected but weighed by its learned rate
@@ -22,7 +21,7 @@ most ``max_ejected_share`` of those that can be reached are out at once, and nev
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from math import sqrt
@@ -37,7 +36,6 @@ _LEAST_FAILURES = 3
 _Z = 1.64
 _BROKEN_COUNTS = 5 / 3
 _SILENT_CALLS = 3
-_SILENT_DELAYS = 3.0
 _SAMPLES = 16
 _ENOUGH = 6
 _QUICKER = 0.25
@@ -139,18 +137,10 @@ class _Record:
 
 @dataclass(slots=True)
 class _Silence:
-    """Since ``began`` nothing came of a replica; ``noticed``: when the first of its slow ``calls`` was found to be."""
+    """Since ``began`` nothing came of a replica, to these slow calls."""
 
     began: float
-    noticed: float
-    patient: bool
-    calls: int = 0
-
-    def too_long(self, now: float) -> bool:
-        """Whether it speaks against the replica."""
-        if self.calls >= _SILENT_CALLS:
-            return True
-        return not self.patient and now - self.began >= _SILENT_DELAYS * (self.noticed - self.began)
+    calls: set[Hashable] = field(default_factory=set)
 
 
 class Outliers:
@@ -300,29 +290,33 @@ class Outliers:
         why = f"its streams come {factor:.1f} times slower than the other replicas'"
         return self._eject(place, why, now, needs=Proof.CALLS)
 
-    def silent(self, place: int, began: float, now: float, *, patient: bool = False) -> Ejection | None:
-        """A call that began at ``began`` is slow enough to be hedged. ``patient``: one such is no wonder there."""
-        if place not in self._records or place in self._out:
+    def silent(self, place: int, call: Hashable, since: float, now: float) -> Ejection | None:
+        """A call has been slow since then; told as often as it is looked at, each time since the last."""
+        if place not in self._records or place in self._out or self._alive_at.get(place, since) > since:
             return None
         silence = self._silences.get(place)
         if silence is None:
-            silence = self._silences[place] = _Silence(began, now, patient)
-        silence.calls += 1
+            silence = self._silences[place] = _Silence(since)
+        silence.calls.add(call)
         return self._by_silence(place, now)
+
+    def mute(self, place: int, since: float) -> bool:
+        """Whether it has given no sign of life since then, though others have."""
+        return self._alive_at.get(place, since) <= since and self._heard(place, since)
 
     # -- rules --------------------------------------------------------------------------------------------------
 
     def _by_silence(self, place: int, now: float) -> Ejection | None:
         silence = self._silences[place]
-        # Where nobody is heard, it is rather we who stood still.
-        heard = any(at > silence.noticed for other, at in self._alive_at.items() if other != place)
-        if not heard or not silence.too_long(now):
+        if len(silence.calls) < _SILENT_CALLS or not self._heard(place, silence.began):
             return None
         del self._silences[place]
-        for_s = now - silence.began
-        return self._eject(
-            place, f"nothing came of it for {for_s:.1f} s, to {silence.calls} slow call(s)", now
-        )
+        why = f"nothing came of it for {now - silence.began:.1f} s, to {len(silence.calls)} slow calls"
+        return self._eject(place, why, now)
+
+    def _heard(self, place: int, since: float) -> bool:
+        """Whether any other has given a sign of life: where nobody does, nothing is said of one."""
+        return any(at > since for other, at in self._alive_at.items() if other != place)
 
     def _by_rate(self, place: int, record: _Record, now: float) -> Ejection | None:
         if record.bad < _LEAST_FAILURES - 0.5:

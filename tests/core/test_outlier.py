@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from mlbalance_client.config import OutlierDetectionConfig, PickingConfig, SlowStartConfig
 from mlbalance_client.core.fingerprint import fingerprint
-from mlbalance_client.core.fleet import Fleet, News, Pick
+from mlbalance_client.core.fitness import News
+from mlbalance_client.core.fleet import Fleet, Pick
 from mlbalance_client.core.model import Demand, Replica, ReplicaId, Usage, Verdict
 from mlbalance_client.core.outlier import Failure, Outliers, failure_of, failure_of_status, wilson_low
 from mlbalance_client.core.pushback import Pushback
@@ -155,7 +156,8 @@ def test_one_that_never_answers_is_ejected_after_three_slow_calls() -> None:
     others = {ReplicaId(f"r{i}") for i in (0, 2, 3)}
     for _ in range(3):
         pick = world.fleet.pick(world.demand(), world.now, others)
-        pick.silent(world.now + 2.0)
+        for looks in (1.0, 2.0):
+            pick.silent(world.now + looks)
     assert world.ejected() == []  # nobody has been heard since: it may be we who stood still
 
     world.now += 2.1
@@ -165,18 +167,36 @@ def test_one_that_never_answers_is_ejected_after_three_slow_calls() -> None:
     assert world.ejected() == ["r1"]
 
 
-def test_one_slow_call_without_a_sign_of_life_for_three_delays_is_enough() -> None:
+def test_one_slow_call_is_its_own_affair_however_long_it_stands() -> None:
     world = World(4)
     pick = world.fleet.pick(world.demand(), 0.0)
-    pick.silent(1.0)
-    world.now = 1.5
-    world.finish(world.fleet.pick(world.demand(), 1.5, {pick.replica.id}), slow((), 1.0))
-    world.fleet.pick(world.demand(), 2.9)
+    for now in range(1, 100):
+        pick.silent(float(now), now - 1.0)
+        world.now = now + 0.5
+        world.finish(world.fleet.pick(world.demand(), world.now, {pick.replica.id}), slow((), 1.0))
+
+    assert world.ejected() == []
+    assert pick.mute
+
+
+def test_slow_calls_say_nothing_of_a_replica_that_has_answered_since_they_began() -> None:
+    world = World(4)
+    others = {ReplicaId(f"r{i}") for i in (0, 2, 3)}
+    stalled = [world.fleet.pick(world.demand(), 0.0, others) for _ in range(4)]
+    world.now = 0.5
+    world.finish(world.fleet.pick(world.demand(), world.now, others), slow((), 1.0))
+    world.finish(world.fleet.pick(world.demand(), world.now, {ReplicaId("r1")}), slow((), 1.0))
+    for pick in stalled:
+        pick.silent(1.0)
+        assert not pick.mute
     assert world.ejected() == []
 
-    world.fleet.pick(world.demand(), 3.0)
+    world.now = 1.5
+    world.finish(world.fleet.pick(world.demand(), world.now, {ReplicaId("r1")}), slow((), 1.0))
+    for pick in stalled:
+        pick.silent(2.0, 1.0)  # looked at again: nothing came since the last look
 
-    assert world.ejected() == [pick.replica.id]
+    assert world.ejected() == ["r1"]
 
 
 def test_a_sign_of_life_ends_the_silence() -> None:
@@ -262,7 +282,7 @@ def test_calls_that_cannot_be_repeated_try_nobody_out() -> None:
 
 def test_newcomers_start_slowly_but_a_fleet_of_newcomers_does_not() -> None:
     world = World(4)
-    assert not world.fleet.slow_start.active
+    assert not world.fleet.fitness.slow_start.active
     world.run(40, slow((), 1.0))
 
     world.fleet.update(replicas(5), world.now)
@@ -375,7 +395,7 @@ def test_the_share_holds_the_last_one_stays_and_nobody_ejected_is_picked(
                 pick.settle(Verdict.OK, later, Usage(2000, 0, 10))
 
         pick = fleet.pick(world.demand(), world.now)
-        out = list(fleet.outliers.out)
+        out = list(fleet.fitness.outliers.out)
         refusing = [ejection for ejection in out if ejection.unreachable]
         reachable = len(members) - len(refusing)
         ejected = len(out) - len(refusing)
@@ -383,11 +403,11 @@ def test_the_share_holds_the_last_one_stays_and_nobody_ejected_is_picked(
         assert ejected < max(1, reachable)
         assert all(ejection.until - world.now <= 300.0 * 1.1 for ejection in out)
         names = {fleet_place for fleet_place, replica in fleet.places() if replica.id == pick.replica.id}
-        willing = [p for p, _ in fleet.places() if fleet.outliers.ejection(p) is None]
-        if willing and not fleet.outliers.panic:
-            trials = all(fleet.slow_start.on_trial(p) for p in willing)
-            assert trials or not names & {ejection.place for ejection in fleet.outliers.out}
+        willing = [p for p, _ in fleet.places() if fleet.fitness.outliers.ejection(p) is None]
+        if willing and not fleet.fitness.outliers.panic:
+            trials = all(fleet.fitness.slow_start.on_trial(p) for p in willing)
+            assert trials or not names & {ejection.place for ejection in fleet.fitness.outliers.out}
         pick.settle(Verdict.CANCELLED, world.now)
     world.now += 400.0
     fleet.pick(world.demand(), world.now)
-    assert all(ejection.until > world.now for ejection in fleet.outliers.out)
+    assert all(ejection.until > world.now for ejection in fleet.fitness.outliers.out)
