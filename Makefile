@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check bench lint clean
+.PHONY: demo test test-engines check bench lint clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,10 @@ check: lint
 
 test: lint
 	$(BIN)/pytest
+
+# Real engines: installs and compiles them in .tools/engines at first (4 GB, a quarter of an hour).
+test-engines: $(READY)
+	$(BIN)/pytest -m engines -rA tests/engines
 
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --group bench

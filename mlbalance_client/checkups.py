@@ -15,7 +15,8 @@ import anyio
 
 from .asking import Asking
 from .config import HealthChecksConfig
-from .core.fleet import Fleet, Unproven
+from .core.fitness import Unproven
+from .core.fleet import Fleet
 from .core.model import Replica, ReplicaId
 from .core.outlier import Failure, Proof
 from .core.report import LastCheck
@@ -120,7 +121,7 @@ class Checkups:
             while True:
                 await anyio.sleep(interval_s / _LOOKS_AN_INTERVAL)
                 now = self._clock()
-                unproven = {u.replica.id: u for u in self._fleet.without_evidence(now, interval_s)}
+                unproven = {u.replica.id: u for u in self._fleet.fitness.without_evidence(now, interval_s)}
                 for id_ in self._vigil.due(unproven, now, self._calls):
                     tasks.start_soon(self._check, self._of(unproven[id_].replica), unproven[id_])
                 self._forget_models(now)
@@ -172,12 +173,12 @@ class Checkups:
         check = proof.name.lower()
         checked.last = LastCheck(check, finding.health.value, finding.why, now)
         if finding.health is Health.PASSED:
-            self._fleet.checked(id_, now, proof)
+            self._fleet.fitness.checked(id_, now, proof)
             if checked.ill == check and checked.ill_since is not None:
                 self._tell(HealthCheckPassed(now, id_, check, now - checked.ill_since))
                 checked.ill = checked.ill_since = None
         elif finding.health is Health.FAILED:
-            self._fleet.check_failed(id_, now, failure)
+            self._fleet.fitness.check_failed(id_, now, failure)
             if checked.ill_since is None:
                 checked.ill_since = now
                 self._tell(HealthCheckFailed(now, id_, check, finding.why))

@@ -180,7 +180,48 @@ class BalancerTransport(library.BaseTransport):
             self._others.close()
 
 
-class AsyncClient(library.AsyncClient):
+class _Cookies(library.Cookies):
+    """The library's, but for answers without cookies, which models' all are: it takes apart each request for them."""
+
+    def extract_cookies(self, response: library.Response) -> None:
+        if "set-cookie" in response.headers:
+            super().extract_cookies(response)
+
+
+class _Spared:
+    """Spares a client of the library what costs as much as a pick and comes to the same for every call to a model."""
+
+    _MOST_URLS = 256
+
+    def _spare(self, cookies: Any) -> None:
+        self._jar = _Cookies(cookies)
+        self._base: library.URL | None = None
+        self._absolute: dict[str, library.URL] = {}
+
+    @property
+    def cookies(self) -> library.Cookies:
+        """As the library's."""
+        return self._jar
+
+    @cookies.setter
+    def cookies(self, cookies: Any) -> None:
+        self._jar = _Cookies(cookies)
+
+    def build_request(self, method: str, url: library.URL | str, **given: Any) -> library.Request:
+        """As the library's; a path that was asked for before is not taken apart again."""
+        client: Any = self
+        if client.base_url is not self._base:
+            self._base, self._absolute = client.base_url, {}
+        if not isinstance(url, str) or given.get("params") is not None or client.params:
+            return super().build_request(method, url, **given)  # type: ignore[misc, no-any-return]
+        known = self._absolute.get(url)
+        request: library.Request = super().build_request(method, known or url, **given)  # type: ignore[misc]
+        if known is None and len(self._absolute) < self._MOST_URLS:
+            self._absolute[url] = request.url
+        return request
+
+
+class AsyncClient(_Spared, library.AsyncClient):
     """A drop-in for the library's AsyncClient whose relative URLs go to the fleet.
 
     ``target`` as for AsyncBalancerTransport. Options of the library's client are honoured on the way to the
@@ -192,6 +233,7 @@ class AsyncClient(library.AsyncClient):
         self.balancer = AsyncBalancerTransport(target, fleet_url=str(base_url), **ours)
         theirs.setdefault("timeout", library.Timeout(**self.balancer.face.default_timeouts()))
         super().__init__(transport=self.balancer, base_url=base_url, **theirs)
+        self._spare(theirs.get("cookies"))
 
     def snapshot(self) -> FleetSnapshot:
         """What the client believes of each replica."""
@@ -208,7 +250,7 @@ class AsyncClient(library.AsyncClient):
         return self.balancer.engine.events.subscribe(subscriber)
 
 
-class Client(library.Client):
+class Client(_Spared, library.Client):
     """The synchronous drop-in; see AsyncClient. Any number of threads may share one."""
 
     def __init__(self, target: Target = None, *, base_url: str = FLEET_URL, **options: Any) -> None:
@@ -216,6 +258,7 @@ class Client(library.Client):
         self.balancer = BalancerTransport(target, fleet_url=str(base_url), **ours)
         theirs.setdefault("timeout", library.Timeout(**self.balancer.face.default_timeouts()))
         super().__init__(transport=self.balancer, base_url=base_url, **theirs)
+        self._spare(theirs.get("cookies"))
 
     def snapshot(self) -> FleetSnapshot:
         """What the client believes of each replica."""

@@ -96,7 +96,7 @@ class CallUnderWay:
     report: CallReport
     deadline_at: float = inf
     look_at: float = inf
-    attempts: list[AttemptReport] = field(default_factory=list)
+    attempts: tuple[AttemptReport, ...] = ()
     flows: dict[int, Flow] = field(default_factory=dict)
     running: dict[int, Attempt] = field(default_factory=dict)
     scope: anyio.CancelScope | None = None
@@ -208,7 +208,7 @@ class Performer:
             call.over = True
             call.scope = None
             if call.alarm is not None:
-                call.alarm.cancel()
+                self.alarms.cancel(call.alarm)
             if call.running:
                 self._leave_others(call, None)
             for number, flow in list(call.flows.items()):
@@ -321,9 +321,8 @@ class Performer:
             kind = FailureKind.FIRST_CONTENT_TIMEOUT if overdue else FailureKind.CANCELLED
             self._ended(call, attempt, failure=kind, detail=_beaten_by(winner))
             raise
-        if (
-            command not in _own(attempt.number) and not attempt.flow.settled
-        ):  # another was first in the same breath
+        if not _delivers(command, attempt.number) and not attempt.flow.settled:
+            # another was first in the same breath
             await self._drop(call, attempt, Verdict.CANCELLED)
         self._ended(call, attempt, status=attempt.flow.wire.status)
         return command
@@ -344,7 +343,7 @@ class Performer:
             tokens = flow.ending.usage.output_tokens if flow.ending and flow.ending.usage else None
             self._hedging.answered(attempt.expected, now - attempt.began, now, tokens)
             command = call.plan.content(attempt.number)
-            if command == Deliver(attempt.number):
+            if _delivers(command, attempt.number):
                 call.report.ttft_s = now - call.began
             return command
         error = flow.in_band_error
@@ -360,7 +359,7 @@ class Performer:
             attempt.pick.failed(now, hints.after_s, failure_of_status(status, hints.after_s))
         others = self._fleet.others(call.demand, call.plan.tried, now)
         command = call.plan.refused(attempt.number, status, now, held=held, hints=hints, others=others)
-        if not held and command not in _own(attempt.number):
+        if not held and not _delivers(command, attempt.number):
             call.flows.pop(attempt.number, None)
             # Now: a second attempt that fails while this is being closed cuts that short with its command.
             self._ended(call, attempt, status=flow.wire.status)
@@ -374,9 +373,9 @@ class Performer:
         for attempt in call.running.values():
             at = min(at, attempt.overdue_at)
         if call.alarm is not None:
-            if call.alarm.ring is not None and call.alarm.at <= at:
+            if call.alarm[0] <= at:
                 return  # it will look again then
-            call.alarm.cancel()
+            self.alarms.cancel(call.alarm)
         call.alarm = self.alarms.set(at, partial(self._on_alarm, call)) if at < inf else None
 
     def _on_alarm(self, call: CallUnderWay) -> None:
@@ -419,7 +418,7 @@ class Performer:
         ):
             self._hedge(call, first, decision, now)
         elif call.plan.may_move(now) and (
-            self._fleet.outliers.ejection(first.pick.place) is not None
+            self._fleet.fitness.outliers.ejection(first.pick.place) is not None
             or (
                 stood_s >= _LONG_DELAYS * first.slow_s
                 and first.pick.mute
@@ -569,16 +568,10 @@ class Performer:
     def _ended(self, call: CallUnderWay, attempt: Attempt, **how: Any) -> None:
         if not attempt.told:
             attempt.told = True
-            call.attempts.append(
-                self._tell.ended(
-                    call.id,
-                    attempt.pick,
-                    attempt.number,
-                    call_began=call.began,
-                    began=attempt.began,
-                    **how,
-                )
+            told = self._tell.ended(
+                call.id, attempt.pick, attempt.number, call_began=call.began, began=attempt.began, **how
             )
+            call.attempts += (told,)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -596,6 +589,6 @@ def _beaten_by(winner: int | None) -> str:
     return "" if winner is None else f"attempt {winner} answered first"
 
 
-def _own(number: int) -> tuple[Command, Command]:
-    """The commands that deliver this attempt's answer."""
-    return Deliver(number), Deliver(number, exhausted=True)
+def _delivers(command: Command, number: int) -> bool:
+    """Whether it is this attempt's answer that is delivered."""
+    return isinstance(command, Deliver) and command.number == number

@@ -875,3 +875,34 @@ def test_after_a_fork_a_used_client_refuses_and_an_unused_one_draws_anew() -> No
     assert said[0] == "True"
     assert len(said) == 5
     assert len(set(said[1:])) == 4
+
+
+async def test_cookies_and_urls_are_as_the_librarys(fleet: Fleet) -> None:
+    client = mlb.AsyncClient(",".join(fleet.urls[:1]), cookies={"a": "1"})
+    plain = httpx.AsyncClient(base_url="http://fleet", cookies={"a": "1"})
+    try:
+        for _ in range(2):
+            for url, given in (
+                ("/v1/models", {}),
+                ("/v1/models?x=1", {}),
+                ("/v1/models", {"params": {"y": "2"}}),
+                ("v1/%41", {"cookies": {"b": "2"}}),
+                (httpx.URL("/v1/models"), {}),
+            ):
+                ours, theirs = (
+                    client.build_request("GET", url, **given),
+                    plain.build_request("GET", url, **given),
+                )
+                assert (ours.url, ours.headers) == (theirs.url, theirs.headers)
+        for each in (client, plain):
+            each.base_url = "http://fleet/below"
+            each.params = {"p": "1"}
+            each.cookies = {"c": "3"}
+        assert client.build_request("GET", "/v1/models").url == plain.build_request("GET", "/v1/models").url
+        answer = httpx.Response(200, headers={"set-cookie": "d=4"}, request=client.build_request("GET", "/x"))
+        client.cookies.extract_cookies(answer)
+        plain.cookies.extract_cookies(answer)
+        assert dict(client.cookies) == dict(plain.cookies) == {"c": "3", "d": "4"}
+    finally:
+        await client.aclose()
+        await plain.aclose()

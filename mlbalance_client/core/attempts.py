@@ -117,7 +117,7 @@ class Attempts:
     _tried: frozenset[ReplicaId] = frozenset()
     _numbers: int = 0
     _sent: int = 0
-    _hedges: set[int] = field(default_factory=set)
+    _hedges: frozenset[int] = frozenset()
     _open: set[int] = field(default_factory=set)
     _held: int | None = None
     _anew: bool = False
@@ -161,7 +161,7 @@ class Attempts:
         self._tried = self._tried | {replica}
         self._open.add(self._numbers)
         if hedge:
-            self._hedges.add(self._numbers)
+            self._hedges |= {self._numbers}
         else:
             self._sent += 1
         return self._numbers

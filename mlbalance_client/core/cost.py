@@ -7,6 +7,7 @@ the rate is learned per replica; the knee is a setting, as it hardly moves withi
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import deque
 from dataclasses import dataclass, field
 from math import isfinite
@@ -28,29 +29,31 @@ def prefill_units(uncached_tokens: float, prompt_tokens: float, knee_tokens: flo
 
 
 class Recent:
-    """A quantile of the last ``count`` samples; exact, and sorted only when it is read after a change."""
+    """A quantile of the last ``count`` samples; exact. They are kept sorted, for it is read after every sample."""
 
-    __slots__ = ("_quantile", "_samples", "_value")
+    __slots__ = ("_count", "_ordered", "_quantile", "_samples")
 
     def __init__(self, quantile: float, count: int = _SAMPLES) -> None:
         self._quantile = quantile
-        self._samples: deque[float] = deque(maxlen=count)
-        self._value: float | None = None
+        self._count = count
+        self._samples: deque[float] = deque()
+        self._ordered: list[float] = []
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._ordered)
 
     def add(self, sample: float) -> None:
         """Take in one sample."""
+        ordered = self._ordered
+        if len(ordered) == self._count:
+            del ordered[bisect_left(ordered, self._samples.popleft())]
         self._samples.append(sample)
-        self._value = None
+        insort(ordered, sample)
 
     def value(self) -> float | None:
         """The quantile, or ``None`` before the first sample."""
-        if self._value is None and self._samples:
-            ordered = sorted(self._samples)
-            self._value = ordered[int(self._quantile * (len(ordered) - 1))]
-        return self._value
+        ordered = self._ordered
+        return ordered[int(self._quantile * (len(ordered) - 1))] if ordered else None
 
 
 class TokenRatio:

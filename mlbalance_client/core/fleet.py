@@ -11,27 +11,25 @@ from dataclasses import dataclass
 from itertools import repeat
 from math import inf
 from random import Random
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from ..errors import NoReplicas
-from ..events import PanicChanged, ReplicaEjected, ReplicaReturned
 from .attempts import Others
 from .company import Company
 from .cost import Costs, PrefillRates, prefill_units
 from .fingerprint import BLOCK_BYTES, Fingerprint
-from .fullness import Fullness
+from .fitness import Fitness, News, unheard
 from .ledger import Charge, Ledger
 from .load_report import LoadReport
 from .load_view import Guess, LoadView
 from .model import Demand, Replica, ReplicaId, ReplicaState, Usage, Verdict
-from .outlier import Ejection, Failure, Outliers, Proof
+from .outlier import Failure, Outliers
 from .pace import Stream
 from .picker import Decision, PickingSettings, PrefixTokens, Sight, Source, policy
 from .pool import Pool
 from .prefix_index import PrefixIndex
 from .published import PublishedPrefixes, Publishers
 from .pushback import Pushback
-from .readiness import Readiness
 from .remembered import Remembered
 from .slow_start import SlowStart
 from .tiers import tiers
@@ -45,25 +43,6 @@ _RENAMED_AFTER_S = 10.0
 _FLOOR_S = 0.05
 # Usual for one of many sequences in a batch on a data-centre GPU.
 _DECODE_S_PER_TOKEN = 0.02
-
-
-class _NoDetection(NamedTuple):
-    """Nobody is ever ejected."""
-
-    consecutive_failures: int = 0
-    failure_share: float = 1.0
-    slow_factor: float = float("inf")
-    ejection_base_s: float = 30.0
-    ejection_max_s: float = 300.0
-    max_ejected_share: float = 0.0
-    panic_below_share: float = 0.0
-
-
-class _NoSlowStart(NamedTuple):
-    """Newcomers are taken as they are."""
-
-    window_s: float = 0.0
-    min_share: float = 1.0
 
 
 class FleetSettings(PickingSettings, Protocol):
@@ -105,20 +84,6 @@ class MembershipChange:
         return bool(self.added or self.removed or self.changed)
 
 
-class Unproven(NamedTuple):
-    """A replica of which traffic tells nothing now, and the proof that it is well."""
-
-    replica: Replica
-    needs: Proof
-
-
-News = ReplicaEjected | ReplicaReturned | PanicChanged
-
-
-def _unheard(news: News) -> None:
-    """Nobody listens."""
-
-
 class Pick:
     """One chosen and charged replica; tell it what became of the attempt, in any order, as often as you like."""
 
@@ -154,7 +119,7 @@ class Pick:
             self._fleet.ledger.first_content(charge, now)
             if charge.account.open:  # else the replica is gone and its place may be another's
                 self._stream = self._fleet.load.pace.stream(self.place, now)
-                self._fleet.outliers.begun(self.place, now)
+                self._fleet.fitness.outliers.begun(self.place, now)
                 self._took(now - charge.at, 0.0, now)
                 self._fleet.stir(self.place)
 
@@ -170,23 +135,23 @@ class Pick:
     def failed(self, now: float, retry_after_s: float | None = None, kind: Failure = Failure.ERROR) -> None:
         """The replica failed the call, which speaks against it; when it will take calls again, if it said so."""
         if self._charge.account.open:
-            self._fleet.on_failed(self.place, kind, now, retry_after_s, on_trial=self._on_trial)
+            self._fleet.fitness.failed(self.place, kind, now, retry_after_s, on_trial=self._on_trial)
 
     def silent(self, now: float, since: float | None = None, *, patient: bool = True) -> None:
         """The call is slow, and nothing has come of it; nor of any other there since then, as far as that tells.
 
         ``patient``: that is no wonder of a replica that starts slowly.
         """
-        fleet, charge = self._fleet, self._charge
-        if charge.account.open and not (patient and self.place in fleet.slow_start):
+        fitness, charge = self._fleet.fitness, self._charge
+        if charge.account.open and not (patient and self.place in fitness.slow_start):
             began = charge.at if since is None else since
-            fleet.eject(fleet.outliers.silent(self.place, charge, began, now), now)
+            fitness.eject(fitness.outliers.silent(self.place, charge, began, now), now)
 
     @property
     def mute(self) -> bool:
         """Whether its replica has begun no answer since the call was sent, though others have."""
         charge = self._charge
-        return charge.account.open and self._fleet.outliers.mute(self.place, charge.at)
+        return charge.account.open and self._fleet.fitness.outliers.mute(self.place, charge.at)
 
     def cut_short(self, now: float) -> None:
         """The call was given up after it had stood for so long without content: it would have taken longer yet."""
@@ -201,7 +166,7 @@ class Pick:
         if self._stream is not None:
             self._stream.close()
         if self._on_trial and charge.account.open:
-            self._fleet.slow_start.ended(self.place)
+            self._fleet.fitness.slow_start.ended(self.place)
         if self.demand.blind and verdict is Verdict.OK and charge.account.open:
             tokens = self.demand.output_tokens if usage is None else usage.output_tokens or 0
             self._took(now - charge.at, tokens * _DECODE_S_PER_TOKEN, now)
@@ -210,11 +175,12 @@ class Pick:
     def _took(self, took_s: float, decode_s: float, now: float, *, at_least: bool = False) -> None:
         """Told as a multiple of what the call would need at a replica that is as fast as its weight says."""
         fleet, place, chosen = self._fleet, self.place, self.decision.chosen
-        if fleet.slow_start.active and place in fleet.slow_start:
+        fitness = fleet.fitness
+        if fitness.slow_start.active and place in fitness.slow_start:
             return
         work_s = (chosen.waiting_s + chosen.own_s) * fleet.rates.relative(place)
         multiple = (took_s + _FLOOR_S) / (work_s + decode_s + _FLOOR_S)
-        fleet.eject(fleet.outliers.timed(place, multiple, now, at_least=at_least), now)
+        fitness.eject(fitness.outliers.timed(place, multiple, now, at_least=at_least), now)
 
 
 class Fleet:
@@ -231,7 +197,7 @@ class Fleet:
         windows: WindowSettings | None = None,
         outliers: Outliers | None = None,
         slow_start: SlowStart | None = None,
-        tell: Callable[[News], None] = _unheard,
+        tell: Callable[[News], None] = unheard,
     ) -> None:
         """``windows``: how much a replica may be sent; without, none is ever full."""
         self._settings = settings
@@ -250,16 +216,19 @@ class Fleet:
         self.load = LoadView(self.ledger, settings.others_memory_s, expiry_s, self.rates.__getitem__)
         self.publishers = Publishers(PublishedPrefixes() if published is None else published)
         self.company = Company()
-        self.pushback = pushback or Pushback(1.0, 30.0)
-        self.outliers = outliers or Outliers(_NoDetection(), rng)
-        self.slow_start = SlowStart(_NoSlowStart()) if slow_start is None else slow_start
-        self._tell = tell
-        self._panicked = False
         self._tiered = False
-        self._heard_at: dict[int, float] = {}
-        self._epochs: dict[int, str] = {}
-        self.readiness = Readiness(expiry_s)
-        self.fullness = Fullness(expiry_s)
+        self.fitness = Fitness(
+            self._replicas,
+            self._places,
+            rng,
+            expiry_s,
+            pushback=pushback,
+            outliers=outliers,
+            slow_start=slow_start,
+            tell=tell,
+        )
+        self.fitness.forget = self._forget_speed
+        self.fitness.changed = self._out_changed
         self.windows = None if windows is None else Windows(windows, self.ledger, self.load, expiry_s)
         self.on_stir: Callable[[int], None] | None = None
         self._identities: dict[int, str] = {}
@@ -273,7 +242,7 @@ class Fleet:
             self.rates,
             {},
             settings,
-            self.slow_start,
+            self.fitness.slow_start,
         )
 
     @property
@@ -303,16 +272,13 @@ class Fleet:
         for id_ in added:
             self._places[id_] = place = next(free)
             self._replicas[place] = wanted[id_]
-            self._heard_at[place] = now
-            if joins:
-                self.slow_start.admit(place)
+            self.fitness.joined(place, now, cold=joins)
         for id_ in changed:
             self._replicas[self._places[id_]] = wanted[id_]
         change = MembershipChange(tuple(added), tuple(removed), tuple(changed))
         if change:
             self._rebuild()
-            usable = (place for place, replica in self._replicas.items() if replica.usable)
-            self.outliers.members(usable, now)
+            self.fitness.members_changed(now)
         return change
 
     def demand(
@@ -393,13 +359,14 @@ class Fleet:
         self.index.record(chosen.place, demand.fingerprint.chain)
         if demand.session is not None:
             self.index.record(chosen.place, (demand.session,))
-        on_trial = self.slow_start.active and self.slow_start.taken(chosen.place)
+        starting = self.fitness.slow_start
+        on_trial = starting.active and starting.taken(chosen.place)
         return Pick(self, self._replicas[chosen.place], demand, decision, charge, guess, on_trial)
 
     def others(self, demand: Demand, excluded: Collection[ReplicaId], now: float) -> Others:
         """Who serves the call besides ``excluded``."""
         barred = self._barred(excluded)
-        unwilling = barred | self._unwilling(demand, now) | self._kept_out(now, replayable=demand.replayable)
+        unwilling = barred | self.fitness.unwilling(demand.model, now, replayable=demand.replayable)
         left = Others.NOBODY
         for pool in self._pools_for(demand.model):
             if pool.mask & ~unwilling:
@@ -411,9 +378,7 @@ class Fleet:
     def alternative(self, demand: Demand, excluded: Collection[ReplicaId], now: float) -> Decision | None:
         """What ``choose`` would say without ``excluded``, if it is one that takes calls, has shown so, and has room."""
         self.ledger.sweep(now)
-        unwilling = (
-            self._barred(excluded) | self._unwilling(demand, now) | self._kept_out(now, replayable=False)
-        )
+        unwilling = self._barred(excluded) | self.fitness.unwilling(demand.model, now, replayable=False)
         for pool in self._pools_for(demand.model):
             if pool.mask & ~unwilling:
                 decision, room = self._with_room(pool, unwilling, demand, now)
@@ -423,21 +388,7 @@ class Fleet:
     def opens_in_s(self, demand: Demand, now: float) -> float:
         """Seconds until somebody who serves the call does not rest; 0 if somebody does not, or nobody serves it."""
         places = {place for pool in self._pools_for(demand.model) for place in pool.places}
-        return min((self.pushback.rests_s(place, now) for place in places), default=0.0)
-
-    def _unwilling(self, demand: Demand, now: float) -> int:
-        return self.pushback.resting(now) | self.readiness.closed(demand.model, now)
-
-    def _kept_out(self, now: float, *, replayable: bool) -> int:
-        """Who is ejected, or on trial and not to get this call."""
-        if self.outliers.due(now):
-            for place in self.outliers.returned(now):
-                self._come_back(place, now)
-            for ejection in self.outliers.overdue(now):
-                self.eject(ejection, now)
-        if not self.slow_start.active:
-            return self.outliers.barred
-        return self.outliers.barred | self.slow_start.barred(replayable=replayable)
+        return min((self.fitness.pushback.rests_s(place, now) for place in places), default=0.0)
 
     def choose(self, demand: Demand, now: float, excluded: Collection[ReplicaId] = ()) -> Decision:
         """What ``pick`` would choose, without charging anything."""
@@ -468,8 +419,8 @@ class Fleet:
         return decision, False
 
     def _choose(self, pool: Pool, barred: int, demand: Demand, now: float) -> Decision:
-        if self.slow_start.active:
-            self.slow_start.ramp(now)
+        if self.fitness.slow_start.active:
+            self.fitness.slow_start.ramp(now)
         ratio = self.costs.ratio(demand.model).value
         self._sight.tokens_per_block = BLOCK_BYTES / ratio
         return self._policy.choose(self._sight, demand, pool, barred, now, self._rng)
@@ -536,110 +487,13 @@ class Fleet:
         return units / max((self.rates[place] for place in self._replicas), default=1.0)
 
     def _open_pool(self, demand: Demand, excluded: Collection[ReplicaId], now: float) -> tuple[Pool, int]:
-        """The first tier where somebody may be picked, and who of it may not.
-
-        Those who are ejected, on trial with another call, whose memory is full, or who rest get a call only where
-        nobody else is left, in this order: to ask one of them is better than to fail unasked.
-        """
+        """The first tier where somebody may be picked, and who of it may not."""
         pools, barred = self._pools_for(demand.model), self._barred(excluded)
-        kept_out = self._kept_out(now, replayable=demand.replayable)
-        resting, closed = self.pushback.resting(now), self.readiness.closed(demand.model, now)
-        full = self.fullness.full(now)
-        for unwilling in (
-            barred | closed | resting | kept_out | full,
-            barred | closed | resting | kept_out,
-            barred | closed | resting,
-            barred | closed,
-            barred,
-        ):
+        for unfit in self.fitness.levels(demand.model, now, replayable=demand.replayable):
             for pool in pools:
-                if pool.mask & ~unwilling:
-                    return pool, unwilling
+                if pool.mask & ~(barred | unfit):
+                    return pool, barred | unfit
         raise NoReplicas(self._nobody(demand, excluded))
-
-    # -- who is out, and who starts slowly ----------------------------------------------------------------------
-
-    def on_failed(
-        self, place: int, kind: Failure, now: float, retry_after_s: float | None, *, on_trial: bool
-    ) -> None:
-        """A replica failed a call."""
-        self._heard_at[place] = now
-        self.pushback.failed(place, now, retry_after_s)
-        self.eject(self.outliers.failed(place, kind, now, on_trial=on_trial), now)
-
-    def eject(self, ejection: Ejection | None, now: float) -> None:
-        """Act on an ejection, if there is one."""
-        if ejection is None:
-            return
-        self.slow_start.drop(ejection.place)
-        self.load.pace.drop(ejection.place)
-        replica = self._replicas[ejection.place]
-        self._tell(
-            ReplicaEjected(
-                now, replica.id, ejection.why, ejection.until - now, ejection.count, ejection.unreachable
-            )
-        )
-        self._out_changed(now)
-
-    def checked(self, id_: ReplicaId, now: float, proof: Proof) -> None:
-        """A health check was passed; it ends an ejection of which it proves the evidence wrong.
-
-        A model that has answered has shown itself: its replica is not on trial any more.
-        """
-        if (place := self._places.get(id_)) is None:
-            return
-        self._heard_at[place] = now
-        ejection = self.outliers.ejection(place)
-        if ejection is not None:
-            if proof < ejection.needs:
-                return
-            self.outliers.release(place, now)
-            self._come_back(place, now)
-        if proof is Proof.MODEL:
-            self.pushback.succeeded(place)
-            self.outliers.begun(place, now)
-            self.outliers.served(place, now)
-            self.slow_start.served(place, now)
-
-    def check_failed(self, id_: ReplicaId, now: float, kind: Failure) -> None:
-        """A health check was failed; it counts like a call."""
-        if (place := self._places.get(id_)) is not None:
-            self.on_failed(place, kind, now, None, on_trial=self.slow_start.on_trial(place))
-
-    def without_evidence(self, now: float, older_than_s: float) -> list[Unproven]:
-        """Those of whom nobody has told for so long, and those who are out or on trial: what proof each needs.
-
-        Not those of whom only callers' calls can tell, nor those that take no calls by their own word or a registry's.
-        """
-        closed = self.readiness.closed(None, now)
-        found = []
-        for place, replica in self._replicas.items():
-            if not replica.usable or closed >> place & 1:
-                continue
-            if (ejection := self.outliers.ejection(place)) is not None:
-                if ejection.needs < Proof.CALLS:
-                    found.append(Unproven(replica, ejection.needs))
-            elif self.slow_start.on_trial(place):
-                found.append(Unproven(replica, Proof.MODEL))
-            elif now - self._heard_at[place] >= older_than_s:
-                found.append(Unproven(replica, Proof.SYSTEM))
-        return found
-
-    def _come_back(self, place: int, now: float) -> None:
-        self.slow_start.admit(place)
-        self.pushback.drop(place)
-        self.rates.forget(place)
-        self._tell(ReplicaReturned(now, self._replicas[place].id))
-        self._out_changed(now)
-
-    def _out_changed(self, now: float) -> None:
-        if self._tiered:  # an ejected one counts as unhealthy there
-            self._pools.clear()
-            self._by_serving.clear()
-        if self.outliers.panic != self._panicked:
-            self._panicked = self.outliers.panic
-            usable = sum(replica.usable for replica in self._replicas.values())
-            self._tell(PanicChanged(now, self._panicked, len(self.outliers.out), usable))
 
     def _barred(self, excluded: Collection[ReplicaId]) -> int:
         barred = 0
@@ -652,16 +506,9 @@ class Fleet:
         """A replica has told how it is; one that is gone is not listened to."""
         if (place := self._places.get(id_)) is None:
             return
-        was_closed = bool(self.readiness.closed(None, report.at) >> place & 1)
         if self.load.hear(place, report) and self.windows is not None:
             self.windows.hear(place, report)
-        self.readiness.hear(place, report)
-        if was_closed and not self.readiness.closed(None, report.at) >> place & 1:
-            self.slow_start.admit(place)
-        elif report.epoch is not None and self._epochs.setdefault(place, report.epoch) != report.epoch:
-            self._epochs[place] = report.epoch
-            self.slow_start.admit(place)
-        self.fullness.hear(place, report)
+        self.fitness.hear(place, report)
         if report.replica is not None and self._identities.get(place) != report.replica:
             self._name(place, report.replica, report.at)
         self.stir(place)
@@ -700,15 +547,12 @@ class Fleet:
             known = round(pick.decision.chosen.hit_tokens / self._sight.tokens_per_block)
             self.index.forget(pick.place, pick.demand.fingerprint.chain[known:])
         if verdict is Verdict.OK and open_:
-            self.pushback.succeeded(pick.place)
+            fitness = self.fitness
             if charge.first_content_at is None:
-                self.outliers.begun(pick.place, now)
-            self.outliers.served(pick.place, now)
-            self._heard_at[pick.place] = now
-            if self.slow_start.active:
-                self.slow_start.served(pick.place, now)
-            elif (lag := self.load.pace.lag(pick.place)) > 1.0:
-                self.eject(self.outliers.lags(pick.place, lag, now), now)
+                fitness.outliers.begun(pick.place, now)
+            fitness.served(pick.place, now)
+            if (lag := self.load.pace.lag(pick.place)) > 1.0 and not fitness.slow_start.active:
+                fitness.eject(fitness.outliers.lags(pick.place, lag, now), now)
             self._learn(pick, charge, guess, usage or Usage())
         if open_:
             self.stir(pick.place)
@@ -754,7 +598,7 @@ class Fleet:
             alike = frozenset(serving)
             if alike not in self._by_serving:
                 self._by_serving[alike] = tiers(
-                    serving, self._settings.spill_below_share, self._identities, self.outliers.unfit
+                    serving, self._settings.spill_below_share, self._identities, self.fitness.outliers.unfit
                 )
             pools = self._pools[model] = self._by_serving[alike]
         return pools
@@ -788,18 +632,21 @@ class Fleet:
         self.index.drop(place)
         self.publishers.drop(place)
         self.load.drop(place)
-        self.pushback.drop(place)
-        self.readiness.drop(place)
+        self.fitness.drop(place)
         if self.windows is not None:
             self.windows.drop(place)
-        self.outliers.drop(place)
-        self.slow_start.drop(place)
-        self._heard_at.pop(place, None)
-        self._epochs.pop(place, None)
-        self.fullness.drop(place)
         self._identities.pop(place, None)
         self._named_at.pop(place, None)
         self.rates.drop(place)
+
+    def _forget_speed(self, place: int) -> None:
+        self.load.pace.drop(place)
+        self.rates.forget(place)
+
+    def _out_changed(self) -> None:
+        if self._tiered:  # who is ejected counts as unhealthy there
+            self._pools.clear()
+            self._by_serving.clear()
 
     def _rebuild(self) -> None:
         settings, replicas = self._settings, self._replicas

@@ -1,19 +1,23 @@
 """Which replicas have no memory left: what is sent there waits, or drives out others that then start anew.
 
-The share of the KV cache that running requests hold rules where it is told. Where it is not, the GPU's memory, which
-engines fill to 90 % or so at their start by design: only what is beyond that tells anything.
+Only where no queue is told: a queue shows what memory does not let in, and to bar a replica besides placed worse. The
+share of the KV cache that running requests hold comes first; without it the GPU's memory, which engines fill to 90 %
+or so at their start by design: only what is beyond that tells anything.
 """
 
 from __future__ import annotations
 
 from .load_report import LoadReport
+from .standing import tells
 
 _KV_FULL = 0.95
 _GPU_FULL = 0.98
 
 
 def is_full(report: LoadReport) -> bool:
-    """Whether its memory is near its limit."""
+    """Whether its memory is near its limit, and nothing else tells that it takes in no more."""
+    if tells(report) > 1:
+        return False
     if report.kv_used is not None:
         return report.kv_used >= _KV_FULL
     return report.gpu_memory is not None and report.gpu_memory >= _GPU_FULL

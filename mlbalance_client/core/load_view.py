@@ -9,7 +9,7 @@ as it ages, to nothing at its expiry. A call that is overdue says more than any 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from math import exp
 
@@ -154,15 +154,29 @@ class LoadView:
             else:
                 seconds.append(unseen_s)
         if reports and others > 0.0:
-            return levelled(seconds, [self._age_s(place, now) for place in places], _INFLOW * others)
+            return levelled(seconds, self._ages_s(places, now), _INFLOW * others)
         return seconds
 
-    def _age_s(self, place: int, now: float) -> float | None:
-        """How old the report at hand is, if it rules."""
-        known = self._reports.get(place)
-        if known is None or known[1] is Basis.NOTHING or now - known[0].at >= self._expiry_s:
-            return None
-        return max(0.0, now - known[0].at)
+    def _ages_s(self, places: Iterable[int], now: float) -> list[float | None]:
+        """How old the reports at hand are; None where none rules.
+
+        What own calls have found at a queue's look holds whatever came since: such reports are as old as the youngest.
+        """
+        ages: list[float | None] = []
+        guessed = []
+        for at, place in enumerate(places):
+            known = self._reports.get(place)
+            age_s = None
+            if known is not None and known[1] is not Basis.NOTHING and now - known[0].at < self._expiry_s:
+                age_s = max(0.0, now - known[0].at)
+                if known[1] not in _ALL_TOLD:
+                    guessed.append((age_s, at))
+            ages.append(age_s)
+        if guessed:
+            youngest_s = min(guessed)[0]
+            for _, at in guessed:
+                ages[at] = youngest_s
+        return ages
 
     def guess(self, place: int, now: float) -> Guess:
         """What the replica looks like now, to learn from when the call has found how it is."""

@@ -270,7 +270,7 @@ def _replicas(
     fleet: Fleet, now: float, last_check: Callable[[ReplicaId], LastCheck | None]
 ) -> Sequence[ReplicaSnapshot]:
     rows = []
-    shares = fleet.slow_start.ramp(now)
+    shares = fleet.fitness.slow_start.ramp(now)
     for place, replica in fleet.places():
         account = fleet.ledger.account(place)
         rows.append(
@@ -285,8 +285,8 @@ def _replicas(
                 requests=account.requests,
                 prefill_tokens=account.prefill_tokens,
                 decode_tokens=account.decode_tokens,
-                rests_s=fleet.pushback.rests_s(place, now),
-                ejected=None if (out := fleet.outliers.ejection(place)) is None else out.why,
+                rests_s=fleet.fitness.pushback.rests_s(place, now),
+                ejected=None if (out := fleet.fitness.outliers.ejection(place)) is None else out.why,
                 starting=shares.get(place),
                 looks=fleet.load.found(place, now).value,
                 waiting_s=fleet.load.waiting_s(place, now),

@@ -44,6 +44,4 @@ class KServe:
         if state is None:
             live = await self._pages.maybe(fetch, LIVE)
             state = State.STARTING if live is None or ready(live) else State.DRAINING
-        return LoadReport(
-            source=self.kind, at=at, state=state, models=await self._models.read(fetch, self._pages)
-        )
+        return LoadReport(source=self.kind, at=at, state=state, models=await self._models.read(fetch))

@@ -14,7 +14,8 @@ from .figures import mapping, parsed
 TEXT = "text/plain"
 JSON = "application/json"
 
-_NO_SUCH_PAGE = frozenset({401, 403, 404, 405, 501})
+_HIDDEN = frozenset({401, 403, 405, 501})
+_NO_SUCH_PAGE = _HIDDEN | {404}
 _ASK_AGAIN_AFTER = 64
 _MODELS_A_READ = 4
 _MOST_MODELS = 64
@@ -83,12 +84,16 @@ class ModelStates:
             if model and len(self._states) < _MOST_MODELS:
                 self._states.setdefault(model)
 
-    async def read(self, fetch: Fetch, pages: Pages) -> Mapping[str, str]:
-        """What is known of each by now; a model that is not ready is STARTING."""
+    async def read(self, fetch: Fetch) -> Mapping[str, str]:
+        """What is known of each by now; a model that is not ready is STARTING.
+
+        So is one that the server does not have (404): MLServer says so of a model that was unloaded, and answers calls
+        for it with 404.
+        """
         for model in list(islice(self._states, _MODELS_A_READ)):
-            page = await pages.maybe(fetch, f"/v2/models/{quote(model, safe='')}/ready")
+            page = await fetch(f"/v2/models/{quote(model, safe='')}/ready", accept=JSON)
             del self._states[model]
-            self._states[model] = None if page is None else (ready(page) or State.STARTING).value
+            self._states[model] = None if page.status in _HIDDEN else (ready(page) or State.STARTING).value
         return {model: state for model, state in self._states.items() if state is not None}
 
 

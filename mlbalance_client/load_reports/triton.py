@@ -60,7 +60,7 @@ class Triton:
         page = await self._pages.maybe(fetch, "/metrics", port=self._port, accept=TEXT)
         report = self._figures(page, at)
         state = ready(health) or State.STARTING
-        return replace(report, state=state, models=await self._models.read(fetch, self._pages))
+        return replace(report, state=state, models=await self._models.read(fetch))
 
     def _figures(self, page: Page | None, at: float) -> LoadReport:
         if page is None or page.status != 200:

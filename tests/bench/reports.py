@@ -39,9 +39,27 @@ TARGETS = {
 }
 
 
+# As load_reports.on_demand_tokens.
+ASKS_TOKENS = 2_048
+
+
 def counts(engine: Engine, now: float) -> LoadReport:
+    """What most engines tell."""
+    return LoadReport(source="counts", at=now, running=engine.running, waiting=engine.waiting)
+
+
+def vllm(engine: Engine, now: float) -> LoadReport:
     """What stock vLLM tells."""
-    return LoadReport(source="vllm", at=now, running=engine.running, waiting=engine.waiting)
+    return LoadReport(
+        source="vllm",
+        at=now,
+        running=engine.running,
+        waiting=engine.waiting,
+        kv_used=engine.kv_used_tokens / engine.spec.kv_tokens,
+        prefix_queries=engine.prefix_queries_total,
+        prefix_hits=engine.prefix_hits_total,
+        prefilled_tokens=engine.prompt_tokens_total,
+    )
 
 
 def waiting_tokens(engine: Engine, now: float) -> LoadReport:
@@ -84,8 +102,12 @@ def virtual() -> None:
         ("GPU utilization", gpu, 0.1, {}),
         ("counts", counts, 0.1, {}),
         ("counts", counts, 1.0, {}),
+        ("vLLM", vllm, 0.1, {}),
+        ("vLLM", vllm, 1.0, {}),
+        ("vLLM, asked too", vllm, 1.0, {"asks_tokens": ASKS_TOKENS}),
         ("waiting tokens", waiting_tokens, 0.1, {}),
         ("waiting tokens", waiting_tokens, 1.0, {}),
+        ("waiting tokens, asked too", waiting_tokens, 1.0, {"asks_tokens": ASKS_TOKENS}),
         ("all tokens", work, 0.1, {}),
         ("all tokens", work, 0.5, {}),
         ("all tokens", work, 1.0, {}),

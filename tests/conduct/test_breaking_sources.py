@@ -76,7 +76,8 @@ async def test_it_is_told_once_and_asked_within_the_backoff(
 
     monkeypatch.setattr(anyio, "sleep", sleep)
     heard: list[Event] = []
-    settings = mlb.BalancerConfig(discovery=config, load_reports={"kind": "none"})
+    quiet = {"load_reports": {"kind": "none"}, "health_checks": {"enabled": False}}
+    settings = mlb.BalancerConfig(discovery=config, **quiet)
     async with mlb.Balancer(settings) as balancer:
         balancer.subscribe(heard.append)
         with anyio.fail_after(30):

@@ -149,6 +149,20 @@ async def test_auto_falls_back_to_an_engines_pages() -> None:
     assert len(asked(server, LOAD)) == 1
 
 
+async def test_a_replica_that_answers_without_a_stream_is_asked_for_pages_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def long_pause(self: Cadence) -> float:
+        self.least_s = 3_600.0  # as it may be after a long start
+        return self.least_s
+
+    monkeypatch.setattr(Cadence, "failed", long_pause)
+    with Scripted(has_pages) as server:
+        async with mlb.AsyncClient(config(server)) as client:
+            await client.post(CHAT, json=chat())
+            await until(lambda: told(client).get("source") == "vllm")
+
+
 async def test_auto_follows_simulated_replicas_by_pages_and_by_stream(fleet: Fleet) -> None:
     with Fleet(
         1, spec=EngineSpec().scaled(20), middleware=["mlbalance_client.reporter.LoadReporter"]

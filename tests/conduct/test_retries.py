@@ -148,7 +148,7 @@ async def test_closing_the_client_ends_a_call_that_waits_to_be_tried_again() -> 
     import anyio
 
     with Scripted(first("retry-after: 0.9\r\n")) as only:
-        client = mlb.AsyncClient(config(only))
+        client = mlb.AsyncClient(config(only, http={"drain_s": 0}))
         caught: list[BaseException] = []
 
         async def call() -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from mlbalance_client.config import OutlierDetectionConfig, PickingConfig, SlowStartConfig
 from mlbalance_client.core.fingerprint import fingerprint
-from mlbalance_client.core.fleet import Fleet, News
+from mlbalance_client.core.fitness import News
+from mlbalance_client.core.fleet import Fleet
 from mlbalance_client.core.load_report import LoadReport, State
 from mlbalance_client.core.model import Demand, Replica, ReplicaId, ReplicaState, Verdict
 from mlbalance_client.core.outlier import Failure, Outliers, Proof
@@ -25,7 +26,7 @@ class World(NamedTuple):
     news: list[News]
 
     def unproven(self, now: float) -> dict[ReplicaId, Proof]:
-        return {each.replica.id: each.needs for each in self.fleet.without_evidence(now, 10.0)}
+        return {each.replica.id: each.needs for each in self.fleet.fitness.without_evidence(now, 10.0)}
 
     def call(self, to: ReplicaId, now: float, failure: Failure | None = None) -> None:
         others = [id_ for id_ in (A, B, C) if id_ != to]
@@ -35,7 +36,7 @@ class World(NamedTuple):
         pick.settle(Verdict.OK if failure is None else Verdict.FAILED, now)
 
     def out(self) -> list[int]:
-        return [ejection.place for ejection in self.fleet.outliers.out]
+        return [ejection.place for ejection in self.fleet.fitness.outliers.out]
 
 
 @pytest.fixture
@@ -59,9 +60,9 @@ def test_a_replica_is_silent_when_nobody_has_told_of_it_for_long(world: World) -
     assert world.unproven(9.0) == {}
     world.call(A, 5.0)
     assert world.unproven(12.0) == {B: Proof.SYSTEM, C: Proof.SYSTEM}
-    world.fleet.checked(B, 12.0, Proof.SYSTEM)
+    world.fleet.fitness.checked(B, 12.0, Proof.SYSTEM)
     assert world.unproven(13.0) == {C: Proof.SYSTEM}
-    world.fleet.check_failed(C, 13.0, Failure.SILENT)
+    world.fleet.fitness.check_failed(C, 13.0, Failure.SILENT)
     assert world.unproven(14.0) == {}
 
 
@@ -83,10 +84,10 @@ def test_an_ejection_ends_by_what_proves_its_evidence_wrong(
     eject(world, failure)
     assert world.unproven(2.0) == {A: needs}
     if needs is Proof.MODEL:
-        world.fleet.checked(A, 2.0, Proof.SYSTEM)
+        world.fleet.fitness.checked(A, 2.0, Proof.SYSTEM)
         assert world.unproven(2.0) == {A: needs}
 
-    world.fleet.checked(A, 3.0, needs)
+    world.fleet.fitness.checked(A, 3.0, needs)
     assert world.out() == []
     assert isinstance(world.news[-1], ReplicaReturned)
     # A server that answers is yet to show that its model does; a model that answered has shown it.
@@ -95,8 +96,8 @@ def test_an_ejection_ends_by_what_proves_its_evidence_wrong(
 
 def test_a_failed_check_of_one_on_trial_sends_it_out_again_for_longer(world: World) -> None:
     eject(world, Failure.UNREACHABLE)
-    world.fleet.checked(A, 3.0, Proof.SYSTEM)
-    world.fleet.check_failed(A, 4.0, Failure.UNREACHABLE)
+    world.fleet.fitness.checked(A, 3.0, Proof.SYSTEM)
+    world.fleet.fitness.check_failed(A, 4.0, Failure.UNREACHABLE)
     assert len(world.out()) == 1
     again = world.news[-1]
     assert isinstance(again, ReplicaEjected)
@@ -106,15 +107,15 @@ def test_a_failed_check_of_one_on_trial_sends_it_out_again_for_longer(world: Wor
 def test_a_failed_check_of_an_ejected_one_changes_nothing(world: World) -> None:
     eject(world, Failure.ERROR)
     told = list(world.news)
-    world.fleet.check_failed(A, 2.0, Failure.ERROR)
+    world.fleet.fitness.check_failed(A, 2.0, Failure.ERROR)
     assert world.news == told
 
 
 def test_no_check_speaks_against_slowness(world: World) -> None:
-    world.fleet.eject(world.fleet.outliers.lags(0, 10.0, 1.0), 1.0)
+    world.fleet.fitness.eject(world.fleet.fitness.outliers.lags(0, 10.0, 1.0), 1.0)
     assert len(world.out()) == 1
     assert world.unproven(1.0) == {}
-    world.fleet.checked(A, 2.0, Proof.MODEL)
+    world.fleet.fitness.checked(A, 2.0, Proof.MODEL)
     assert len(world.out()) == 1
 
 
@@ -127,16 +128,16 @@ def test_who_takes_no_calls_by_its_own_word_or_the_registrys_is_left_in_peace(wo
 
 def test_of_who_is_gone_nothing_is_heard(world: World) -> None:
     world.fleet.update(REPLICAS[:2], 1.0)
-    world.fleet.checked(C, 2.0, Proof.MODEL)
-    world.fleet.check_failed(C, 2.0, Failure.ERROR)
+    world.fleet.fitness.checked(C, 2.0, Proof.MODEL)
+    world.fleet.fitness.check_failed(C, 2.0, Failure.ERROR)
     assert world.unproven(20.0) == {A: Proof.SYSTEM, B: Proof.SYSTEM}
 
 
 def test_one_that_fails_on_trial_after_slowness_is_not_let_back_by_a_check(world: World) -> None:
-    world.fleet.eject(world.fleet.outliers.lags(0, 10.0, 1.0), 1.0)
-    (ejection,) = world.fleet.outliers.out
+    world.fleet.fitness.eject(world.fleet.fitness.outliers.lags(0, 10.0, 1.0), 1.0)
+    (ejection,) = world.fleet.fitness.outliers.out
     world.call(B, ejection.until + 0.1)
     assert world.out() == []
-    world.fleet.check_failed(A, ejection.until + 0.2, Failure.ERROR)
+    world.fleet.fitness.check_failed(A, ejection.until + 0.2, Failure.ERROR)
     assert len(world.out()) == 1
     assert A not in world.unproven(ejection.until + 0.3)

@@ -20,8 +20,8 @@ GPU = 80 * 10**9
 def fleet(**memory: Any) -> Fleet:
     made = Fleet(PickingConfig(), Random(1), expiry_s=5.0)
     made.update([Replica(FULL, "http://full"), Replica(ROOMY, "http://roomy")])
-    made.hear(FULL, LoadReport(source="test", at=0.0, waiting=0, **memory))
-    made.hear(ROOMY, LoadReport(source="test", at=0.0, waiting=3, kv_used=0.5))
+    made.hear(FULL, LoadReport(source="test", at=0.0, gpu_utilization=0.05, **memory))
+    made.hear(ROOMY, LoadReport(source="test", at=0.0, gpu_utilization=1.0, kv_used=0.5))
     return made
 
 
@@ -31,43 +31,53 @@ def picked(made: Fleet, now: float = 0.1) -> ReplicaId:
 
 
 @pytest.mark.parametrize(
-    ("memory", "goes_to"),
+    ("memory", "full"),
     [
-        ({"kv_used": 0.97}, ROOMY),
-        ({"kv_used": 0.90}, FULL),
-        ({"gpu_memory_used_bytes": GPU * 99 // 100, "gpu_memory_total_bytes": GPU}, ROOMY),
-        ({"gpu_memory_used_bytes": GPU * 92 // 100, "gpu_memory_total_bytes": GPU}, FULL),
-        ({"kv_used": 0.2, "gpu_memory_used_bytes": GPU, "gpu_memory_total_bytes": GPU}, FULL),
+        ({"kv_used": 0.97}, True),
+        ({"kv_used": 0.90}, False),
+        ({"gpu_memory_used_bytes": GPU * 99 // 100, "gpu_memory_total_bytes": GPU}, True),
+        ({"gpu_memory_used_bytes": GPU * 92 // 100, "gpu_memory_total_bytes": GPU}, False),
+        ({"kv_used": 0.2, "gpu_memory_used_bytes": GPU, "gpu_memory_total_bytes": GPU}, False),
     ],
 )
 def test_full_memory_is_left_alone_and_what_engines_take_by_design_is_not_full(
-    memory: dict[str, Any], goes_to: ReplicaId
+    memory: dict[str, Any], full: bool
 ) -> None:
-    assert picked(fleet(**memory)) == goes_to
+    made = fleet(**memory)
+
+    assert made.fitness.fullness.full(0.1) == (1 if full else 0)
+    assert {picked(made) for _ in range(20)} == ({ROOMY} if full else {FULL, ROOMY})
+
+
+def test_where_a_queue_is_told_it_rules() -> None:
+    made = fleet()
+    made.hear(FULL, LoadReport(source="test", at=0.1, waiting=0, kv_used=1.0))
+
+    assert made.fitness.fullness.full(0.2) == 0
 
 
 def test_where_all_are_full_the_call_is_placed_all_the_same() -> None:
     made = fleet(kv_used=1.0)
-    made.hear(ROOMY, LoadReport(source="test", at=0.0, waiting=3, kv_used=1.0))
+    made.hear(ROOMY, LoadReport(source="test", at=0.0, gpu_utilization=1.0, kv_used=1.0))
 
-    assert picked(made) == FULL
+    assert {picked(made) for _ in range(20)} == {FULL, ROOMY}
 
 
 def test_room_is_heard_of_silence_is_not_and_old_reports_are_forgotten() -> None:
     made = fleet(kv_used=1.0)
-    made.hear(FULL, LoadReport(source="test", at=0.1, waiting=0))
+    made.hear(FULL, LoadReport(source="test", at=0.1, gpu_utilization=0.05))
     assert picked(made) == ROOMY
 
-    made.hear(FULL, LoadReport(source="test", at=0.2, waiting=0, kv_used=0.3))
-    assert picked(made, 0.3) == FULL
-    made.hear(FULL, LoadReport(source="test", at=0.4, waiting=0, kv_used=1.0))
-    made.hear(ROOMY, LoadReport(source="test", at=5.5, waiting=3, kv_used=0.5))
-    assert made.fullness.full(5.3) == 1
-    assert made.fullness.full(5.5) == 0
+    made.hear(FULL, LoadReport(source="test", at=0.2, gpu_utilization=0.05, kv_used=0.3))
+    assert made.fitness.fullness.full(0.3) == 0
+    made.hear(FULL, LoadReport(source="test", at=0.4, gpu_utilization=0.05, kv_used=1.0))
+    made.hear(ROOMY, LoadReport(source="test", at=5.5, gpu_utilization=1.0, kv_used=0.5))
+    assert made.fitness.fullness.full(5.3) == 1
+    assert made.fitness.fullness.full(5.5) == 0
 
 
 def test_a_place_that_is_free_again_is_not_full() -> None:
     made = fleet(kv_used=1.0)
     made.update([Replica(ROOMY, "http://roomy")])
 
-    assert made.fullness.full(0.1) == 0
+    assert made.fitness.fullness.full(0.1) == 0

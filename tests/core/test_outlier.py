@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from mlbalance_client.config import OutlierDetectionConfig, PickingConfig, SlowStartConfig
 from mlbalance_client.core.fingerprint import fingerprint
-from mlbalance_client.core.fleet import Fleet, News, Pick
+from mlbalance_client.core.fitness import News
+from mlbalance_client.core.fleet import Fleet, Pick
 from mlbalance_client.core.model import Demand, Replica, ReplicaId, Usage, Verdict
 from mlbalance_client.core.outlier import Failure, Outliers, failure_of, failure_of_status, wilson_low
 from mlbalance_client.core.pushback import Pushback
@@ -279,9 +280,26 @@ def test_calls_that_cannot_be_repeated_try_nobody_out() -> None:
         assert world.fleet.pick(demand, world.now).replica.id != "r1"
 
 
+def test_where_no_call_can_be_repeated_a_newcomer_is_tried_all_the_same() -> None:
+    """Else a rolling restart would leave all calls of an API that we do not know to the last old replica."""
+    world = World(3, window_s=10.0)
+    world.fleet.update(replicas(4), world.now)
+    taken = set()
+    for _ in range(60):
+        world.now += 1.0
+        demand = world.fleet.demand(fingerprint(world.rng.randbytes(4000)), text_bytes=4000, replayable=False)
+        pick = world.fleet.pick(demand, world.now)
+        if pick.replica.id == "r3":
+            assert world.now >= 10.0
+        taken.add(pick.replica.id)
+        world.finish(pick, slow((), 1.0))
+
+    assert "r3" in taken
+
+
 def test_newcomers_start_slowly_but_a_fleet_of_newcomers_does_not() -> None:
     world = World(4)
-    assert not world.fleet.slow_start.active
+    assert not world.fleet.fitness.slow_start.active
     world.run(40, slow((), 1.0))
 
     world.fleet.update(replicas(5), world.now)
@@ -394,7 +412,7 @@ def test_the_share_holds_the_last_one_stays_and_nobody_ejected_is_picked(
                 pick.settle(Verdict.OK, later, Usage(2000, 0, 10))
 
         pick = fleet.pick(world.demand(), world.now)
-        out = list(fleet.outliers.out)
+        out = list(fleet.fitness.outliers.out)
         refusing = [ejection for ejection in out if ejection.unreachable]
         reachable = len(members) - len(refusing)
         ejected = len(out) - len(refusing)
@@ -402,11 +420,11 @@ def test_the_share_holds_the_last_one_stays_and_nobody_ejected_is_picked(
         assert ejected < max(1, reachable)
         assert all(ejection.until - world.now <= 300.0 * 1.1 for ejection in out)
         names = {fleet_place for fleet_place, replica in fleet.places() if replica.id == pick.replica.id}
-        willing = [p for p, _ in fleet.places() if fleet.outliers.ejection(p) is None]
-        if willing and not fleet.outliers.panic:
-            trials = all(fleet.slow_start.on_trial(p) for p in willing)
-            assert trials or not names & {ejection.place for ejection in fleet.outliers.out}
+        willing = [p for p, _ in fleet.places() if fleet.fitness.outliers.ejection(p) is None]
+        if willing and not fleet.fitness.outliers.panic:
+            trials = all(fleet.fitness.slow_start.on_trial(p) for p in willing)
+            assert trials or not names & {ejection.place for ejection in fleet.fitness.outliers.out}
         pick.settle(Verdict.CANCELLED, world.now)
     world.now += 400.0
     fleet.pick(world.demand(), world.now)
-    assert all(ejection.until > world.now for ejection in fleet.outliers.out)
+    assert all(ejection.until > world.now for ejection in fleet.fitness.outliers.out)

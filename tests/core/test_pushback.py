@@ -77,12 +77,12 @@ def test_a_success_or_a_new_life_wakes_a_replica() -> None:
     fleet.update([replica])
     demand = fleet.demand(fingerprint(b"x"), text_bytes=1)
     fleet.pick(demand, 0.0).failed(0.0)
-    assert fleet.pushback.resting(1.0) == 1
+    assert fleet.fitness.pushback.resting(1.0) == 1
 
     fleet.pick(demand, 1.0).settle(Verdict.OK, 2.0)
-    assert fleet.pushback.resting(2.0) == 0
+    assert fleet.fitness.pushback.resting(2.0) == 0
 
     fleet.pick(demand, 3.0).failed(3.0)
     fleet.update([])
     fleet.update([replica])
-    assert fleet.pushback.resting(4.0) == 0
+    assert fleet.fitness.pushback.resting(4.0) == 0

@@ -224,6 +224,30 @@ async def test_kserves_status_counts_first_and_a_body_that_says_no_second(
     assert (await make("kserve").read(replica, 1.0)).state is state
 
 
+async def test_a_model_that_mlserver_has_unloaded_takes_no_calls_until_it_is_loaded_again() -> None:
+    path = "/v2/models/double/ready"
+    replica = ScriptedReplica({"/v2/health/ready": b"", path: page("mlserver_model_unloaded.http")})
+    form = create(LoadReportsConfig(kind="kserve"), ["double"])
+    assert form is not None
+
+    seen = [(await form.read(replica, 1.0)).models]
+    replica.pages[path] = page("mlserver_model_loading.http")
+    seen.append((await form.read(replica, 2.0)).models)
+    replica.pages[path] = b""
+    seen.append((await form.read(replica, 3.0)).models)
+
+    assert seen == [{"double": "starting"}, {"double": "starting"}, {"double": "ready"}]
+
+
+@pytest.mark.parametrize("status", [401, 403, 405, 501])
+async def test_a_model_of_which_nothing_is_shown_is_unknown(status: int) -> None:
+    replica = ScriptedReplica({"/v2/health/ready": b"", "/v2/models/m/ready": Page(status, {}, b"")})
+    form = create(LoadReportsConfig(kind="kserve"), ["m"])
+    assert form is not None
+
+    assert (await form.read(replica, 1.0)).models == {}
+
+
 async def test_tensorrt_llms_last_report_stands_with_its_own_time_when_there_is_nothing_new() -> None:
     replica = ScriptedReplica(REPLICAS["tensorrt_llm"])
     form = make("tensorrt_llm")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from ..environments import ROOT, environment
+
 ENVIRONMENTS = {
     "newest": [
         ".[httpx2,trio]", "openai>=3", "anthropic>=2", "langchain-openai>=1.7", "aiohttp", "fastapi", "uvicorn",
@@ -25,16 +24,7 @@ def python() -> Callable[[str], Path]:
     """The interpreter of an environment by its name; a fresh one takes about a minute."""
 
     def of(name: str) -> Path:
-        wanted = ENVIRONMENTS[name]
-        key = hashlib.sha256(repr((wanted, (ROOT / "pyproject.toml").read_bytes())).encode()).hexdigest()
-        home = ROOT / ".venvs" / name
-        interpreter, mark = home / "bin" / "python", home / ".made-for"
-        if not mark.exists() or mark.read_text() != key:
-            subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
-            pip = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-            subprocess.run([*pip, "--editable", *wanted], check=True, cwd=ROOT)
-            mark.write_text(key)
-        return interpreter
+        return environment(ROOT / ".venvs" / name, ENVIRONMENTS[name], editable=True)
 
     return of
 

@@ -38,6 +38,18 @@ def counts(engine: Engine, now: float) -> LoadReport:
     return LoadReport(source="vllm", at=now, running=engine.running, waiting=engine.waiting)
 
 
+def vllm(engine: Engine, now: float) -> LoadReport:
+    return LoadReport(
+        source="vllm",
+        at=now,
+        running=engine.running,
+        waiting=engine.waiting,
+        prefix_queries=engine.prefix_queries_total,
+        prefix_hits=engine.prefix_hits_total,
+        prefilled_tokens=engine.prompt_tokens_total,
+    )
+
+
 def work(engine: Engine, now: float) -> LoadReport:
     return LoadReport(source="stream", at=now, prefill_tokens=engine.prefill_tokens_outstanding)
 
@@ -65,6 +77,10 @@ def ours(clients: int, told: Told) -> float:
 @pytest.mark.parametrize(("clients", "most"), [(16, 1.15), (64, 1.25)])
 def test_work_and_prefixes_bring_strangers_close_to_omniscience(clients: int, most: float) -> None:
     assert ours(clients, Told(work, 0.1, prefixes=True)) <= most * judged(Omniscient)
+
+
+def test_stock_vllm_metrics_each_second_and_before_long_calls_do() -> None:
+    assert ours(16, Told(vllm, 1.0, asks_tokens=2_048)) <= 1.6 * judged(Omniscient)
 
 
 @pytest.mark.parametrize("tell", [counts, work])

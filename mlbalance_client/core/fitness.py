@@ -1,0 +1,243 @@
+"""Which replicas may be sent calls: what was learned of their health, and what they say of themselves, in one place.
+
+Replicas that rest, are ejected, on trial, closed by their own word, or have no memory left are avoided; each rule is a
+module of its own. ``levels`` says in which order they are asked nevertheless where nobody else is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from random import Random
+from typing import NamedTuple
+
+from ..events import PanicChanged, ReplicaEjected, ReplicaReturned
+from .fullness import Fullness
+from .load_report import LoadReport
+from .model import Replica, ReplicaId
+from .outlier import Ejection, Failure, Outliers, Proof
+from .pushback import Pushback
+from .readiness import Readiness
+from .slow_start import SlowStart
+
+
+class _NoDetection(NamedTuple):
+    """Nobody is ever ejected."""
+
+    consecutive_failures: int = 0
+    failure_share: float = 1.0
+    slow_factor: float = float("inf")
+    ejection_base_s: float = 30.0
+    ejection_max_s: float = 300.0
+    max_ejected_share: float = 0.0
+    panic_below_share: float = 0.0
+
+
+class _NoSlowStart(NamedTuple):
+    """Newcomers are taken as they are."""
+
+    window_s: float = 0.0
+    min_share: float = 1.0
+
+
+class Unproven(NamedTuple):
+    """A replica of which traffic tells nothing now, and the proof that it is well."""
+
+    replica: Replica
+    needs: Proof
+
+
+News = ReplicaEjected | ReplicaReturned | PanicChanged
+
+
+def unheard(news: News) -> None:
+    """Nobody listens."""
+
+
+def _nothing(place: int) -> None:
+    """Nobody has learned anything that is to be forgotten."""
+
+
+class Fitness:
+    """One client's. ``replicas`` and ``places``: the fleet's own tables, which change under it.
+
+    ``forget``: called with the place of a replica whose speed is to be learned anew; ``changed``: when who is out has.
+    """
+
+    def __init__(
+        self,
+        replicas: Mapping[int, Replica],
+        places: Mapping[ReplicaId, int],
+        rng: Random,
+        expiry_s: float,
+        *,
+        pushback: Pushback | None = None,
+        outliers: Outliers | None = None,
+        slow_start: SlowStart | None = None,
+        tell: Callable[[News], None] = unheard,
+    ) -> None:
+        self._replicas = replicas
+        self._places = places
+        self.pushback = pushback or Pushback(1.0, 30.0)
+        self.outliers = outliers or Outliers(_NoDetection(), rng)
+        self.slow_start = SlowStart(_NoSlowStart()) if slow_start is None else slow_start
+        self.readiness = Readiness(expiry_s)
+        self.fullness = Fullness(expiry_s)
+        self.forget: Callable[[int], None] = _nothing
+        self.changed: Callable[[], None] = lambda: None
+        self._tell = tell
+        self._panicked = False
+        self._heard_at: dict[int, float] = {}
+        self._epochs: dict[int, str] = {}
+
+    # -- who may be sent a call ---------------------------------------------------------------------------------
+
+    def unwilling(self, model: str | None, now: float, *, replayable: bool) -> int:
+        """Who is to get no call for ``model``, as a bit set; nor on trial, if it is not ``replayable``."""
+        return (
+            self.pushback.resting(now)
+            | self.readiness.closed(model, now)
+            | self._kept_out(now, replayable=replayable)
+        )
+
+    def levels(self, model: str | None, now: float, *, replayable: bool) -> Iterator[int]:
+        """Who is not to get it, from the best case to the worst.
+
+        Those who are full, ejected or on trial with another call, who rest, and who say that they are closed get a call
+        only where nobody else is left, in this order: to ask one of them is better than to fail unasked.
+        """
+        closed = self.readiness.closed(model, now)
+        resting = closed | self.pushback.resting(now)
+        kept_out = resting | self._kept_out(now, replayable=replayable)
+        yield kept_out | self.fullness.full(now)
+        yield kept_out
+        yield resting
+        yield closed
+        yield 0
+
+    def _kept_out(self, now: float, *, replayable: bool) -> int:
+        """Who is ejected, or on trial and not to get this call."""
+        if self.outliers.due(now):
+            for place in self.outliers.returned(now):
+                self._come_back(place, now)
+            for ejection in self.outliers.overdue(now):
+                self.eject(ejection, now)
+        if not self.slow_start.active:
+            return self.outliers.barred
+        return self.outliers.barred | self.slow_start.barred(now, replayable=replayable)
+
+    # -- what is learned of them --------------------------------------------------------------------------------
+
+    def joined(self, place: int, now: float, *, cold: bool) -> None:
+        """A replica is there; ``cold``: among others that were there before."""
+        self._heard_at[place] = now
+        if cold:
+            self.slow_start.admit(place, now)
+
+    def members_changed(self, now: float) -> None:
+        """Discovery has changed who there is, or in which state."""
+        self.outliers.members((place for place, replica in self._replicas.items() if replica.usable), now)
+
+    def drop(self, place: int) -> None:
+        """The replica is gone."""
+        for table in (self.pushback, self.readiness, self.outliers, self.slow_start, self.fullness):
+            table.drop(place)
+        self._heard_at.pop(place, None)
+        self._epochs.pop(place, None)
+
+    def hear(self, place: int, report: LoadReport) -> None:
+        """A replica has told how it is."""
+        was_closed = self.readiness.closed(None, report.at) >> place & 1
+        self.readiness.hear(place, report)
+        self.fullness.hear(place, report)
+        opens = was_closed and not self.readiness.closed(None, report.at) >> place & 1
+        restarted = report.epoch is not None and self._epochs.setdefault(place, report.epoch) != report.epoch
+        if restarted and report.epoch is not None:
+            self._epochs[place] = report.epoch
+        if opens or restarted:
+            self.slow_start.admit(place, report.at)
+
+    def served(self, place: int, now: float) -> None:
+        """A replica served a call to its end."""
+        self._heard_at[place] = now
+        self.pushback.succeeded(place)
+        self.outliers.served(place, now)
+        if self.slow_start.active:
+            self.slow_start.served(place, now)
+
+    def failed(
+        self, place: int, kind: Failure, now: float, retry_after_s: float | None, *, on_trial: bool
+    ) -> None:
+        """A replica failed a call."""
+        self._heard_at[place] = now
+        self.pushback.failed(place, now, retry_after_s)
+        self.eject(self.outliers.failed(place, kind, now, on_trial=on_trial), now)
+
+    def eject(self, ejection: Ejection | None, now: float) -> None:
+        """Act on an ejection, if there is one."""
+        if ejection is None:
+            return
+        self.slow_start.drop(ejection.place)
+        self.forget(ejection.place)
+        replica = self._replicas[ejection.place]
+        self._tell(
+            ReplicaEjected(
+                now, replica.id, ejection.why, ejection.until - now, ejection.count, ejection.unreachable
+            )
+        )
+        self._out_changed(now)
+
+    def checked(self, id_: ReplicaId, now: float, proof: Proof) -> None:
+        """A health check was passed; it ends an ejection of which it proves the evidence wrong.
+
+        A model that has answered has shown itself: its replica is not on trial any more.
+        """
+        if (place := self._places.get(id_)) is None:
+            return
+        self._heard_at[place] = now
+        ejection = self.outliers.ejection(place)
+        if ejection is not None:
+            if proof < ejection.needs:
+                return
+            self.outliers.release(place, now)
+            self._come_back(place, now)
+        if proof is Proof.MODEL:
+            self.outliers.begun(place, now)
+            self.served(place, now)
+
+    def check_failed(self, id_: ReplicaId, now: float, kind: Failure) -> None:
+        """A health check was failed; it counts like a call."""
+        if (place := self._places.get(id_)) is not None:
+            self.failed(place, kind, now, None, on_trial=self.slow_start.on_trial(place))
+
+    def without_evidence(self, now: float, older_than_s: float) -> list[Unproven]:
+        """Those of whom nobody has told for so long, and those who are out or on trial: what proof each needs.
+
+        Not those of whom only callers' calls can tell, nor those that take no calls by their own word or a registry's.
+        """
+        closed = self.readiness.closed(None, now)
+        found = []
+        for place, replica in self._replicas.items():
+            if not replica.usable or closed >> place & 1:
+                continue
+            if (ejection := self.outliers.ejection(place)) is not None:
+                if ejection.needs < Proof.CALLS:
+                    found.append(Unproven(replica, ejection.needs))
+            elif self.slow_start.on_trial(place):
+                found.append(Unproven(replica, Proof.MODEL))
+            elif now - self._heard_at[place] >= older_than_s:
+                found.append(Unproven(replica, Proof.SYSTEM))
+        return found
+
+    def _come_back(self, place: int, now: float) -> None:
+        self.slow_start.admit(place, now)
+        self.pushback.drop(place)
+        self.forget(place)
+        self._tell(ReplicaReturned(now, self._replicas[place].id))
+        self._out_changed(now)
+
+    def _out_changed(self, now: float) -> None:
+        self.changed()
+        if self.outliers.panic != self._panicked:
+            self._panicked = self.outliers.panic
+            usable = sum(replica.usable for replica in self._replicas.values())
+            self._tell(PanicChanged(now, self._panicked, len(self.outliers.out), usable))

@@ -1,0 +1,126 @@
+"""Real llama.cpp's server, as our client sees it."""
+
+from __future__ import annotations
+
+import anyio
+import httpx
+import pytest
+
+import mlbalance_client as mlb
+from mlbalance_client.simulator.model.fleet import Fleet
+from mlbalance_client.simulator.model.spec import EngineSpec
+
+from .engine import MODEL, SLOTS, LlamaServer
+from .using import (
+    CHAT,
+    ENDLESS,
+    Start,
+    agreement,
+    body,
+    client,
+    prose,
+    streams,
+    told,
+    until,
+    until_said,
+    watched_start,
+)
+
+pytestmark = [pytest.mark.engines, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(scope="module")
+def started(llama: LlamaServer) -> Start:
+    return anyio.run(watched_start, llama, llama.start)
+
+
+@pytest.fixture
+def engine(llama: LlamaServer, started: Start) -> LlamaServer:
+    return llama
+
+
+def test_calls_fail_clearly_while_it_loads_and_go_there_once_it_has(started: Start) -> None:
+    print(f"llama.cpp starting: states {started.states}, calls {started.outcomes}")
+
+    assert started.before is None
+    assert isinstance(started.refused, mlb.AttemptsExhausted)
+    assert isinstance(started.refused, httpx.ConnectError)
+    assert [state for state, _ in started.states][-1] == "ready"
+    assert {outcome for outcome, _ in started.outcomes} <= {"connect", 503, 200}
+
+
+def test_auto_finds_out_what_it_is(started: Start) -> None:
+    assert started.report["source"] == "llama_cpp"
+    assert started.report["models"] == {MODEL: "ready"}
+    assert started.report["batch_limit"] == SLOTS
+
+
+async def test_its_load_is_told_as_it_is_for_it_refuses_nobody(engine: LlamaServer) -> None:
+    async with client(engine.url) as using:
+        async with streams(using, SLOTS + 6):
+            await until(
+                lambda: (told(using).get("running"), told(using).get("waiting")) == (SLOTS, 6), using.snapshot
+            )
+            truth, report = engine.load(), told(using)
+        await until_said(engine.load, (0, 0))
+        await until(lambda: told(using)["running"] == 0, using.snapshot)
+        left = using.snapshot().outstanding_tokens
+    print(f"llama.cpp busy: itself {truth}, told {report}")
+
+    assert truth == (SLOTS, 6)
+    assert left == 0
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_it_gives_up_a_call_that_is_given_up(streamed: bool, engine: LlamaServer) -> None:
+    """It looks whether the caller of a plain answer is still there only after a second in which it has answered nobody
+    anything: whoever asks for its pages more often, as we do elsewhere, puts that off until the answer is done.
+    """
+    await until_said(engine.load, (0, 0))
+    before = engine.metrics()["llamacpp:tokens_predicted_total"]
+    async with client(engine.url, kind="none") as using:
+        async with anyio.create_task_group() as tasks:
+            if streamed:
+                async with using.stream("POST", CHAT, json=ENDLESS) as answer:
+                    await anext(answer.aiter_raw())
+                    running = engine.load()
+            else:
+                tasks.start_soon(_post, using)
+                await until_said(engine.load, (1, 0))
+                running = engine.load()
+                tasks.cancel_scope.cancel()
+        await until_said(engine.load, (0, 0), every_s=2.5)
+        generated = engine.metrics()["llamacpp:tokens_predicted_total"] - before
+        snapshot = using.snapshot()
+    print(f"llama.cpp, a call {'that streams' if streamed else 'that does not stream'}: {generated:g} tokens")
+
+    assert running == (1, 0)
+    assert generated < ENDLESS["max_tokens"]
+    assert (snapshot.outstanding_requests, snapshot.outstanding_tokens) == (0, 0)
+
+
+async def _post(using: mlb.AsyncClient) -> None:
+    await using.post(CHAT, json={**ENDLESS, "stream": False})
+
+
+async def test_what_the_client_remembers_is_what_it_has_cached(engine: LlamaServer) -> None:
+    async with client(engine.url) as using:
+        seen = await agreement(using, using, [prose(100), prose(100), prose(101), prose(100)])
+    print(f"llama.cpp, the client's own record: {seen}; by call {seen.pairs}")
+
+    assert seen.found > 0
+    assert abs(seen.predicted - seen.found) <= seen.found / 10
+
+
+async def test_auto_sees_that_it_has_taken_another_engines_place(engine: LlamaServer) -> None:
+    engine.kill()
+    async with client(engine.url) as using:
+        with Fleet(1, spec=EngineSpec().scaled(20), model=MODEL, port=engine.port):
+            await using.post(CHAT, json=body())
+            await until(lambda: told(using).get("source") == "vllm", using.snapshot)
+        engine.start()
+        await until(lambda: told(using).get("source") == "llama_cpp", using.snapshot)
+        await until(lambda: told(using).get("state") == "ready", using.snapshot)
+        answer = await using.post(CHAT, json=body())
+
+    assert answer.status_code == 200

@@ -1,0 +1,193 @@
+"""Using an engine through our client, and watching what the client says of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import anyio
+import httpx
+
+import mlbalance_client as mlb
+from mlbalance_client.core.picker import Source
+
+from .engine import MODEL, Engine
+
+CHAT = "/v1/chat/completions"
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "lazy",
+    "dog",
+    "load",
+    "balancer",
+    "replica",
+    "queue",
+]
+START_WITHIN_S = 900
+
+
+def body(text: str = "the quick brown fox", max_tokens: int = 4, **more: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": text}]
+    return {"model": MODEL, "messages": messages, "max_tokens": max_tokens, "temperature": 0, **more}
+
+
+def prose(seed: int, words: int = 1000) -> str:
+    """Words that the models' tokenizer knows."""
+    return " ".join(Random(seed).choices(WORDS, k=words))
+
+
+ENDLESS = body(max_tokens=3500, stream=True, ignore_eos=True)
+
+
+def client(*urls: str, kind: str = "auto", policy: str = "prefix_tokens") -> mlb.AsyncClient:
+    return mlb.AsyncClient(
+        mlb.BalancerConfig(
+            discovery={"kind": "static", "replicas": list(urls)},
+            load_reports={"kind": kind, "interval_s": 0.1, "timeout_s": 10, "expiry_s": 20},
+            picking={"policy": policy, "residual_s": 0.0},
+        ),
+        timeout=120,
+    )
+
+
+def told(of: mlb.AsyncClient, number: int = 0) -> dict[str, Any]:
+    """What a replica said last, as the client's snapshot has it."""
+    return of.snapshot().replicas[number].report or {}
+
+
+async def until(holds: Callable[[], bool], shows: Callable[[], object], within_s: float = 120) -> None:
+    with anyio.move_on_after(within_s):
+        while not holds():
+            await anyio.sleep(0.02)
+        return
+    raise AssertionError(f"still {shows()}")
+
+
+async def until_said(
+    engine: Callable[[], Any], wanted: Any, within_s: float = 120, every_s: float = 0.3
+) -> None:
+    """Until the engine itself says so, which is asked so often."""
+    seen = None
+    with anyio.move_on_after(within_s):
+        while (seen := await anyio.to_thread.run_sync(engine)) != wanted:
+            await anyio.sleep(every_s)
+        return
+    raise AssertionError(f"still {seen}, not {wanted}")
+
+
+@asynccontextmanager
+async def streams(of: mlb.AsyncClient, count: int) -> AsyncIterator[None]:
+    """So many streams that are read, until the block ends; then they are cancelled."""
+
+    async def read(number: int) -> None:
+        text = f"{number} {ENDLESS['messages'][0]['content']}"
+        async with of.stream("POST", CHAT, json={**ENDLESS, **body(text, 3500)}) as answer:
+            async for _ in answer.aiter_raw():
+                pass
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(count):
+            tasks.start_soon(read, number)
+        yield
+        tasks.cancel_scope.cancel()
+
+
+@dataclass
+class Start:
+    """What a client saw that was there before the engine.
+
+    ``states``: what its snapshot said of the engine, in turn, with seconds since the start; ``outcomes``: the same of
+    calls: a status, or how they failed.
+    """
+
+    before: object = None
+    refused: Exception | None = None
+    states: list[tuple[str, float]] = field(default_factory=list)
+    outcomes: list[tuple[object, float]] = field(default_factory=list)
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def note(self, state: str, outcome: object, after_s: float) -> None:
+        if not self.states or self.states[-1][0] != state:
+            self.states.append((state, after_s))
+        if not self.outcomes or self.outcomes[-1][0] != outcome:
+            self.outcomes.append((outcome, after_s))
+
+
+async def watched_start(engine: Engine, start: Callable[[], None]) -> Start:
+    """Start an engine under the eyes of a client that calls it all the while, until it serves and says so."""
+    seen = Start()
+    async with client(engine.url) as watching:
+        seen.before = watching.snapshot().replicas[0].report if watching.snapshot().replicas else None
+        try:
+            await watching.post(CHAT, json=body())
+        except httpx.HTTPError as error:
+            seen.refused = error
+        began = time.monotonic()
+        start()
+        while time.monotonic() < began + START_WITHIN_S:
+            assert engine.runs, engine.said()
+            outcome = await _outcome(watching)
+            seen.report = told(watching)
+            seen.note(str(seen.report.get("state", "unknown")), outcome, time.monotonic() - began)
+            if outcome == 200 and seen.report.get("state") == "ready":
+                return seen
+            await anyio.sleep(0.02)
+    raise AssertionError(f"{seen}\n{engine.said()}")
+
+
+async def _outcome(of: mlb.AsyncClient) -> object:
+    try:
+        return (await of.post(CHAT, json=body())).status_code
+    except mlb.AttemptsExhausted as error:
+        return error.kind
+
+
+def events(raw: bytes) -> list[dict[str, Any]]:
+    """The JSON objects of a stream of events."""
+    lines = (line.removeprefix(b"data: ") for line in raw.splitlines() if line.startswith(b"data: {"))
+    return [json.loads(line) for line in lines]
+
+
+@dataclass
+class Agreement:
+    """What was predicted of each call's cached tokens, and what the engine then found."""
+
+    pairs: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def predicted(self) -> int:
+        return sum(predicted for predicted, _ in self.pairs)
+
+    @property
+    def found(self) -> int:
+        return sum(found for _, found in self.pairs)
+
+    def __str__(self) -> str:
+        off = sum(abs(predicted - found) for predicted, found in self.pairs)
+        return f"{len(self.pairs)} calls: {self.predicted} cached tokens predicted, {self.found} found, {off} off"
+
+
+async def agreement(observer: mlb.AsyncClient, caller: mlb.AsyncClient, prompts: Sequence[str]) -> Agreement:
+    """``observer`` sends nothing and says what it believes to be cached; ``caller`` then sends it."""
+    seen = Agreement()
+    for prompt in prompts:
+        asked = body(prompt)
+        await anyio.sleep(0.6)  # changes of prefixes are told within half a second
+        believed = observer.explain(asked).candidates[0]
+        predicted = (
+            0 if believed.because == Source.HOME else believed.cached_tokens
+        )  # no prior: what is known
+        answer = (await caller.post(CHAT, json=asked)).raise_for_status()
+        details = answer.json()["usage"]["prompt_tokens_details"] or {}
+        seen.pairs.append((predicted, details.get("cached_tokens") or 0))
+    return seen
