@@ -68,7 +68,7 @@ def failure_of(kind: FailureKind) -> Failure | None:
 
 def failure_of_status(status: int, retry_after_s: float | None) -> Failure:
     """What a refusal says of its replica."""
-    busy = status in (429, 529) or (status == 503 and retry_after_s is not None)
+    busy = status in (429, 529) or (status == 503 and bool(retry_after_s))
     return Failure.PUSHBACK if busy else Failure.ERROR
 
 
