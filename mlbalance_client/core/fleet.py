@@ -131,6 +131,7 @@ class Pick:
         """More of a stream, for which its reader asked at ``asked``, came at ``arrived``."""
         if self._stream is not None and self._charge.account.open:
             self._stream.piece(asked, arrived)
+            self._fleet.fitness.outliers.alive(self.place, arrived)
 
     def failed(self, now: float, retry_after_s: float | None = None, kind: Failure = Failure.ERROR) -> None:
         """The replica failed the call, which speaks against it; when it will take calls again, if it said so."""

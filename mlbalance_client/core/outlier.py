@@ -6,8 +6,8 @@ Evidence against a replica, each weighed against what the others show, so that a
 failures   so many in a row (of broken connections fewer), while most others do not fail
 refusals   of connections, likewise: *unreachable*, which is out in any case and does not count as ejected
 rate       the lower Wilson bound of its share of failed calls is above ``failure_share`` and twice the others'
-silence    three slow calls, and no answer was begun since they were sent, while others have begun some. One call is
-           its own affair, and a stream that goes on shows nothing of calls that are yet to begin
+silence    three slow calls, and no piece of any answer since they were sent, while others have begun some; one call
+           is its own affair
 slowness   even the quicker quarter of its recent calls took ``slow_factor`` times what the others' took, each
            as a multiple of what a replica of its declared weight would need: long prompts and queues that are
            known do not count, and a replica somewhat slower is not ejected but weighed by its learned rate
@@ -154,6 +154,7 @@ class Outliers:
         self._members: frozenset[int] = frozenset()
         self._out: dict[int, Ejection] = {}
         self._silences: dict[int, _Silence] = {}
+        self._alive_at: dict[int, float] = {}
         self._begun_at: dict[int, float] = {}
         self._barred = 0
         self._unreachable = 0
@@ -222,15 +223,21 @@ class Outliers:
         self._records.pop(place, None)
         self._out.pop(place, None)
         self._silences.pop(place, None)
+        self._alive_at.pop(place, None)
         self._begun_at.pop(place, None)
 
     # -- evidence -----------------------------------------------------------------------------------------------
 
+    def alive(self, place: int, now: float) -> None:
+        """The replica gave a sign of life: a piece of an answer."""
+        self._alive_at[place] = now
+        if self._silences:
+            self._silences.pop(place, None)
+
     def begun(self, place: int, now: float) -> None:
         """The replica began to answer a call."""
         self._begun_at[place] = now
-        if self._silences:
-            self._silences.pop(place, None)
+        self.alive(place, now)
 
     def served(self, place: int, now: float) -> None:
         """The replica served a call to its end."""
@@ -292,7 +299,7 @@ class Outliers:
 
     def silent(self, place: int, call: Hashable, since: float, now: float) -> Ejection | None:
         """A call has been slow since then; told as often as it is looked at, each time since the last."""
-        if place not in self._records or place in self._out or self._begun_at.get(place, since) > since:
+        if place not in self._records or place in self._out or self._alive_at.get(place, since) > since:
             return None
         silence = self._silences.get(place)
         if silence is None:
