@@ -104,6 +104,10 @@ _FIRST = Start(frozenset())
 _WAIT = Wait()
 
 
+# What a retry that failed costs besides, in calls: so that an outage soon ends them (as failures do in gRFC A6).
+_IN_VAIN = 4.0
+
+
 @dataclass(slots=True)
 class Attempts:
     """``budget``: for retries, in calls. ``deadline_at``: nothing is waited for beyond it. ``max_hedges``: a call."""
@@ -221,6 +225,8 @@ class Attempts:
         if self._end is not None:
             return self._end
         failing = status in RETRIED_STATUSES
+        if failing:
+            self._in_vain(number)
         if not failing and not hints.retry:
             self._end = Deliver(number)
             return self._end
@@ -242,6 +248,8 @@ class Attempts:
         if self._end is not None:
             return self._end
         unsent = kind.never_sent and number not in self._hedges
+        if not kind.never_sent:
+            self._in_vain(number)
         self._sent -= unsent
         self._barred = self._barred or kind.by_caller
         if self._open:
@@ -275,6 +283,11 @@ class Attempts:
             return self._finish()
         self._anew = not elsewhere
         return Pause(now + wait_s) if wait_s > 0 else self.resumed()
+
+    def _in_vain(self, number: int) -> None:
+        """A retry that fails too shows that retries do not help now: it costs more than one that does."""
+        if self._sent > 1 and number not in self._hedges:
+            self.budget.drain(_IN_VAIN)
 
     def _finish(self) -> Command:
         if self._end is None:

@@ -33,6 +33,10 @@ class Budget:
         """It was not needed after all."""
         self._left = min(self._reserve, self._left + amount)
 
+    def drain(self, amount: float) -> None:
+        """Take as much of it as there is."""
+        self._left = max(0.0, self._left - amount)
+
     def spend(self, amount: float = 1.0) -> bool:
         """Take it, if there is enough."""
         if self._left < amount:

@@ -42,6 +42,7 @@ _ENOUGH = 6
 _QUICKER = 0.25
 _OTHERS = 2
 _UNREACHABLE_S = 5.0
+_UNREACHABLE_CHECKED_S = 60.0
 _JITTER = 0.1
 
 
@@ -145,7 +146,10 @@ class _Silence:
 
 
 class Outliers:
-    """One client's. Places are those of its fleet; ``members``: those that may be picked as far as discovery goes."""
+    """One client's. Places are those of its fleet; ``members``: those that may be picked as far as discovery goes.
+
+    ``awaits_checks``: whether health checks run, which tell when one that was unreachable is back.
+    """
 
     def __init__(self, settings: OutlierSettings, rng: Random) -> None:
         self._settings = settings
@@ -162,6 +166,7 @@ class Outliers:
         self._typical: tuple[int, float | None] = (0, None)
         self._timed = 0
         self.panic = False
+        self.awaits_checks = False
 
     # -- who is out ---------------------------------------------------------------------------------------------
 
@@ -249,7 +254,11 @@ class Outliers:
     def failed(self, place: int, kind: Failure, now: float, *, on_trial: bool = False) -> Ejection | None:
         """The replica failed a call. ``on_trial``: it was let back for this one."""
         record = self._records.get(place)
-        if record is None or kind is Failure.PUSHBACK or place in self._out:
+        if record is None or kind is Failure.PUSHBACK:
+            return None
+        if place in self._out:
+            if kind is Failure.UNREACHABLE and self.awaits_checks:
+                self._still_unreachable(place, now)
             return None
         broken = kind in (Failure.UNREACHABLE, Failure.BROKEN)
         if kind is not Failure.UNREACHABLE:  # which harms no call, and has a rule of its own
@@ -375,6 +384,8 @@ class Outliers:
         if unreachable:
             count = record.refused = record.refused + 1
             base_s = min(_UNREACHABLE_S, settings.ejection_base_s)
+            if self.awaits_checks:  # a check finds out that it is back, not a call
+                base_s = _UNREACHABLE_CHECKED_S
         else:
             healthy = int((now - record.back_at) / settings.ejection_base_s)
             count = record.times_out = max(0, record.times_out - healthy) + 1
@@ -387,6 +398,13 @@ class Outliers:
         self._trim(now)
         self._changed()
         return ejection
+
+    def _still_unreachable(self, place: int, now: float) -> None:
+        ejection = self._out[place]
+        until = max(ejection.until, now + _UNREACHABLE_CHECKED_S)
+        self._out[place] = replace(ejection, until=until, unreachable=True)
+        self._trim(now)
+        self._changed()
 
     def _trim(self, now: float) -> None:
         """Fewer can be reached now: let those back first whose time would be over first."""

@@ -138,7 +138,7 @@ class Wire:
             if not resending.begin_resend():
                 raise
             closed = error
-        return await self._resend(pool, _message(origin, request), closed, resending)
+        return await self._resend(pool, _message(origin, request), closed, resending, cut=connection.cut)
 
     def forget(self, origin: Origin) -> None:
         """The replica is gone: ``reap`` closes its idle connections, the busy ones are closed when they are done."""
@@ -186,13 +186,13 @@ class Wire:
         return WireAnswer(response, connection, pool)
 
     async def _resend(
-        self, pool: Pool, message: httpcore.Request, closed: WireError, resending: Resending
+        self, pool: Pool, message: httpcore.Request, closed: WireError, resending: Resending, *, cut: bool
     ) -> WireAnswer:
         try:
             answer = await self._exchange(pool, pool.take_new(), message)
         except WireError as error:
             resending.end_resend(sent=error.sent)
-            if error.sent:
+            if error.sent or cut:  # of half a request nothing can come
                 raise
             # Not a failure to connect: the request was sent, and may be what killed the replica.
             raise WireError(closed.kind, f"{closed}; then {error}") from error

@@ -354,3 +354,25 @@ def perform(call: Call, everybody: list[ReplicaId]) -> object:
                 command = call.plan.nobody_left()
             case _:
                 return command
+
+
+@pytest.mark.parametrize("calls", [50, 200, 1000])
+def test_an_outage_soon_ends_retries(calls: int) -> None:
+    budget, sent = Budget(0.1, 20), 0
+    for _ in range(calls):
+        plan = attempts(budget=budget)
+        command: object = Start(frozenset())
+        while isinstance(command, Start):
+            sent += 1
+            command = plan.refused(plan.started(A), 500, 0.0)
+
+    assert calls < sent <= 1.2 * calls
+
+
+def test_many_calls_of_one_replica_that_dies_can_all_go_elsewhere() -> None:
+    budget = Budget(0.1, 20)
+    for _ in range(20):
+        plan = attempts(budget=budget)
+        plan.started(A)
+        assert plan.failed(1, FailureKind.READ, 0.0) == Start(frozenset({A}))
+        assert plan.content(plan.started(B)) == Deliver(2)

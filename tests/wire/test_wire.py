@@ -568,3 +568,53 @@ async def test_verification_can_be_turned_off_by_name(authority: trustme.CA) -> 
     with https_server(authority) as url:
         async with mlb.AsyncClient(config(url), verify=False) as client:
             assert (await client.get("/")).text == "safe"
+
+
+class _Cut(httpcore.AsyncNetworkStream):
+    """Answers one request; the next one's body it does not take."""
+
+    def __init__(self) -> None:
+        self._writes = 0
+        self._answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        if not self._answer:
+            raise httpcore.ReadError("broken pipe")
+        answer, self._answer = self._answer, b""
+        return answer
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._writes += 1
+        if self._writes > 3:
+            raise httpcore.WriteError("broken pipe")
+
+    async def aclose(self) -> None:
+        pass
+
+    def get_extra_info(self, info: str) -> object:
+        return None
+
+
+class _Once(httpcore.AsyncNetworkBackend):
+    """Connects once, then refuses."""
+
+    def __init__(self) -> None:
+        self._connected = False
+
+    async def connect_tcp(self, *address: object, **options: object) -> httpcore.AsyncNetworkStream:
+        if self._connected:
+            raise httpcore.ConnectError("refused")
+        self._connected = True
+        return _Cut()
+
+
+async def test_what_was_cut_while_it_was_sent_and_could_not_be_sent_anew_was_never_sent() -> None:
+    wire, place = Wire(WireOptions(network_backend=_Once())), Origin.from_url("http://replica:80")
+    with closing(wire):
+        await read(await wire.open(place, request()))
+        resends = Resends()
+        with pytest.raises(WireError) as raised:
+            await wire.open(place, request(resending=resends))
+        assert raised.value.kind is FailureKind.CONNECT
+        assert resends.ended == [False]
+        await wire.aclose()
