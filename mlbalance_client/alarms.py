@@ -5,12 +5,15 @@ Nearly all are cancelled before their time; what is left of them is swept out wh
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from itertools import count
 from math import inf
 
 import anyio
+
+logger = logging.getLogger("mlbalance_client")
 
 _SWEPT_FROM = 64
 
@@ -67,5 +70,8 @@ class Alarms:
                 return at
             heappop(self._heap)
             if (ring := self._rings.pop(number, None)) is not None:
-                ring()
+                try:
+                    ring()
+                except Exception:  # one call's trouble is not to stop the timers of all
+                    logger.exception("a timer of a call has failed")
         return inf

@@ -201,6 +201,7 @@ class Fitness:
             self.outliers.release(place, now)
             self._come_back(place, now)
         if proof is Proof.MODEL:
+            self.outliers.begun(place, now)
             self.served(place, now)
 
     def reached(self, id_: ReplicaId, now: float) -> None:

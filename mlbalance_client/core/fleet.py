@@ -119,7 +119,7 @@ class Pick:
             self._fleet.ledger.first_content(charge, now)
             if charge.account.open:  # else the replica is gone and its place may be another's
                 self._stream = self._fleet.load.pace.stream(self.place, now)
-                self._fleet.fitness.outliers.alive(self.place, now)
+                self._fleet.fitness.outliers.begun(self.place, now)
                 self._took(now - charge.at, 0.0, now)
                 self._fleet.stir(self.place)
 
@@ -150,7 +150,7 @@ class Pick:
 
     @property
     def mute(self) -> bool:
-        """Whether its replica has given no sign of life since the call was sent, though others have."""
+        """Whether its replica has begun no answer since the call was sent, though others have."""
         charge = self._charge
         return charge.account.open and self._fleet.fitness.outliers.mute(self.place, charge.at)
 
@@ -549,6 +549,8 @@ class Fleet:
             self.index.forget(pick.place, pick.demand.fingerprint.chain[known:])
         if verdict is Verdict.OK and open_:
             fitness = self.fitness
+            if charge.first_content_at is None:
+                fitness.outliers.begun(pick.place, now)
             fitness.served(pick.place, now)
             if (lag := self.load.pace.lag(pick.place)) > 1.0 and not fitness.slow_start.active:
                 fitness.eject(fitness.outliers.lags(pick.place, lag, now), now)

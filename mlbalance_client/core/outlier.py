@@ -6,7 +6,8 @@ Evidence against a replica, each weighed against what the others show, so that a
 failures   so many in a row (of broken connections fewer), while most others do not fail
 refusals   of connections, likewise: *unreachable*, which is out in any case and does not count as ejected
 rate       the lower Wilson bound of its share of failed calls is above ``failure_share`` and twice the others'
-silence    three slow calls without any sign of life since they began, while others show some: one is its own affair
+silence    three slow calls, and no piece of any answer since they were sent, while others have begun some; one call
+           is its own affair
 slowness   even the quicker quarter of its recent calls took ``slow_factor`` times what the others' took, each
            as a multiple of what a replica of its declared weight would need: long prompts and queues that are
            known do not count, and a replica somewhat slower is not ejected but weighed by its learned rate
@@ -68,7 +69,7 @@ def failure_of(kind: FailureKind) -> Failure | None:
 
 def failure_of_status(status: int, retry_after_s: float | None) -> Failure:
     """What a refusal says of its replica."""
-    busy = status in (429, 529) or (status == 503 and retry_after_s is not None)
+    busy = status in (429, 529) or (status == 503 and bool(retry_after_s))
     return Failure.PUSHBACK if busy else Failure.ERROR
 
 
@@ -158,6 +159,7 @@ class Outliers:
         self._out: dict[int, Ejection] = {}
         self._silences: dict[int, _Silence] = {}
         self._alive_at: dict[int, float] = {}
+        self._begun_at: dict[int, float] = {}
         self._barred = 0
         self._unreachable = 0
         self._next_back = float("inf")
@@ -227,6 +229,7 @@ class Outliers:
         self._out.pop(place, None)
         self._silences.pop(place, None)
         self._alive_at.pop(place, None)
+        self._begun_at.pop(place, None)
 
     # -- evidence -----------------------------------------------------------------------------------------------
 
@@ -236,9 +239,13 @@ class Outliers:
         if self._silences:
             self._silences.pop(place, None)
 
+    def begun(self, place: int, now: float) -> None:
+        """The replica began to answer a call."""
+        self._begun_at[place] = now
+        self.alive(place, now)
+
     def served(self, place: int, now: float) -> None:
         """The replica served a call to its end."""
-        self.alive(place, now)
         record = self._records.get(place)
         if record is not None:
             record.row, record.broken, record.refused = 0.0, 0, 0
@@ -310,8 +317,8 @@ class Outliers:
         return self._by_silence(place, now)
 
     def mute(self, place: int, since: float) -> bool:
-        """Whether it has given no sign of life since then, though others have."""
-        return self._alive_at.get(place, since) <= since and self._heard(place, since)
+        """Whether it has begun no answer since then, though others have."""
+        return self._begun_at.get(place, since) <= since and self._heard(place, since)
 
     # -- rules --------------------------------------------------------------------------------------------------
 
@@ -324,8 +331,8 @@ class Outliers:
         return self._eject(place, why, now)
 
     def _heard(self, place: int, since: float) -> bool:
-        """Whether any other has given a sign of life: where nobody does, nothing is said of one."""
-        return any(at > since for other, at in self._alive_at.items() if other != place)
+        """Whether any other has begun an answer: where nobody does, nothing is said of one."""
+        return any(at > since for other, at in self._begun_at.items() if other != place)
 
     def _by_rate(self, place: int, record: _Record, now: float) -> Ejection | None:
         if record.bad < _LEAST_FAILURES - 0.5:

@@ -27,6 +27,7 @@ class Pushback:
     def failed(self, place: int, now: float, retry_after_s: float | None = None) -> None:
         """The replica failed a call; failures of calls that were under way when it began to rest count once."""
         rest = self._rests.get(place)
+        retry_after_s = retry_after_s or None  # a time that has passed names none
         if not self._base_s or (rest is not None and now < rest.until and retry_after_s is None):
             return
         row = 0 if rest is None else rest.row

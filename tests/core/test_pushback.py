@@ -2,6 +2,7 @@
 
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -86,3 +87,12 @@ def test_a_success_or_a_new_life_wakes_a_replica() -> None:
     fleet.update([])
     fleet.update([replica])
     assert fleet.fitness.pushback.resting(4.0) == 0
+
+
+@pytest.mark.parametrize("hint_s", [None, 0.0])
+def test_a_time_that_has_passed_is_no_leave_to_come_back_at_once(hint_s: float | None) -> None:
+    pushback = Pushback(0.5, 30.0)
+    pushback.failed(0, 1.0, hint_s)
+    assert pushback.rests_s(0, 1.0) == 0.5
+    pushback.failed(0, 1.5, hint_s)
+    assert pushback.rests_s(0, 1.5) == 1.0
