@@ -88,7 +88,7 @@ class Pick:
     """One chosen and charged replica; tell it what became of the attempt, in any order, as often as you like."""
 
     __slots__ = (
-        *("_charge", "_fleet", "_guess", "_on_trial", "_stream"),
+        *("_charge", "_fleet", "_guess", "_on_trial", "_silent", "_stream"),
         *("decision", "demand", "place", "replica"),
     )
 
@@ -106,6 +106,7 @@ class Pick:
         self._on_trial = on_trial
         self._charge = charge
         self._guess = guess
+        self._silent: float | None = None
         self._stream: Stream | None = None
         self.place = decision.chosen.place
         self.replica = replica
@@ -140,10 +141,12 @@ class Pick:
 
     def silent(self, now: float) -> None:
         """The call is slow enough to be hedged: nothing has come of it yet."""
-        if self._charge.account.open:
+        charge = self._charge
+        if charge.account.open and not charge.settled and self._silent is None:
+            self._silent = now
             fitness = self._fleet.fitness
             patient = self.place in fitness.slow_start
-            fitness.eject(fitness.outliers.silent(self.place, self._charge.at, now, patient=patient), now)
+            fitness.eject(fitness.outliers.silent(self.place, charge.at, now, patient=patient), now)
 
     def cut_short(self, now: float) -> None:
         """The call was given up after it had stood for so long without content: it would have taken longer yet."""
@@ -159,6 +162,8 @@ class Pick:
             self._stream.close()
         if self._on_trial and charge.account.open:
             self._fleet.fitness.slow_start.ended(self.place)
+        if self._silent is not None and charge.first_content_at is None and charge.account.open:
+            self._fleet.fitness.outliers.given_up(self.place, self._silent)
         if self.demand.blind and verdict is Verdict.OK and charge.account.open:
             tokens = self.demand.output_tokens if usage is None else usage.output_tokens or 0
             self._took(now - charge.at, tokens * _DECODE_S_PER_TOKEN, now)

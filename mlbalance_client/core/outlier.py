@@ -139,18 +139,22 @@ class _Record:
 
 @dataclass(slots=True)
 class _Silence:
-    """Since ``began`` nothing came of a replica; ``noticed``: when the first of its slow ``calls`` was found to be."""
+    """Of ``calls`` slow ones in a row, of which ``standing`` are not given up, nothing came. ``began``: when the first
+    of these did; ``noticed``: when it was found to be slow."""
 
     began: float
     noticed: float
     patient: bool
     calls: int = 0
+    standing: int = 0
 
     def too_long(self, now: float) -> bool:
         """Whether it speaks against the replica."""
         if self.calls >= _SILENT_CALLS:
             return True
-        return not self.patient and now - self.began >= _SILENT_DELAYS * (self.noticed - self.began)
+        # One that was given up, as when its hedge has won, might have been answered the next moment.
+        stands = self.standing > 0 and not self.patient
+        return stands and now - self.began >= _SILENT_DELAYS * (self.noticed - self.began)
 
 
 class Outliers:
@@ -307,21 +311,40 @@ class Outliers:
         silence = self._silences.get(place)
         if silence is None:
             silence = self._silences[place] = _Silence(began, now, patient)
+        elif not silence.standing:
+            silence.began, silence.noticed, silence.patient = began, now, patient
         silence.calls += 1
+        silence.standing += 1
         return self._by_silence(place, now)
+
+    def given_up(self, place: int, noticed: float) -> None:
+        """A call that was ``silent`` at ``noticed`` is over, and nothing had come of it."""
+        silence = self._silences.get(place)
+        if silence is not None and silence.standing and noticed >= silence.noticed:
+            silence.standing -= 1
 
     # -- rules --------------------------------------------------------------------------------------------------
 
     def _by_silence(self, place: int, now: float) -> Ejection | None:
         silence = self._silences[place]
-        # Where nobody is heard, it is rather we who stood still.
-        heard = any(at > silence.noticed for other, at in self._alive_at.items() if other != place)
-        if not heard or not silence.too_long(now):
+        if not self._others_are_heard(place, silence, now) or not silence.too_long(now):
             return None
         del self._silences[place]
         for_s = now - silence.began
         return self._eject(
             place, f"nothing came of it for {for_s:.1f} s, to {silence.calls} slow call(s)", now
+        )
+
+    def _others_are_heard(self, place: int, silence: _Silence, now: float) -> bool:
+        """Where nobody is heard, it is rather we who stood still.
+
+        Others may have answered what they had long since, and have nothing to say; that counts after another delay.
+        """
+        waited = now - silence.noticed >= silence.noticed - silence.began
+        return any(
+            at > silence.noticed or (waited and at > silence.began and other not in self._silences)
+            for other, at in self._alive_at.items()
+            if other != place
         )
 
     def _by_rate(self, place: int, record: _Record, now: float) -> Ejection | None:

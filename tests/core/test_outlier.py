@@ -180,6 +180,45 @@ def test_one_slow_call_without_a_sign_of_life_for_three_delays_is_enough() -> No
     assert world.ejected() == [pick.replica.id]
 
 
+def test_others_who_have_answered_all_they_had_are_heard_too() -> None:
+    """Else what stands at a silent replica would stand there until the next call, if no hedge can be paid."""
+    world = World(3)
+    for number in range(9):
+        kept = {ReplicaId(f"r{i}") for i in range(3)} - {ReplicaId(f"r{number % 3}")}
+        pick = world.fleet.pick(world.demand(), 0.0, kept)
+        if number % 3:
+            world.finish(pick, slow((), 1.0))
+        else:
+            pick.silent(1.0)
+    world.fleet.alternative(world.demand(), (), 1.9)
+    assert world.ejected() == []
+
+    world.fleet.alternative(world.demand(), (), 2.0)
+
+    assert world.ejected() == ["r0"]
+
+
+def test_one_slow_call_that_was_given_up_is_not_enough() -> None:
+    """As that of a client with few calls, whose hedge was answered at once."""
+    world = World(4)
+    pick = world.fleet.pick(world.demand(), 0.0)
+    pick.silent(1.0)
+    world.finish(world.fleet.pick(world.demand(), 1.0, {pick.replica.id}), slow((), 1.0))
+    pick.settle(Verdict.CANCELLED, 1.2)
+
+    world.fleet.pick(world.demand(), 600.0)
+    assert world.ejected() == []
+
+    again = world.fleet.pick(world.demand(), 700.0, {r.id for r in world.fleet.replicas} - {pick.replica.id})
+    again.silent(701.0)
+    world.now = 701.0
+    world.finish(world.fleet.pick(world.demand(), 701.0, {pick.replica.id}), slow((), 1.0))
+    world.fleet.pick(world.demand(), 702.9)
+    assert world.ejected() == []
+    world.fleet.pick(world.demand(), 703.1)
+    assert world.ejected() == [pick.replica.id]
+
+
 def test_a_sign_of_life_ends_the_silence() -> None:
     world = World(1 + 3)
     others = {ReplicaId(f"r{i}") for i in (0, 2, 3)}
