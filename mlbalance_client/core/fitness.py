@@ -156,10 +156,10 @@ class Fitness:
         if opens or restarted:
             self.slow_start.admit(place, report.at)
 
-    def served(self, place: int, now: float) -> None:
-        """A replica served a call to its end."""
+    def served(self, place: int, sent: float, now: float) -> None:
+        """A replica served a call, which was sent at ``sent``, to its end."""
         self._heard_at[place] = now
-        self.pushback.succeeded(place)
+        self.pushback.succeeded(place, sent)
         self.outliers.served(place, now)
         if self.slow_start.active:
             self.slow_start.served(place, now)
@@ -201,7 +201,7 @@ class Fitness:
             self.outliers.release(place, now)
             self._come_back(place, now)
         if proof is Proof.MODEL:
-            self.served(place, now)
+            self.served(place, now, now)
 
     def check_failed(self, id_: ReplicaId, now: float, kind: Failure) -> None:
         """A health check was failed; it counts like a call."""

@@ -545,7 +545,7 @@ class Fleet:
             self.index.forget(pick.place, pick.demand.fingerprint.chain[known:])
         if verdict is Verdict.OK and open_:
             fitness = self.fitness
-            fitness.served(pick.place, now)
+            fitness.served(pick.place, charge.at, now)
             if (lag := self.load.pace.lag(pick.place)) > 1.0 and not fitness.slow_start.active:
                 fitness.eject(fitness.outliers.lags(pick.place, lag, now), now)
             self._learn(pick, charge, guess, usage or Usage())
