@@ -146,10 +146,10 @@ class Fitness:
 
     def hear(self, place: int, report: LoadReport) -> None:
         """A replica has told how it is."""
-        was_closed = self.readiness.closed(None, report.at) >> place & 1
+        was_cold = self.readiness.cold(place, report.at)
         self.readiness.hear(place, report)
         self.fullness.hear(place, report)
-        opens = was_closed and not self.readiness.closed(None, report.at) >> place & 1
+        opens = was_cold and not self.readiness.closed(None, report.at) >> place & 1
         restarted = report.epoch is not None and self._epochs.setdefault(place, report.epoch) != report.epoch
         if restarted and report.epoch is not None:
             self._epochs[place] = report.epoch

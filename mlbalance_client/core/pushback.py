@@ -2,8 +2,9 @@
 
 What fails at once is always idle, so a picker that goes by load alone would send it everything. A failure makes its
 replica rest for ``base_s`` seconds, doubled with each one in a row up to ``max_s``; a replica that names a time itself
-(Retry-After) gets that, within ``max_s``. A success ends the row; and the rest too, if the call was sent during it.
-A busy replica that pushes back goes on with what it has, which does not call anybody back. Those who rest are not picked while others can be.
+(Retry-After) gets that, within ``max_s``. A success ends the row; and the rest, if the call was sent during it: a busy
+replica that pushes back goes on with what it has, which calls nobody back. Those who rest are not picked while others
+can be.
 """
 
 from __future__ import annotations
