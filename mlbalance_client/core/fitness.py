@@ -102,7 +102,7 @@ class Fitness:
     def levels(self, model: str | None, now: float, *, replayable: bool) -> Iterator[int]:
         """Who is not to get it, from the best case to the worst.
 
-        Those who are full, ejected or on trial with another call, who rest, and who say that they are closed get a call
+        Those who are full, on trial with another call, ejected, who rest, and who say that they are closed get a call
         only where nobody else is left, in this order: to ask one of them is better than to fail unasked.
         """
         closed = self.readiness.closed(model, now)
@@ -110,6 +110,7 @@ class Fitness:
         kept_out = resting | self._kept_out(now, replayable=replayable)
         yield kept_out | self.fullness.full(now)
         yield kept_out
+        yield resting | self.outliers.barred
         yield resting
         yield closed
         yield 0
@@ -136,6 +137,7 @@ class Fitness:
     def members_changed(self, now: float) -> None:
         """Discovery has changed who there is, or in which state."""
         self.outliers.members((place for place, replica in self._replicas.items() if replica.usable), now)
+        self._out_changed(now)
 
     def drop(self, place: int) -> None:
         """The replica is gone."""

@@ -546,7 +546,7 @@ class Fleet:
         if verdict is Verdict.OK and open_:
             fitness = self.fitness
             fitness.served(pick.place, charge.at, now)
-            if (lag := self.load.pace.lag(pick.place)) > 1.0 and not fitness.slow_start.active:
+            if (lag := self.load.pace.lag(pick.place)) > 1.0 and pick.place not in fitness.slow_start:
                 fitness.eject(fitness.outliers.lags(pick.place, lag, now), now)
             self._learn(pick, charge, guess, usage or Usage())
         if open_:
