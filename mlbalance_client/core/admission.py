@@ -166,6 +166,7 @@ class Admission:
     def pull(self, now: float, place: int | None = None) -> list[Waiting]:
         """Give what room there is, at ``place`` or anywhere; those who got it. Each pull leaves a charged pick."""
         ended: list[Waiting] = []
+        self._fleet.ledger.sweep(now)  # no pick does while calls wait
         places: Iterable[int] = self._fleet.roomiest(now) if place is None else (place,)
         more = bool(self._line)
         while more:

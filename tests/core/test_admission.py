@@ -98,6 +98,27 @@ def test_many_that_wait_for_another_model_are_judged_once(monkeypatch: pytest.Mo
     assert judged < 10
 
 
+def test_what_cancelled_calls_were_charged_gives_room_while_others_wait() -> None:
+    """A cancelled call stays charged for a while; a queue that is never empty must not keep it so for ever."""
+    config = AdmissionConfig()
+    fleet = Fleet(PickingConfig(residual_s=1.0), Random(1), windows=config)
+    fleet.update([Replica(NAMES[0], "http://a")])
+    queue = Admission(config, fleet, Random(2))
+    demand = fleet.demand(fingerprint(b"x"), text_bytes=1, prompt_tokens=100_000)
+    picks = []
+    while (pick := fleet.try_pick(demand, 0.0)) is not None:
+        picks.append(pick)
+    call = queue.waiting(demand, 0.0)
+    assert queue.enter(call, 0.0) == []
+
+    for pick in picks:
+        pick.settle(Verdict.CANCELLED, 0.1)
+    assert queue.tick(0.2) == []
+
+    assert queue.tick(1.2) == [call]
+    assert call.pick
+
+
 def test_a_call_that_cannot_make_its_deadline_fails_at_once() -> None:
     scene = Scene()
     late = scene.waiting(deadline=0.5)
