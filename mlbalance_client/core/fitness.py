@@ -164,7 +164,7 @@ class Fitness:
         self.pushback.succeeded(place, sent)
         self.outliers.served(place, now)
         if self.slow_start.active:
-            self.slow_start.served(place, now)
+            self.slow_start.served(place, sent, now)
 
     def failed(
         self, place: int, kind: Failure, now: float, retry_after_s: float | None, *, on_trial: bool

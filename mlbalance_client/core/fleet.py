@@ -100,7 +100,7 @@ class Pick:
         decision: Decision,
         charge: Charge,
         guess: Guess,
-        on_trial: bool,
+        on_trial: float | None,
     ) -> None:
         self._fleet = fleet
         self._on_trial = on_trial
@@ -137,7 +137,9 @@ class Pick:
     def failed(self, now: float, retry_after_s: float | None = None, kind: Failure = Failure.ERROR) -> None:
         """The replica failed the call, which speaks against it; when it will take calls again, if it said so."""
         if self._charge.account.open:
-            self._fleet.fitness.failed(self.place, kind, now, retry_after_s, on_trial=self._on_trial)
+            fitness = self._fleet.fitness
+            on_trial = self._on_trial is not None and fitness.slow_start.on_trial(self.place)
+            fitness.failed(self.place, kind, now, retry_after_s, on_trial=on_trial)
 
     def silent(self, now: float) -> None:
         """The call is slow enough to be hedged: nothing has come of it yet."""
@@ -160,8 +162,8 @@ class Pick:
             return
         if self._stream is not None:
             self._stream.close()
-        if self._on_trial and charge.account.open:
-            self._fleet.fitness.slow_start.ended(self.place)
+        if self._on_trial is not None and charge.account.open:
+            self._fleet.fitness.slow_start.ended(self.place, self._on_trial)
         if self._silent is not None and charge.first_content_at is None and charge.account.open:
             self._fleet.fitness.outliers.given_up(self.place, self._silent)
         if self.demand.blind and verdict is Verdict.OK and charge.account.open:
@@ -357,7 +359,7 @@ class Fleet:
         if demand.session is not None:
             self.index.record(chosen.place, (demand.session,))
         starting = self.fitness.slow_start
-        on_trial = starting.active and starting.taken(chosen.place)
+        on_trial = starting.taken(chosen.place) if starting.active else None
         return Pick(self, self._replicas[chosen.place], demand, decision, charge, guess, on_trial)
 
     def others(self, demand: Demand, excluded: Collection[ReplicaId], now: float) -> Others:

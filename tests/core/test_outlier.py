@@ -317,6 +317,36 @@ def test_where_no_call_can_be_repeated_a_newcomer_is_tried_all_the_same() -> Non
     assert "r3" in taken
 
 
+def test_what_was_sent_before_a_trial_neither_ends_it_nor_makes_room_for_another() -> None:
+    world = World(3, ejection_base_s=10.0)
+    others = {ReplicaId("r0"), ReplicaId("r2")}
+
+    def to_r1() -> Pick:
+        return world.fleet.pick(world.demand(), world.now, others)
+
+    def eject() -> None:
+        for _ in range(3):
+            to_r1().failed(world.now, kind=Failure.UNREACHABLE)
+        world.now += 20.0
+        world.fleet.pick(world.demand(), world.now).settle(Verdict.CANCELLED, world.now)
+
+    streams = to_r1()
+    eject()
+    streams.settle(Verdict.OK, world.now)
+    assert world.fleet.fitness.slow_start.on_trial(1)
+
+    hangs = to_r1()
+    other = to_r1()  # for want of another
+    other.failed(world.now, kind=Failure.BROKEN)
+    other.settle(Verdict.FAILED, world.now)
+    world.now += 40.0
+    tried = world.fleet.pick(world.demand(), world.now)
+    while tried.replica.id != "r1":
+        tried = world.fleet.pick(world.demand(), world.now)
+    hangs.settle(Verdict.CANCELLED, world.now)
+    assert "r1" not in {world.fleet.pick(world.demand(), world.now).replica.id for _ in range(20)}
+
+
 def test_newcomers_start_slowly_but_a_fleet_of_newcomers_does_not() -> None:
     world = World(4)
     assert not world.fleet.fitness.slow_start.active
