@@ -14,22 +14,8 @@ import anyio
 
 _SWEPT_FROM = 64
 
-
-class Alarm:
-    """One timer. ``at``: when, on the client's clock."""
-
-    __slots__ = ("_alarms", "at", "ring")
-
-    def __init__(self, alarms: Alarms, at: float, ring: Callable[[], object]) -> None:
-        self._alarms = alarms
-        self.at = at
-        self.ring: Callable[[], object] | None = ring
-
-    def cancel(self) -> None:
-        """It will not ring. Idempotent."""
-        if self.ring is not None:
-            self.ring = None
-            self._alarms.cancelled()
+# When, on the client's clock, and a number: values that the garbage collector need not visit.
+Alarm = tuple[float, int]
 
 
 class Alarms:
@@ -37,30 +23,30 @@ class Alarms:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
-        self._heap: list[tuple[float, int, Alarm]] = []
+        self._heap: list[Alarm] = []
+        self._rings: dict[int, Callable[[], object]] = {}
         self._numbers = count()
-        self._dead = 0
         self._wakes_at = inf
         self._woken: anyio.Event | None = None
 
     def __len__(self) -> int:
-        return len(self._heap) - self._dead
+        return len(self._rings)
 
     def set(self, at: float, ring: Callable[[], object]) -> Alarm:
         """Call ``ring``, which must neither block nor raise, at ``at``."""
-        alarm = Alarm(self, at, ring)
-        heappush(self._heap, (at, next(self._numbers), alarm))
+        alarm = at, next(self._numbers)
+        self._rings[alarm[1]] = ring
+        heappush(self._heap, alarm)
         if at < self._wakes_at and self._woken is not None:
             self._woken.set()
         return alarm
 
-    def cancelled(self) -> None:
-        """One more will not ring."""
-        self._dead += 1
-        if self._dead > _SWEPT_FROM and 2 * self._dead > len(self._heap):
-            self._heap = [entry for entry in self._heap if entry[2].ring is not None]
+    def cancel(self, alarm: Alarm) -> None:
+        """It will not ring. Idempotent."""
+        rings, heap = self._rings, self._heap
+        if rings.pop(alarm[1], None) is not None and len(heap) > 2 * len(rings) + _SWEPT_FROM:
+            self._heap = [alarm for alarm in heap if alarm[1] in rings]
             heapify(self._heap)
-            self._dead = 0
 
     async def tend(self) -> None:
         """Until cancelled."""
@@ -76,14 +62,10 @@ class Alarms:
     def _ring_due(self) -> float:
         """Ring what is due; when the next one is."""
         while self._heap:
-            at, _, alarm = self._heap[0]
-            ring = alarm.ring
-            if ring is not None and at > self.clock():
+            at, number = self._heap[0]
+            if number in self._rings and at > self.clock():
                 return at
             heappop(self._heap)
-            if ring is None:
-                self._dead -= 1
-            else:
-                alarm.ring = None
+            if (ring := self._rings.pop(number, None)) is not None:
                 ring()
         return inf

@@ -15,6 +15,18 @@ from .wire import Origin, Timeouts, Wire, WireAnswer, WireError, WireRequest
 
 Headers = Sequence[tuple[bytes, bytes]]
 
+
+class _Always:
+    """Reading twice harms nobody."""
+
+    def begin_resend(self) -> bool:
+        return True
+
+    def end_resend(self, *, sent: bool) -> None:
+        pass
+
+
+_ALWAYS = _Always()
 # The stream says something every two seconds; a replica that is silent for so long is gone.
 _SILENCE_S = 10.0
 
@@ -138,6 +150,6 @@ class Asking:
                 body=body,
                 timeouts=Timeouts(self._timeout_s, read_s, self._timeout_s),
                 extensions={},
-                on_resend=lambda: None,  # reading twice harms nobody
+                resending=_ALWAYS,
             ),
         )

@@ -90,6 +90,7 @@ class Checkups:
     def start(self, seed: int) -> None:
         """Before anything else, in the process that will run it."""
         self._rng.seed(seed)
+        self._fleet.fitness.outliers.awaits_checks = True
 
     def called(self, model: str | None, dialect: Dialect, path: str, now: float) -> None:
         """There is a call; on the path of every one."""
@@ -177,13 +178,15 @@ class Checkups:
             if checked.ill == check and checked.ill_since is not None:
                 self._tell(HealthCheckPassed(now, id_, check, now - checked.ill_since))
                 checked.ill = checked.ill_since = None
+        elif finding.health is Health.UNKNOWN:
+            self._fleet.fitness.reached(id_, now)
         elif finding.health is Health.FAILED:
             self._fleet.fitness.check_failed(id_, now, failure)
             if checked.ill_since is None:
                 checked.ill_since = now
                 self._tell(HealthCheckFailed(now, id_, check, finding.why))
             checked.ill = check
-        elif finding.forbidden and not self._warned:
+        if finding.forbidden and not self._warned:
             self._warned = True
             logger.warning("health checks are refused, by %s first: %s", id_, finding.why)
         return finding.health

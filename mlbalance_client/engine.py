@@ -7,7 +7,7 @@ wire -> commit point -> the body flows to the caller -> settled once, whatever t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from itertools import count
 from math import inf
@@ -248,15 +248,15 @@ class Engine:
             replayable=replayable,
         )
 
-    async def send(self, request: Request) -> Answer:
-        """Perform one call.
+    def send(self, request: Request) -> Awaitable[Answer]:
+        """Perform one call, which is begun at once.
 
         Raises NoReplicas, NoCapacity, QueueTimeout, AttemptsExhausted, DeadlineExceeded; StreamInterrupted comes
         from the answer's body.
         """
         self.start()
         self.reporting.called()
-        return await self._performer.perform(self._begin(request))
+        return self._performer.perform(self._begin(request))
 
     def _begin(self, request: Request) -> CallUnderWay:
         path = request.target.partition(b"?")[0].decode("ascii", "replace")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,11 @@ _PASSED = ("trace", "sni_hostname")
 
 def _timeouts(given: Mapping[str, float | None] | None) -> Timeouts | None:
     # There is no "pool" among them: nobody waits for a connection.
-    return None if given is None else Timeouts(given.get("connect"), given.get("read"), given.get("write"))
+    return None if given is None else _known(given.get("connect"), given.get("read"), given.get("write"))
+
+
+# Most calls have the same ones.
+_known = lru_cache(maxsize=16)(Timeouts)
 
 
 class _Rest:

@@ -25,6 +25,7 @@ from .core.fleet import Fleet, Pick
 from .core.hedging import Expected, Hedging
 from .core.model import Demand, ReplicaId, Usage, Verdict
 from .core.outlier import Failure, failure_of, failure_of_status
+from .core.picker import Decision
 from .core.report import CallReport
 from .dialects import Dialect, Sign
 from .errors import (
@@ -73,10 +74,11 @@ class Attempt:
     began: float
     hedge: bool
     overdue_at: float
+    slow_s: float
+    looked_at: float
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     flow: Flow | None = None
     overdue: bool = False
-    silent: bool = False
     told: bool = False
 
 
@@ -93,8 +95,8 @@ class CallUnderWay:
     began: float
     report: CallReport
     deadline_at: float = inf
-    hedge_at: float = inf
-    attempts: list[AttemptReport] = field(default_factory=list)
+    look_at: float = inf
+    attempts: tuple[AttemptReport, ...] = ()
     flows: dict[int, Flow] = field(default_factory=dict)
     running: dict[int, Attempt] = field(default_factory=dict)
     scope: anyio.CancelScope | None = None
@@ -206,7 +208,7 @@ class Performer:
             call.over = True
             call.scope = None
             if call.alarm is not None:
-                call.alarm.cancel()
+                self.alarms.cancel(call.alarm)
             if call.running:
                 self._leave_others(call, None)
             for number, flow in list(call.flows.items()):
@@ -248,8 +250,7 @@ class Performer:
         else:
             self._hedging.sent(pick)
         self._tell.picked(call.id, pick, attempt.number, call.report, now)
-        if call.plan.may_hedge:
-            call.hedge_at = now + self._hedging.delay_s(attempt.expected, call.request.options.hedge)
+        call.look_at = now + attempt.slow_s
         self._set_alarm(call)
         call.scope = attempt.scope
         return await self._try(call, attempt)
@@ -276,7 +277,9 @@ class Performer:
     def _begin(self, call: CallUnderWay, pick: Pick, acked_by: int, now: float, *, hedge: bool) -> Attempt:
         number = call.plan.started(pick.replica.id, hedge=hedge)
         overdue_at = inf if call.demand.blind else now + self._first_content_s
-        attempt = Attempt(number, pick, self._hedging.expect(pick), acked_by, now, hedge, overdue_at)
+        expected = self._hedging.expect(pick)
+        slow_s = self._hedging.slow_after_s(expected)
+        attempt = Attempt(number, pick, expected, acked_by, now, hedge, overdue_at, slow_s, looked_at=now)
         call.running[number] = attempt
         return attempt
 
@@ -295,13 +298,8 @@ class Performer:
 
     async def _exchange(self, call: CallUnderWay, attempt: Attempt) -> Command:
         try:
-            plan = call.plan
-            answer = await self._send.open(
-                call.request,
-                attempt.pick,
-                attempt.acked_by,
-                plan.sent_again if plan.may_send_again else None,
-            )
+            resending = call.plan if call.plan.replayable else None
+            answer = await self._send.open(call.request, attempt.pick, attempt.acked_by, resending)
             self._reporting.overheard(attempt.pick.replica.id, answer.headers)
             attempt.flow = self._flow(call, attempt, answer)
             self._held.add(attempt.flow)
@@ -363,19 +361,21 @@ class Performer:
         command = call.plan.refused(attempt.number, status, now, held=held, hints=hints, others=others)
         if not held and not _delivers(command, attempt.number):
             call.flows.pop(attempt.number, None)
+            # Now: a second attempt that fails while this is being closed cuts that short with its command.
+            self._ended(call, attempt, status=flow.wire.status)
             await flow.aclose(Verdict.FAILED)
         return command
 
     # -- second attempts ----------------------------------------------------------------------------------------
 
     def _set_alarm(self, call: CallUnderWay) -> None:
-        at = min(call.deadline_at, call.hedge_at)
+        at = min(call.deadline_at, call.look_at)
         for attempt in call.running.values():
             at = min(at, attempt.overdue_at)
         if call.alarm is not None:
-            if call.alarm.ring is not None and call.alarm.at <= at:
+            if call.alarm[0] <= at:
                 return  # it will look again then
-            call.alarm.cancel()
+            self.alarms.cancel(call.alarm)
         call.alarm = self.alarms.set(at, partial(self._on_alarm, call)) if at < inf else None
 
     def _on_alarm(self, call: CallUnderWay) -> None:
@@ -390,43 +390,55 @@ class Performer:
             if now >= attempt.overdue_at:
                 attempt.overdue, attempt.overdue_at = True, inf
                 attempt.scope.cancel()
-        if now >= call.hedge_at:
-            self._hedge(call, now)
+        if now >= call.look_at:
+            self._look(call, now)
         self._set_alarm(call)
 
-    def _hedge(self, call: CallUnderWay, now: float) -> None:
-        """Start a second attempt, if that is of use; else look again later."""
-        first = call.main
-        call.hedge_at = inf
-        if first is None or not call.plan.may_hedge:
+    def _look(self, call: CallUnderWay, now: float) -> None:
+        """A call is slow: that speaks against its replica. Hedge it or move it, if that is of use; else look again."""
+        first, late_s = call.main, now - call.look_at
+        call.look_at = inf
+        if first is None or self._closed:
             return
-        if not first.silent:
-            first.silent = True
-            first.pick.silent(now)
-        stood_s, wish = now - first.began, call.request.options.hedge
+        if late_s > max(_LATE_S, first.slow_s / 4):  # we stood still: first read what has come meanwhile
+            call.look_at = now + _LATE_S
+            return
+        stood_s = now - first.began
+        first.pick.silent(now, first.looked_at, patient=stood_s < _LONG_DELAYS * first.slow_s)
+        first.looked_at = now
+        call.look_at = now + max(first.slow_s, stood_s / 2)
+        if not call.plan.may_hedge and not call.plan.may_move(now):
+            return
         decision = self._fleet.alternative(call.demand, call.plan.tried, now)
-        if decision is None or not self._hedging.may(
-            decision, call.demand, stood_s, call.deadline_at - now, wish
-        ):
-            if (
-                self._fleet.fitness.outliers.ejection(first.pick.place) is not None
-                and call.plan.may_send_again
-            ):
-                # Its replica is out: no second attempt, for which there is no budget, but another instead.
-                first.overdue = True
-                first.scope.cancel()
-            call.hedge_at = now + stood_s
+        if decision is None:
             return
+        left_s = call.deadline_at - now
+        if call.plan.may_hedge and self._hedging.may(
+            decision, call.demand, stood_s, left_s, call.request.options.hedge
+        ):
+            self._hedge(call, first, decision, now)
+        elif call.plan.may_move(now) and (
+            self._fleet.fitness.outliers.ejection(first.pick.place) is not None
+            or (
+                stood_s >= _LONG_DELAYS * first.slow_s
+                and first.pick.mute
+                and self._hedging.sooner(decision, call.demand, stood_s, left_s)
+            )
+        ):
+            # Not a second attempt, whose size is bounded, but another instead.
+            first.overdue = True
+            first.scope.cancel()
+
+    def _hedge(self, call: CallUnderWay, first: Attempt, decision: Decision, now: float) -> None:
+        """Start a second attempt."""
         self._hedging.begun(call.demand)
         acked_by = next(self._numbers)
         pick = self._fleet.take(decision, call.demand, now, number=acked_by)
         attempt = self._begin(call, pick, acked_by, now, hedge=True)
         call.report.hedged = True
-        self._tell.hedged(call.id, pick, attempt.number, first.pick.replica.id, stood_s, now)
+        self._tell.hedged(call.id, pick, attempt.number, first.pick.replica.id, now - first.began, now)
         self._tell.picked(call.id, pick, attempt.number, call.report, now)
         self._seconds[attempt] = Loop("hedge", partial(self._second, call, attempt))
-        if call.plan.may_hedge:
-            call.hedge_at = now + self._hedging.delay_s(attempt.expected, wish)
 
     async def _second(self, call: CallUnderWay, attempt: Attempt) -> None:
         """A second attempt, in a task of its own."""
@@ -440,8 +452,11 @@ class Performer:
             self._seconds.pop(attempt, None)
         if call.over:  # its caller has gone in this very moment
             await self._drop(call, attempt, Verdict.CANCELLED)
-        elif _delivers(command, number) or (command != _WAIT and call.main is None):
+        elif command != _WAIT:
             call.interrupt(command)
+        elif call.plan.may_hedge:  # it failed, and the first goes on
+            call.look_at = self._clock()
+            self._set_alarm(call)
 
     def _leave_others(self, call: CallUnderWay, winner: int | None) -> None:
         """Cancel the attempts that have lost, and note their end now: theirs comes when the call has gone on."""
@@ -478,7 +493,10 @@ class Performer:
     # -- what became of it --------------------------------------------------------------------------------------
 
     def _deliver(self, call: CallUnderWay, number: int, *, exhausted: bool) -> Answer:
-        flow = call.flows.pop(number)
+        flow = call.flows[number]
+        if flow.stopped is not None:
+            raise ClientClosed("this client was closed during the call")
+        del call.flows[number]
         self._leave_others(call, number)
         report = call.report
         report.attempts = tuple(sorted(call.attempts, key=lambda told: told.number))
@@ -550,16 +568,10 @@ class Performer:
     def _ended(self, call: CallUnderWay, attempt: Attempt, **how: Any) -> None:
         if not attempt.told:
             attempt.told = True
-            call.attempts.append(
-                self._tell.ended(
-                    call.id,
-                    attempt.pick,
-                    attempt.number,
-                    call_began=call.began,
-                    began=attempt.began,
-                    **how,
-                )
+            told = self._tell.ended(
+                call.id, attempt.pick, attempt.number, call_began=call.began, began=attempt.began, **how
             )
+            call.attempts += (told,)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -567,6 +579,10 @@ class Performer:
 
 
 _WAIT = Wait()
+# What looks at a call so much too late was late itself.
+_LATE_S = 0.25
+# A call that has stood for so many times what is slow has stood for long.
+_LONG_DELAYS = 3.0
 
 
 def _beaten_by(winner: int | None) -> str:

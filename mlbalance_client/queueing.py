@@ -123,9 +123,9 @@ class Queueing:
         if not self.queue:
             self._fleet.on_stir = None
         if self._alarm is not None:
-            if self._alarm.at <= at < inf:
+            if self._alarm[0] <= at < inf:
                 return  # it looks again then
-            self._alarm.cancel()
+            self._alarms.cancel(self._alarm)
             self._alarm = None
         if at < inf:
             self._alarm = self._alarms.set(at, self._tick)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,7 +12,7 @@ from .config import HttpConfig
 from .core.fleet import Pick
 from .core.model import Replica
 from .reporting import Reporting
-from .wire import Origin, Timeouts, Wire, WireAnswer, WireRequest
+from .wire import Origin, Resending, Timeouts, Wire, WireAnswer, WireRequest
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -41,11 +41,11 @@ class Sender:
         self._origins: dict[tuple[str, str | None], tuple[Origin, bytes, bytes]] = {}
 
     def open(
-        self, request: Request, pick: Pick, acked_by: int, on_resend: Callable[[], None] | None
+        self, request: Request, pick: Pick, acked_by: int, resending: Resending | None
     ) -> Awaitable[WireAnswer]:
         """Send it to the picked replica and wait for the head of its answer. The wait raises WireError.
 
-        ``on_resend``: as in WireRequest.
+        ``resending``: as in WireRequest.
         """
         origin, authority, prefix = self._origin(pick.replica)
         headers = [
@@ -62,7 +62,7 @@ class Sender:
                 body=request.body,
                 timeouts=request.timeouts or self._timeouts,
                 extensions=request.extensions,
-                on_resend=on_resend,
+                resending=resending,
             ),
         )
 

@@ -10,8 +10,8 @@ retrying comes before its status.
 
 Besides, a second attempt may *hedge* the first while that is under way. The first content of any ends the others; one
 that fails leaves the others running, and only when none is under way does another start. An answer in hand is
-delivered rather than an error raised: a failing answer is held while others are tried. After the commit point no
-attempt starts.
+delivered rather than an error raised: a failing answer is held while others are tried. A second attempt that failed
+while the first goes on may be replaced, once each. After the commit point no attempt starts.
 """
 
 from __future__ import annotations
@@ -104,6 +104,10 @@ _FIRST = Start(frozenset())
 _WAIT = Wait()
 
 
+# What a retry that failed costs besides, in calls: so that an outage soon ends them (as failures do in gRFC A6).
+_IN_VAIN = 4.0
+
+
 @dataclass(slots=True)
 class Attempts:
     """``budget``: for retries, in calls. ``deadline_at``: nothing is waited for beyond it. ``max_hedges``: a call."""
@@ -117,7 +121,7 @@ class Attempts:
     _tried: frozenset[ReplicaId] = frozenset()
     _numbers: int = 0
     _sent: int = 0
-    _hedges: set[int] = field(default_factory=set)
+    _hedges: frozenset[int] = frozenset()
     _open: set[int] = field(default_factory=set)
     _held: int | None = None
     _anew: bool = False
@@ -150,7 +154,8 @@ class Attempts:
             self.replayable
             and self._end is None
             and not self._barred
-            and len(self._hedges) < self.max_hedges
+            and len(self._hedges & self._open) < self.max_hedges
+            and len(self._hedges) < 2 * self.max_hedges
             and bool(self._open)
         )
 
@@ -160,7 +165,7 @@ class Attempts:
         self._tried = self._tried | {replica}
         self._open.add(self._numbers)
         if hedge:
-            self._hedges.add(self._numbers)
+            self._hedges |= {self._numbers}
         else:
             self._sent += 1
         return self._numbers
@@ -172,10 +177,27 @@ class Attempts:
             return False
         return self.strategies.sends_again if self._sent <= 1 else not self.strategies.stops(self._sent, 0.0)
 
-    def sent_again(self) -> None:
-        """The attempt in progress went to its replica once more."""
-        self._sent += 1
-        self.budget.spend()
+    def may_move(self, now: float) -> bool:
+        """Whether the only attempt under way may be given up for one elsewhere."""
+        return (
+            self.replayable
+            and self._end is None
+            and not self._barred
+            and len(self._open) == 1
+            and self.budget.covers()
+            and not self.strategies.stops(self._sent, now - self.began)
+        )
+
+    def begin_resend(self) -> bool:
+        """The attempt in progress met a closed connection: whether it goes to its replica once more."""
+        return self.may_send_again and self.budget.spend()
+
+    def end_resend(self, *, sent: bool) -> None:
+        """It did, or there was no new connection."""
+        if sent:
+            self._sent += 1
+        else:
+            self.budget.give_back()
 
     def content(self, number: int) -> Deliver | GiveUp:
         """The first content came: the commit point, unless another attempt was there first."""
@@ -203,6 +225,8 @@ class Attempts:
         if self._end is not None:
             return self._end
         failing = status in RETRIED_STATUSES
+        if failing:
+            self._in_vain(number)
         if not failing and not hints.retry:
             self._end = Deliver(number)
             return self._end
@@ -224,6 +248,8 @@ class Attempts:
         if self._end is not None:
             return self._end
         unsent = kind.never_sent and number not in self._hedges
+        if not kind.never_sent:
+            self._in_vain(number)
         self._sent -= unsent
         self._barred = self._barred or kind.by_caller
         if self._open:
@@ -257,6 +283,11 @@ class Attempts:
             return self._finish()
         self._anew = not elsewhere
         return Pause(now + wait_s) if wait_s > 0 else self.resumed()
+
+    def _in_vain(self, number: int) -> None:
+        """A retry that fails too shows that retries do not help now: it costs more than one that does."""
+        if self._sent > 1 and number not in self._hedges:
+            self.budget.drain(_IN_VAIN)
 
     def _finish(self) -> Command:
         if self._end is None:

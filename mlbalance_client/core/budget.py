@@ -29,6 +29,14 @@ class Budget:
         """Whether there is enough for this."""
         return self._left >= amount
 
+    def give_back(self, amount: float = 1.0) -> None:
+        """It was not needed after all."""
+        self._left = min(self._reserve, self._left + amount)
+
+    def drain(self, amount: float) -> None:
+        """Take as much of it as there is."""
+        self._left = max(0.0, self._left - amount)
+
     def spend(self, amount: float = 1.0) -> bool:
         """Take it, if there is enough."""
         if self._left < amount:

@@ -205,6 +205,13 @@ class Fitness:
         if proof is Proof.MODEL:
             self.served(place, now, now)
 
+    def reached(self, id_: ReplicaId, now: float) -> None:
+        """A replica has answered a check that says nothing of its health, but it can be reached."""
+        place = self._places.get(id_)
+        ejection = None if place is None else self.outliers.ejection(place)
+        if ejection is not None and ejection.unreachable:
+            self.checked(id_, now, Proof.SYSTEM)
+
     def check_failed(self, id_: ReplicaId, now: float, kind: Failure) -> None:
         """A health check was failed; it counts like a call."""
         if (place := self._places.get(id_)) is not None:

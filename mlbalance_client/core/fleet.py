@@ -88,7 +88,7 @@ class Pick:
     """One chosen and charged replica; tell it what became of the attempt, in any order, as often as you like."""
 
     __slots__ = (
-        *("_charge", "_fleet", "_guess", "_on_trial", "_silent", "_stream"),
+        *("_charge", "_fleet", "_guess", "_on_trial", "_stream"),
         *("decision", "demand", "place", "replica"),
     )
 
@@ -106,7 +106,6 @@ class Pick:
         self._on_trial = on_trial
         self._charge = charge
         self._guess = guess
-        self._silent: float | None = None
         self._stream: Stream | None = None
         self.place = decision.chosen.place
         self.replica = replica
@@ -141,14 +140,21 @@ class Pick:
             on_trial = self._on_trial is not None and fitness.slow_start.on_trial(self.place)
             fitness.failed(self.place, kind, now, retry_after_s, on_trial=on_trial)
 
-    def silent(self, now: float) -> None:
-        """The call is slow enough to be hedged: nothing has come of it yet."""
+    def silent(self, now: float, since: float | None = None, *, patient: bool = True) -> None:
+        """The call is slow, and nothing has come of it; nor of any other there since then, as far as that tells.
+
+        ``patient``: that is no wonder of a replica that starts slowly.
+        """
+        fitness, charge = self._fleet.fitness, self._charge
+        if charge.account.open and not (patient and self.place in fitness.slow_start):
+            began = charge.at if since is None else since
+            fitness.eject(fitness.outliers.silent(self.place, charge, began, now), now)
+
+    @property
+    def mute(self) -> bool:
+        """Whether its replica has given no sign of life since the call was sent, though others have."""
         charge = self._charge
-        if charge.account.open and not charge.settled and self._silent is None:
-            self._silent = now
-            fitness = self._fleet.fitness
-            patient = self.place in fitness.slow_start
-            fitness.eject(fitness.outliers.silent(self.place, charge.at, now, patient=patient), now)
+        return charge.account.open and self._fleet.fitness.outliers.mute(self.place, charge.at)
 
     def cut_short(self, now: float) -> None:
         """The call was given up after it had stood for so long without content: it would have taken longer yet."""
@@ -164,8 +170,6 @@ class Pick:
             self._stream.close()
         if self._on_trial is not None and charge.account.open:
             self._fleet.fitness.slow_start.ended(self.place, self._on_trial)
-        if self._silent is not None and charge.first_content_at is None and charge.account.open:
-            self._fleet.fitness.outliers.given_up(self.place, self._silent)
         if self.demand.blind and verdict is Verdict.OK and charge.account.open:
             tokens = self.demand.output_tokens if usage is None else usage.output_tokens or 0
             self._took(now - charge.at, tokens * _DECODE_S_PER_TOKEN, now)

@@ -6,20 +6,24 @@ starts when it is beyond ``margin`` times a high quantile of recent multiples on
 replica is predicted to begin sooner than this one has stood already. Only if it harms nobody: below a bound of work,
 within a budget of tokens, and not while much work stands everywhere.
 
+Only replicas that are usual make up that quantile: one whose own multiples are typically beyond twice those of the
+median replica is what hedging is for, and with one in eight of them the quantile would be its, not the fleet's.
+
 A loser's time is known to be at least so long. Below the quantile that says nothing of it, above it it counts as it is:
 left out, the quantile would drift down with every hedge that is won.
 """
 
 from __future__ import annotations
 
-from math import inf
+from math import inf, log
+from statistics import median_low
 from typing import Protocol
 
 from ddsketch import DDSketch
 
 from .budget import Budget
 from .fleet import Pick
-from .model import Demand
+from .model import Demand, ReplicaId
 from .picker import Candidate, Decision
 from .remembered import Remembered
 
@@ -28,6 +32,8 @@ _ENOUGH = 20
 _WINDOW = 1000
 _WINDOW_S = 60.0
 _STALE = 16
+_TYPICAL_STEP = 0.1
+_UNUSUAL = log(2.0)
 _STEP = 0.02
 _KEEP = 0.98
 _TRUST_TOKENS = 500.0
@@ -95,12 +101,27 @@ class RecentQuantile:
 class _Route:
     """What is known of one kind of calls."""
 
-    __slots__ = ("decode_s", "decode_tokens", "multiples")
+    __slots__ = ("_since", "_typical", "_usual", "decode_s", "decode_tokens", "multiples")
 
     def __init__(self, quantile: float) -> None:
         self.multiples = RecentQuantile(quantile)
+        # By replica, as logarithms: of those, a stall moves a mean little.
+        self._typical: Remembered[ReplicaId, float] = Remembered(1024)
+        self._usual = inf
+        self._since = 0
         self.decode_tokens = _TRUST_TOKENS
         self.decode_s = _TRUST_TOKENS * _DECODE_S_PER_TOKEN
+
+    def add(self, replica: ReplicaId, multiple: float, now: float) -> None:
+        """Take in one sample, above 0, if its replica is not unusually slow."""
+        sample, typical = log(multiple), self._typical.get(replica)
+        typical = sample if typical is None else typical + _TYPICAL_STEP * (sample - typical)
+        self._typical[replica] = typical
+        self._since += 1
+        if self._since >= max(_STALE, len(self._typical)):
+            self._usual, self._since = median_low(self._typical.values()), 0
+        if typical <= self._usual + _UNUSUAL:
+            self.multiples.add(multiple, now)
 
 
 class Expected:
@@ -136,11 +157,9 @@ class Hedging:
         work_s = self._work_s(pick.decision.chosen, pick.demand, route)
         return Expected(pick, route, self._settings.floor_s + work_s)
 
-    def delay_s(self, expected: Expected, wish: bool | None = None) -> float:
-        """How long after its start an attempt is slow; infinite if it is not to be hedged."""
+    def slow_after_s(self, expected: Expected) -> float:
+        """How long after its start an attempt is slow."""
         settings = self._settings
-        if wish is False or not (settings.enabled or wish):
-            return inf
         known = expected.route.multiples.value()
         multiple = settings.first_guess if known is None else settings.margin * known
         return max(settings.floor_s, multiple * expected.seconds)
@@ -158,12 +177,17 @@ class Hedging:
         ``left_s``: until its deadline.
         """
         settings, other = self._settings, decision.chosen
+        if wish is False or not (settings.enabled or wish):
+            return False
         if demand.prompt_tokens - other.hit_tokens > settings.max_prefill_tokens and not wish:
             return False
-        sooner_s = self._work_s(other, demand, self._route(demand))
-        if sooner_s > min(stood_s, left_s) or self._saturated(decision):
+        if not self.sooner(decision, demand, stood_s, left_s) or self._saturated(decision):
             return False
         return self.budget.covers(_tokens(demand))
+
+    def sooner(self, decision: Decision, demand: Demand, stood_s: float, left_s: float = inf) -> bool:
+        """Whether the chosen replica would take less than the call has stood already, and than it has left."""
+        return self._work_s(decision.chosen, demand, self._route(demand)) <= min(stood_s, left_s)
 
     def begun(self, demand: Demand) -> None:
         """A second attempt was sent."""
@@ -174,7 +198,7 @@ class Hedging:
     ) -> None:
         """An attempt showed its first content ``took_s`` after its start; of one not streamed, with its length."""
         route, pick = expected.route, expected.pick
-        route.multiples.add(max(took_s, 1e-6) / expected.seconds, now)
+        route.add(pick.replica.id, max(took_s, 1e-6) / expected.seconds, now)
         if pick.demand.blind and output_tokens:
             chosen = pick.decision.chosen
             decode_s = max(0.0, took_s - chosen.waiting_s - chosen.own_s)
@@ -183,10 +207,10 @@ class Hedging:
 
     def cut_short(self, expected: Expected, stood_s: float, now: float) -> None:
         """An attempt was cancelled that had stood for ``stood_s`` without content."""
-        multiples, multiple = expected.route.multiples, stood_s / expected.seconds
-        known = multiples.value()
+        route, multiple = expected.route, stood_s / expected.seconds
+        known = route.multiples.value()
         if known is not None and multiple > known:
-            multiples.add(multiple, now)
+            route.add(expected.pick.replica.id, multiple, now)
 
     def _route(self, demand: Demand) -> _Route:
         key = demand.route, demand.blind

@@ -6,8 +6,7 @@ Evidence against a replica, each weighed against what the others show, so that a
 failures   so many in a row (of broken connections fewer), while most others do not fail
 refusals   of connections, likewise: *unreachable*, which is out in any case and does not count as ejected
 rate       the lower Wilson bound of its share of failed calls is above ``failure_share`` and twice the others'
-silence    calls slow enough to be hedged, without any sign of life between them, while others show some: three, or
-           one for three delays (not of those that start slowly)
+silence    three slow calls without any sign of life since they began, while others show some: one is its own affair
 slowness   even the quicker quarter of its recent calls took ``slow_factor`` times what the others' took, each
            as a multiple of what a replica of its declared weight would need: long prompts and queues that are
            known do not count, and a replica somewhat slower is not ejected but weighed by its learned rate
@@ -22,7 +21,7 @@ most ``max_ejected_share`` of those that can be reached are out at once, and nev
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from math import sqrt
@@ -37,12 +36,12 @@ _LEAST_FAILURES = 3
 _Z = 1.64
 _BROKEN_COUNTS = 5 / 3
 _SILENT_CALLS = 3
-_SILENT_DELAYS = 3.0
 _SAMPLES = 16
 _ENOUGH = 6
 _QUICKER = 0.25
 _OTHERS = 2
 _UNREACHABLE_S = 5.0
+_UNREACHABLE_CHECKED_S = 60.0
 _JITTER = 0.1
 
 
@@ -139,26 +138,17 @@ class _Record:
 
 @dataclass(slots=True)
 class _Silence:
-    """Of ``calls`` slow ones in a row, of which ``standing`` are not given up, nothing came. ``began``: when the first
-    of these did; ``noticed``: when it was found to be slow."""
+    """Since ``began`` nothing came of a replica, to these slow calls."""
 
     began: float
-    noticed: float
-    patient: bool
-    calls: int = 0
-    standing: int = 0
-
-    def too_long(self, now: float) -> bool:
-        """Whether it speaks against the replica."""
-        if self.calls >= _SILENT_CALLS:
-            return True
-        # One that was given up, as when its hedge has won, might have been answered the next moment.
-        stands = self.standing > 0 and not self.patient
-        return stands and now - self.began >= _SILENT_DELAYS * (self.noticed - self.began)
+    calls: set[Hashable] = field(default_factory=set)
 
 
 class Outliers:
-    """One client's. Places are those of its fleet; ``members``: those that may be picked as far as discovery goes."""
+    """One client's. Places are those of its fleet; ``members``: those that may be picked as far as discovery goes.
+
+    ``awaits_checks``: whether health checks run, which tell when one that was unreachable is back.
+    """
 
     def __init__(self, settings: OutlierSettings, rng: Random) -> None:
         self._settings = settings
@@ -174,6 +164,7 @@ class Outliers:
         self._typical: tuple[int, float | None] = (0, None)
         self._timed = 0
         self.panic = False
+        self.awaits_checks = False
 
     # -- who is out ---------------------------------------------------------------------------------------------
 
@@ -256,7 +247,11 @@ class Outliers:
     def failed(self, place: int, kind: Failure, now: float, *, on_trial: bool = False) -> Ejection | None:
         """The replica failed a call. ``on_trial``: it was let back for this one."""
         record = self._records.get(place)
-        if record is None or kind is Failure.PUSHBACK or place in self._out:
+        if record is None or kind is Failure.PUSHBACK:
+            return None
+        if place in self._out:
+            if kind is Failure.UNREACHABLE and self.awaits_checks:
+                self._still_unreachable(place, now)
             return None
         broken = kind in (Failure.UNREACHABLE, Failure.BROKEN)
         if kind is not Failure.UNREACHABLE:  # which harms no call, and has a rule of its own
@@ -304,48 +299,34 @@ class Outliers:
         why = f"its streams come {factor:.1f} times slower than the other replicas'"
         return self._eject(place, why, now, needs=Proof.CALLS)
 
-    def silent(self, place: int, began: float, now: float, *, patient: bool = False) -> Ejection | None:
-        """A call that began at ``began`` is slow enough to be hedged. ``patient``: one such is no wonder there."""
-        if place not in self._records or place in self._out:
+    def silent(self, place: int, call: Hashable, since: float, now: float) -> Ejection | None:
+        """A call has been slow since then; told as often as it is looked at, each time since the last."""
+        if place not in self._records or place in self._out or self._alive_at.get(place, since) > since:
             return None
         silence = self._silences.get(place)
         if silence is None:
-            silence = self._silences[place] = _Silence(began, now, patient)
-        elif not silence.standing:
-            silence.began, silence.noticed, silence.patient = began, now, patient
-        silence.calls += 1
-        silence.standing += 1
+            silence = self._silences[place] = _Silence(since)
+        if len(silence.calls) < _SILENT_CALLS:  # where no other is heard there may be very many
+            silence.calls.add(call)
         return self._by_silence(place, now)
 
-    def given_up(self, place: int, noticed: float) -> None:
-        """A call that was ``silent`` at ``noticed`` is over, and nothing had come of it."""
-        silence = self._silences.get(place)
-        if silence is not None and silence.standing and noticed >= silence.noticed:
-            silence.standing -= 1
+    def mute(self, place: int, since: float) -> bool:
+        """Whether it has given no sign of life since then, though others have."""
+        return self._alive_at.get(place, since) <= since and self._heard(place, since)
 
     # -- rules --------------------------------------------------------------------------------------------------
 
     def _by_silence(self, place: int, now: float) -> Ejection | None:
         silence = self._silences[place]
-        if not self._others_are_heard(place, silence, now) or not silence.too_long(now):
+        if len(silence.calls) < _SILENT_CALLS or not self._heard(place, silence.began):
             return None
         del self._silences[place]
-        for_s = now - silence.began
-        return self._eject(
-            place, f"nothing came of it for {for_s:.1f} s, to {silence.calls} slow call(s)", now
-        )
+        why = f"nothing came of it for {now - silence.began:.1f} s, to {len(silence.calls)} slow calls"
+        return self._eject(place, why, now)
 
-    def _others_are_heard(self, place: int, silence: _Silence, now: float) -> bool:
-        """Where nobody is heard, it is rather we who stood still.
-
-        Others may have answered what they had long since, and have nothing to say; that counts after another delay.
-        """
-        waited = now - silence.noticed >= silence.noticed - silence.began
-        return any(
-            at > silence.noticed or (waited and at > silence.began and other not in self._silences)
-            for other, at in self._alive_at.items()
-            if other != place
-        )
+    def _heard(self, place: int, since: float) -> bool:
+        """Whether any other has given a sign of life: where nobody does, nothing is said of one."""
+        return any(at > since for other, at in self._alive_at.items() if other != place)
 
     def _by_rate(self, place: int, record: _Record, now: float) -> Ejection | None:
         if record.bad < _LEAST_FAILURES - 0.5:
@@ -397,6 +378,8 @@ class Outliers:
         if unreachable:
             count = record.refused = record.refused + 1
             base_s = min(_UNREACHABLE_S, settings.ejection_base_s)
+            if self.awaits_checks:  # a check finds out that it is back, not a call
+                base_s = _UNREACHABLE_CHECKED_S
         else:
             healthy = int((now - record.back_at) / settings.ejection_base_s)
             count = record.times_out = max(0, record.times_out - healthy) + 1
@@ -409,6 +392,13 @@ class Outliers:
         self._trim(now)
         self._changed()
         return ejection
+
+    def _still_unreachable(self, place: int, now: float) -> None:
+        ejection = self._out[place]
+        until = max(ejection.until, now + _UNREACHABLE_CHECKED_S)
+        self._out[place] = replace(ejection, until=until, unreachable=True)
+        self._trim(now)
+        self._changed()
 
     def _trim(self, now: float) -> None:
         """Fewer can be reached now: let those back first whose time would be over first."""

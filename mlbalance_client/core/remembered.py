@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -31,6 +31,13 @@ class Remembered(Generic[K, V]):
         self._values.move_to_end(key)
         if len(self._values) > self._most:
             self._values.popitem(last=False)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def values(self) -> Iterable[V]:
+        """All of them."""
+        return self._values.values()
 
     def clear(self) -> None:
         """Forget all."""

@@ -6,10 +6,11 @@ from .answer import WireAnswer
 from .errors import WireError
 from .hints import read_hints
 from .pool import Origin, WireOptions
-from .wire import Timeouts, Wire, WireRequest
+from .wire import Resending, Timeouts, Wire, WireRequest
 
 __all__ = [
     "Origin",
+    "Resending",
     "Timeouts",
     "Wire",
     "WireAnswer",

@@ -15,11 +15,15 @@ import httpcore
 
 
 class WatchedNetwork(httpcore.AsyncNetworkBackend):
-    """One for each connection. ``silent``: nothing was received since whoever cares set it to True."""
+    """One for each connection. ``silent``: nothing was received since whoever cares set it to True.
+
+    ``cut``: a write has failed, so that the other side cannot have had all that was to be sent.
+    """
 
     def __init__(self, backend: httpcore.AsyncNetworkBackend | None = None) -> None:
         self._backend = backend
         self.silent = True
+        self.cut = False
 
     async def connect_tcp(
         self,
@@ -49,7 +53,11 @@ class _WatchedStream(httpcore.AsyncNetworkStream):
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        await self._stream.write(buffer, timeout)
+        try:
+            await self._stream.write(buffer, timeout)
+        except Exception:
+            self._network.cut = True
+            raise
 
     async def aclose(self) -> None:
         await self._stream.aclose()

@@ -82,6 +82,11 @@ class Connection(httpcore.AsyncHTTPConnection):
         """Whether nothing was received since the request was begun."""
         return self._network.silent
 
+    @property
+    def cut(self) -> bool:
+        """Whether it broke before all of the request was sent."""
+        return self._network.cut
+
     async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
         """Send a request and wait for the head of its answer."""
         self._network.silent = True

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import httpcore
 
@@ -28,12 +28,22 @@ class Timeouts:
         return {"connect": self.connect_s, "read": self.read_s, "write": self.write_s, "pool": None}
 
 
+class Resending(Protocol):
+    """Who decides whether a request that met a closed connection is sent once more."""
+
+    def begin_resend(self) -> bool:
+        """Whether it may be; if so, ``end_resend`` is told what came of it, unless the request is cancelled."""
+
+    def end_resend(self, *, sent: bool) -> None:
+        """It was sent once more, or there was no new connection to send it on."""
+
+
 @dataclass(slots=True)
 class WireRequest:
     """``target``: path and query as sent; ``headers`` with Host.
 
-    ``on_resend``: a request that died on a connection which had been idle, before any byte of an answer, is sent
-    once more on a new one only if there is this to call once it has been sent.
+    ``resending``: a request that died on a connection which had been idle, before any byte of an answer, is sent
+    once more on a new one only if there is this and it allows that.
     """
 
     method: bytes
@@ -42,7 +52,7 @@ class WireRequest:
     body: bytes | AsyncIterable[bytes]
     timeouts: Timeouts
     extensions: dict[str, Any]
-    on_resend: Callable[[], None] | None = None
+    resending: Resending | None = None
 
 
 class _Body:
@@ -122,10 +132,13 @@ class Wire:
         try:
             return await self._exchange(pool, connection, _message(origin, request))
         except WireError as error:
-            if request.on_resend is None or not (reused and connection.silent and error.kind in _CLOSED):
+            resending = request.resending
+            if resending is None or not (reused and connection.silent and error.kind in _CLOSED):
                 raise
-            closed, on_resend = error, request.on_resend
-        return await self._resend(pool, _message(origin, request), closed, on_resend)
+            if not resending.begin_resend():
+                raise
+            closed = error
+        return await self._resend(pool, _message(origin, request), closed, resending, cut=connection.cut)
 
     def forget(self, origin: Origin) -> None:
         """The replica is gone: ``reap`` closes its idle connections, the busy ones are closed when they are done."""
@@ -173,17 +186,17 @@ class Wire:
         return WireAnswer(response, connection, pool)
 
     async def _resend(
-        self, pool: Pool, message: httpcore.Request, closed: WireError, on_resend: Callable[[], None]
+        self, pool: Pool, message: httpcore.Request, closed: WireError, resending: Resending, *, cut: bool
     ) -> WireAnswer:
         try:
             answer = await self._exchange(pool, pool.take_new(), message)
         except WireError as error:
-            if error.sent:
-                on_resend()
+            resending.end_resend(sent=error.sent)
+            if error.sent or cut:  # of half a request nothing can come
                 raise
             # Not a failure to connect: the request was sent, and may be what killed the replica.
             raise WireError(closed.kind, f"{closed}; then {error}") from error
-        on_resend()
+        resending.end_resend(sent=True)
         return answer
 
     @staticmethod

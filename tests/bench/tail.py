@@ -1,12 +1,14 @@
 """The tail and the failures: each scene through our clients, hedging and ejecting or not, beside the omniscient router.
 
-``python -m tests.bench tail`` in virtual time; ``tail --http`` over HTTP; ``tail SCENE ...`` only those.
+``python -m tests.bench tail`` in virtual time; ``tail --http`` over HTTP; ``tail SCENE ...`` only those; ``--brief``:
+only ours and the omniscient router.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,6 +22,7 @@ from ..scenes.staging import SPEC, Seen, conversations, http_fleet, judged_virtu
 
 CALLS = 1200
 HTTP_CALLS = 600
+SEEDS = (1, 2, 3)
 COMPRESSION = 2.0
 # Before that, caches fill.
 WARM_S = 20.0
@@ -45,18 +48,25 @@ CONTRAST = {
 }
 
 
-def _line(name: str, seen: Seen, m: Measures) -> None:
-    hedges = seen.of(events.HedgeStarted)
-    won = sum(event.won for _, event in seen.of(events.HedgeEnded))
-    attempts = len(seen.of(events.AttemptStarted)) / len(seen.records)
+def _line(name: str, plays: Sequence[Seen], m: Measures) -> None:
+    def count(kind: type) -> int:
+        return sum(len(seen.of(kind)) for seen in plays)
+
+    calls = sum(len(seen.records) for seen in plays)
+    won = sum(event.won for seen in plays for _, event in seen.of(events.HedgeEnded))
     print(
         f"  {name:25}{m.ttft_p50_s:7.2f}{m.ttft_p99_s:8.2f}{m.slowdown_p50:8.2f}{m.slowdown_p99:8.2f}"
-        f"{seen.extra_tokens:8.1%}{attempts:9.3f}{len(hedges):7}{won:5}{seen.total('aborted'):8}"
-        f"{len(seen.failed):7}{len(seen.broken):7}",
+        f"{_extra(plays):8.1%}{count(events.AttemptStarted) / calls:9.3f}{count(events.HedgeStarted):7}{won:5}"
+        f"{sum(seen.total('aborted') for seen in plays):8}{sum(len(seen.failed) for seen in plays):7}"
+        f"{sum(len(seen.broken) for seen in plays):7}",
         flush=True,
     )
-    for error, count in seen.errors.most_common(3):
-        print(f"      {count} x {error}")
+    for error, times in sum((seen.errors for seen in plays), Counter[str]()).most_common(3):
+        print(f"      {times} x {error}")
+
+
+def _extra(plays: Sequence[Seen]) -> float:
+    return sum(seen.extra_tokens for seen in plays) / len(plays)
 
 
 def _verdict(what: str, figure: float, limit: float) -> None:
@@ -64,8 +74,11 @@ def _verdict(what: str, figure: float, limit: float) -> None:
     print(f"    {what:58}{figure:8.3f}   at most {limit:g}: {met}", flush=True)
 
 
-def _judge(scene: Scene, rows: Mapping[str, Seen], p99: Mapping[str, float], usual_p99: float | None) -> None:
-    seen, must = rows["hedging and ejection"], scene.must
+def _judge(
+    scene: Scene, rows: Mapping[str, Sequence[Seen]], p99: Mapping[str, float], usual_p99: float | None
+) -> None:
+    plays, must = rows["hedging and ejection"], scene.must
+    seen = plays[0]
     changed = seen.changed_s
     if must.p99 is not None:
         _verdict(
@@ -77,11 +90,13 @@ def _judge(scene: Scene, rows: Mapping[str, Seen], p99: Mapping[str, float], usu
             p99["hedging and ejection"] / usual_p99,
             must.p99_usual,
         )
-        _verdict("  without hedging", p99["ejection alone"] / usual_p99, float("inf"))
+        if "ejection alone" in p99:
+            _verdict("  without hedging", p99["ejection alone"] / usual_p99, float("inf"))
     if must.extra_tokens is not None:
-        _verdict("extra tokens", seen.extra_tokens, must.extra_tokens)
+        _verdict("extra tokens", _extra(plays), must.extra_tokens)
     if must.failed < 1:
-        _verdict("calls that failed, as a share", len(seen.failed) / len(seen.records), must.failed)
+        failed = sum(len(each.failed) for each in plays) / sum(len(each.records) for each in plays)
+        _verdict("calls that failed, as a share", failed, must.failed)
     if must.attempts is not None:
         over = seen.scene.changes[-1].at_s
         calls = sum(changed <= due < over for due in seen.due.values())
@@ -102,27 +117,36 @@ def _judge(scene: Scene, rows: Mapping[str, Seen], p99: Mapping[str, float], usu
         print(f"      {t:7.1f} s: {event.replica} for {event.for_s:.0f} s: {event.why}")
 
 
-Playing = Callable[[Scene, str, Mapping[str, Any] | None], Seen]
+Playing = Callable[[Scene, str, Mapping[str, Any] | None, int], Seen]
 
 
-def _virtual(scene: Scene, name: str, sections: Mapping[str, Any] | None) -> Seen:
-    trace = conversations(CALLS if scene.burst is None else CALLS * 2)
-    return judged_virtually(scene, trace) if sections is None else virtually(scene, trace, sections)
+def _virtual(scene: Scene, name: str, sections: Mapping[str, Any] | None, seed: int) -> Seen:
+    trace = conversations(CALLS)
+    if sections is None:
+        return judged_virtually(scene, trace, seed=seed)
+    return virtually(scene, trace, sections, seed=seed)
 
 
-def _http(scene: Scene, name: str, sections: Mapping[str, Any] | None) -> Seen:
+def _http(scene: Scene, name: str, sections: Mapping[str, Any] | None, seed: int) -> Seen:
     trace = conversations(HTTP_CALLS)
     with http_fleet(COMPRESSION) as fleet:
         play = partial(
-            over_http, scene, trace, fleet, sections or {}, compression=COMPRESSION, judged=sections is None
+            over_http,
+            scene,
+            trace,
+            fleet,
+            sections or {},
+            compression=COMPRESSION,
+            judged=sections is None,
+            seed=seed,
         )
         seen = anyio.run(play)
     print(f"    {name}: the replay itself was late by {seen.late_s:.2f} s at worst")
     return seen
 
 
-def tail(names: list[str], play: Playing) -> None:
-    """These scenes, all rows of each."""
+def tail(names: list[str], play: Playing, seeds: Sequence[int], *, brief: bool = False) -> None:
+    """These scenes, all rows of each or the two that matter most."""
     usual_p99: float | None = None
     for scene in SCENES.values():
         if names and scene.name not in names:
@@ -132,23 +156,29 @@ def tail(names: list[str], play: Playing) -> None:
             f"  {'':25}{'TTFT p50':>7}{'p99':>7}  slow p50{'p99':>6}{'tokens':>8}{'attempts':>9}"
             f"{'hedges':>7}{'won':>5}{'aborts':>8}{'failed':>7}{'broken':>7}"
         )
-        rows: dict[str, Seen] = {}
+        rows: dict[str, list[Seen]] = {}
         p99: dict[str, float] = {}
         variants: dict[str, Mapping[str, Any] | None] = {"omniscient": None, **OURS, **CONTRAST}
+        if brief:
+            variants = {name: variants[name] for name in ("omniscient", "hedging and ejection")}
         if scene.must.p99_usual is not None and usual_p99 is None:
-            usual = play(SCENES["usual"], "usual", {})
-            usual_p99 = measure(usual.since(WARM_S), SPEC).slowdown_p99
+            usual = [r for seed in seeds for r in play(SCENES["usual"], "usual", {}, seed).since(WARM_S)]
+            usual_p99 = measure(usual, SPEC).slowdown_p99
         for name, sections in variants.items():
             if sections is None and scene.name == "outage":
                 continue
-            rows[name] = seen = play(scene, name, sections)
-            m = measure(seen.since(WARM_S), SPEC)
+            rows[name] = [play(scene, name, sections, seed) for seed in seeds]
+            m = measure((r for seen in rows[name] for r in seen.since(WARM_S)), SPEC)
             p99[name] = m.slowdown_p99
-            _line(name, seen, m)
+            _line(name, rows[name], m)
         _judge(scene, rows, p99, usual_p99)
 
 
 def main() -> None:
     """By the command's arguments."""
     args = sys.argv[2:]
-    tail([a for a in args if not a.startswith("-")], _http if "--http" in args else _virtual)
+    scenes = [arg for arg in args if not arg.startswith("-")]
+    if "--http" in args:
+        tail(scenes, _http, SEEDS[:1], brief="--brief" in args)
+    else:
+        tail(scenes, _virtual, SEEDS, brief="--brief" in args)

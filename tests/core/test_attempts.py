@@ -56,13 +56,26 @@ def test_what_was_sent_goes_elsewhere_only_if_replayable_and_within_the_limit() 
 def test_a_second_sending_to_the_same_replica_counts() -> None:
     plan = attempts()
     plan.started(A)
-    assert plan.may_send_again
-    plan.sent_again()
+    assert plan.begin_resend()
+    plan.end_resend(sent=True)
 
     assert not plan.may_send_again
     assert plan.failed(1, FailureKind.READ, 0.0) == GiveUp()
     assert not attempts(replayable=False).may_send_again
     assert not attempts(budget=Budget(0.0, 0)).may_send_again
+
+
+def test_what_goes_to_its_replica_once_more_is_paid_before_it_goes() -> None:
+    budget = Budget(0.0, 2)
+    plans = [attempts(budget=budget) for _ in range(20)]
+    for plan in plans:
+        plan.started(A)
+    going = [plan for plan in plans if plan.begin_resend()]
+    assert len(going) == 2
+
+    for plan in going:
+        plan.end_resend(sent=False)  # which gives it back
+    assert sum(plan.begin_resend() for plan in plans) == 2
 
 
 def test_the_callers_own_timeout_ends_the_call() -> None:
@@ -184,10 +197,20 @@ class TestTwoAtOnce:
         assert plan.started(B, hedge=True) == 2
         return plan
 
-    def test_once_a_call_and_only_what_may_be_sent_twice(self) -> None:
+    def test_one_at_a_time_and_only_what_may_be_sent_twice(self) -> None:
         assert not self.hedged().may_hedge
         plan = attempts(replayable=False)
         plan.started(A)
+        assert not plan.may_hedge
+
+    @pytest.mark.parametrize("kind", [FailureKind.READ, FailureKind.CONNECT, FailureKind.PROTOCOL])
+    def test_one_that_failed_is_replaced_once(self, kind: FailureKind) -> None:
+        plan = self.hedged()
+        plan.failed(2, kind, 1.0)
+        assert plan.may_hedge
+
+        plan.started(C, hedge=True)
+        plan.failed(3, kind, 1.0)
         assert not plan.may_hedge
 
     @pytest.mark.parametrize("first", [1, 2])
@@ -307,7 +330,7 @@ def test_limits_hold_for_any_outcomes(
                 assert not call.plan.may_send_again
                 break
         assert call.sent <= (limit if replayable else 1)
-        assert call.hedges <= (hedges if replayable else 0)
+        assert call.hedges <= (2 * hedges if replayable else 0)
         assert len(call.unsent) == len(set(call.unsent)), "unsent failovers: once per replica"
         retries.append(retries[-1] + max(0, call.sent - 1))
     for start in range(len(retries)):
@@ -331,3 +354,25 @@ def perform(call: Call, everybody: list[ReplicaId]) -> object:
                 command = call.plan.nobody_left()
             case _:
                 return command
+
+
+@pytest.mark.parametrize("calls", [50, 200, 1000])
+def test_an_outage_soon_ends_retries(calls: int) -> None:
+    budget, sent = Budget(0.1, 20), 0
+    for _ in range(calls):
+        plan = attempts(budget=budget)
+        command: object = Start(frozenset())
+        while isinstance(command, Start):
+            sent += 1
+            command = plan.refused(plan.started(A), 500, 0.0)
+
+    assert calls < sent <= 1.2 * calls
+
+
+def test_many_calls_of_one_replica_that_dies_can_all_go_elsewhere() -> None:
+    budget = Budget(0.1, 20)
+    for _ in range(20):
+        plan = attempts(budget=budget)
+        plan.started(A)
+        assert plan.failed(1, FailureKind.READ, 0.0) == Start(frozenset({A}))
+        assert plan.content(plan.started(B)) == Deliver(2)

@@ -153,3 +153,40 @@ def test_one_that_fails_on_trial_after_slowness_is_not_let_back_by_a_check(world
     world.fleet.fitness.check_failed(A, ejection.until + 0.2, Failure.ERROR)
     assert len(world.out()) == 1
     assert A not in world.unproven(ejection.until + 0.3)
+
+
+def test_where_checks_run_no_call_goes_to_one_that_refuses_connections_until_a_check_reaches_it(
+    world: World,
+) -> None:
+    world.fleet.fitness.outliers.awaits_checks = True
+    for _ in range(2):
+        world.call(A, 1.0, Failure.UNREACHABLE)
+    assert world.out() == [0]
+    for now in range(10, 400, 10):
+        world.fleet.fitness.check_failed(A, float(now), Failure.UNREACHABLE)
+        assert world.fleet.pick(Demand(fingerprint(b"x"), 10, 10), float(now)).replica.id != A
+
+    world.fleet.fitness.reached(A, 401.0)
+
+    assert world.out() == []
+
+
+def test_without_news_of_checks_it_is_tried_after_all(world: World) -> None:
+    world.fleet.fitness.outliers.awaits_checks = True
+    for _ in range(2):
+        world.call(A, 1.0, Failure.UNREACHABLE)
+
+    world.call(B, 70.0)
+
+    assert world.out() == []
+
+
+def test_one_whose_connections_broke_stays_out_while_checks_find_it_refusing_them(world: World) -> None:
+    world.fleet.fitness.outliers.awaits_checks = True
+    for _ in range(2):
+        world.call(A, 1.0, Failure.BROKEN)
+    for now in range(10, 100, 10):
+        world.fleet.fitness.check_failed(A, float(now), Failure.UNREACHABLE)
+        world.call(B, float(now))
+
+    assert [ejection.unreachable for ejection in world.fleet.fitness.outliers.out] == [True]

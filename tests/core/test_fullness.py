@@ -45,7 +45,7 @@ def test_full_memory_is_left_alone_and_what_engines_take_by_design_is_not_full(
 ) -> None:
     made = fleet(**memory)
 
-    assert made.fullness.full(0.1) == (1 if full else 0)
+    assert made.fitness.fullness.full(0.1) == (1 if full else 0)
     assert {picked(made) for _ in range(20)} == ({ROOMY} if full else {FULL, ROOMY})
 
 
@@ -53,7 +53,7 @@ def test_where_a_queue_is_told_it_rules() -> None:
     made = fleet()
     made.hear(FULL, LoadReport(source="test", at=0.1, waiting=0, kv_used=1.0))
 
-    assert made.fullness.full(0.2) == 0
+    assert made.fitness.fullness.full(0.2) == 0
 
 
 def test_where_all_are_full_the_call_is_placed_all_the_same() -> None:
@@ -69,15 +69,15 @@ def test_room_is_heard_of_silence_is_not_and_old_reports_are_forgotten() -> None
     assert picked(made) == ROOMY
 
     made.hear(FULL, LoadReport(source="test", at=0.2, gpu_utilization=0.05, kv_used=0.3))
-    assert made.fullness.full(0.3) == 0
+    assert made.fitness.fullness.full(0.3) == 0
     made.hear(FULL, LoadReport(source="test", at=0.4, gpu_utilization=0.05, kv_used=1.0))
     made.hear(ROOMY, LoadReport(source="test", at=5.5, gpu_utilization=1.0, kv_used=0.5))
-    assert made.fullness.full(5.3) == 1
-    assert made.fullness.full(5.5) == 0
+    assert made.fitness.fullness.full(5.3) == 1
+    assert made.fitness.fullness.full(5.5) == 0
 
 
 def test_a_place_that_is_free_again_is_not_full() -> None:
     made = fleet(kv_used=1.0)
     made.update([Replica(ROOMY, "http://roomy")])
 
-    assert made.fullness.full(0.1) == 0
+    assert made.fitness.fullness.full(0.1) == 0

@@ -55,7 +55,7 @@ def test_a_long_prompt_is_not_hedged_for_being_long() -> None:
     hedging = Hedging(OPEN)
     short, long = pick_of(100), pick_of(10_000)
 
-    assert hedging.delay_s(hedging.expect(long)) > 5 * hedging.delay_s(hedging.expect(short))
+    assert hedging.slow_after_s(hedging.expect(long)) > 5 * hedging.slow_after_s(hedging.expect(short))
 
 
 def test_nor_one_that_waits_in_a_queue_that_was_known() -> None:
@@ -65,27 +65,59 @@ def test_nor_one_that_waits_in_a_queue_that_was_known() -> None:
     )
 
     assert second.seconds > 1.5 * first.seconds
-    assert hedging.delay_s(second) > hedging.delay_s(first)
+    assert hedging.slow_after_s(second) > hedging.slow_after_s(first)
 
 
 def test_before_there_are_samples_a_guess_serves_and_then_the_quantile() -> None:
     hedging, pick = Hedging(OPEN), pick_of()
     expected = hedging.expect(pick)
-    assert hedging.delay_s(expected) == pytest.approx(OPEN.first_guess * expected.seconds)
+    assert hedging.slow_after_s(expected) == pytest.approx(OPEN.first_guess * expected.seconds)
     feed(hedging, pick, [1.0] * 19)
-    assert hedging.delay_s(expected) == pytest.approx(OPEN.first_guess * expected.seconds)
+    assert hedging.slow_after_s(expected) == pytest.approx(OPEN.first_guess * expected.seconds)
     feed(hedging, pick, [1.0] * 100)
 
-    assert hedging.delay_s(expected) == pytest.approx(OPEN.margin * expected.seconds, rel=0.03)
+    assert hedging.slow_after_s(expected) == pytest.approx(OPEN.margin * expected.seconds, rel=0.03)
 
 
 def test_two_stalls_in_a_hundred_do_not_move_it() -> None:
     hedging, pick = Hedging(OPEN), pick_of()
     feed(hedging, pick, ([1.0] * 49 + [15.0]) * 20)
 
-    assert hedging.delay_s(hedging.expect(pick)) == pytest.approx(
+    assert hedging.slow_after_s(hedging.expect(pick)) == pytest.approx(
         OPEN.margin * hedging.expect(pick).seconds, rel=0.03
     )
+
+
+@pytest.mark.parametrize("factor", [5.0, 10.0])
+def test_one_slow_replica_of_eight_is_not_taken_for_usual(factor: float) -> None:
+    """Neither when its calls are answered, nor when they are hedged away at the delay."""
+    hedging, fleet = Hedging(OPEN), fleet_of(8)
+    picks = [
+        fleet.pick(demand_of(fleet), 0.0, {ReplicaId(str(j)) for j in range(8) if j != i}) for i in range(8)
+    ]
+    for number in range(1600):
+        which, now = number % 8, number * 0.05
+        expected = hedging.expect(picks[which])
+        delay_s = hedging.slow_after_s(expected)
+        if which == 0 and number % 16:
+            hedging.cut_short(expected, delay_s + expected.seconds, now)
+        else:
+            hedging.answered(expected, (factor if which == 0 else 1.0) * expected.seconds, now)
+
+    expected = hedging.expect(picks[0])
+    assert hedging.slow_after_s(expected) <= 1.1 * OPEN.margin * expected.seconds
+
+
+def test_a_fleet_that_is_slower_than_predicted_altogether_is_usual() -> None:
+    hedging, fleet = Hedging(OPEN), fleet_of(8)
+    picks = [
+        fleet.pick(demand_of(fleet), 0.0, {ReplicaId(str(j)) for j in range(8) if j != i}) for i in range(8)
+    ]
+    for number in range(4000):
+        expected = hedging.expect(picks[number % 8])
+        hedging.answered(expected, (1.0 if number < 1000 else 5.0) * expected.seconds, number * 0.01)
+
+    assert hedging.slow_after_s(expected) == pytest.approx(5 * OPEN.margin * expected.seconds, rel=0.05)
 
 
 def test_losers_keep_it_from_drifting_down() -> None:
@@ -96,27 +128,27 @@ def test_losers_keep_it_from_drifting_down() -> None:
     feed(kept, pick, [1.0] * 9 + [5.0])
     feed(kept, pick, ([1.0] * 9 + [5.0]) * 9)
     feed(left_out, pick, ([1.0] * 9 + [5.0]) * 10)
-    before = kept.delay_s(expected)
+    before = kept.slow_after_s(expected)
     for number in range(5000):
         now = 1.0 + number * 0.01
         for hedging in (kept, left_out):
             if number % 10:
                 hedging.answered(hedging.expect(pick), expected.seconds, now)
         if not number % 10:
-            kept.cut_short(expected, kept.delay_s(expected) + expected.seconds, now)
+            kept.cut_short(expected, kept.slow_after_s(expected) + expected.seconds, now)
 
-    assert left_out.delay_s(left_out.expect(pick)) < before / 2
-    assert kept.delay_s(expected) >= before * 0.95
+    assert left_out.slow_after_s(left_out.expect(pick)) < before / 2
+    assert kept.slow_after_s(expected) >= before * 0.95
 
 
 def test_what_was_cut_short_early_says_nothing() -> None:
     hedging, pick = Hedging(OPEN), pick_of()
     feed(hedging, pick, [1.0] * 100)
-    before = hedging.delay_s(hedging.expect(pick))
+    before = hedging.slow_after_s(hedging.expect(pick))
     for number in range(2000):
         hedging.cut_short(hedging.expect(pick), 0.001, float(number))
 
-    assert hedging.delay_s(hedging.expect(pick)) == before
+    assert hedging.slow_after_s(hedging.expect(pick)) == before
 
 
 def test_old_samples_are_forgotten() -> None:
@@ -133,7 +165,7 @@ def test_calls_that_are_not_streamed_have_a_model_of_their_own() -> None:
     hedging = Hedging(OPEN)
     short, long = pick_of(blind=True, output=10), pick_of(blind=True, output=1000)
     streamed = pick_of()
-    assert hedging.delay_s(hedging.expect(long)) > hedging.delay_s(hedging.expect(short))
+    assert hedging.slow_after_s(hedging.expect(long)) > hedging.slow_after_s(hedging.expect(short))
     for number in range(300):
         expected = hedging.expect(pick_of(blind=True, output=100))
         hedging.answered(expected, 0.1 + 100 * 0.05, number * 0.1, output_tokens=100)
@@ -152,9 +184,11 @@ def test_calls_that_are_not_streamed_have_a_model_of_their_own() -> None:
     ],
 )
 def test_whom_it_is_for(settings: dict, wish: bool | None, hedged: bool) -> None:
-    hedging = Hedging(HedgingConfig(**settings))
+    hedging, demand = Hedging(HedgingConfig(**settings)), pick_of().demand
+    hedging.sent(pick_of())
 
-    assert (hedging.delay_s(hedging.expect(pick_of()), wish) < inf) is hedged
+    assert hedging.may(decision(waiting_s=[0.0] * 5), demand, stood_s=1.0, wish=wish) is hedged
+    assert hedging.slow_after_s(hedging.expect(pick_of())) < inf
 
 
 def test_when_it_may_be_done() -> None:

@@ -104,6 +104,15 @@ def test_nobody_is_full_by_a_report_that_has_expired() -> None:
     assert sent(fleet, 5.1)
 
 
+def test_the_window_of_a_report_that_has_expired_is_open() -> None:
+    fleet = fleet_of(A)
+    assert fleet.windows is not None
+    fleet.hear(A, report(0.0, kv_capacity_tokens=16_384, kv_used=0.0))  # vLLM's figures, killed since
+
+    assert fleet.windows.window(0, 1.0).basis == "reported"
+    assert fleet.windows.window(0, 20.0).basis != "reported"
+
+
 def test_a_batch_limit_leaves_room_for_a_small_queue() -> None:
     fleet = fleet_of(A)
     fleet.hear(A, report(0.0, batch_limit=16, running=16, waiting=0))

@@ -73,8 +73,12 @@ async def test_its_load_is_told_as_it_is_for_it_refuses_nobody(engine: LlamaServ
 
 @pytest.mark.parametrize("streamed", [True, False])
 async def test_it_gives_up_a_call_that_is_given_up(streamed: bool, engine: LlamaServer) -> None:
+    """It looks whether the caller of a plain answer is still there only after a second in which it has answered nobody
+    anything: whoever asks for its pages more often, as we do elsewhere, puts that off until the answer is done.
+    """
     await until_said(engine.load, (0, 0))
-    async with client(engine.url) as using:
+    before = engine.metrics()["llamacpp:tokens_predicted_total"]
+    async with client(engine.url, kind="none") as using:
         async with anyio.create_task_group() as tasks:
             if streamed:
                 async with using.stream("POST", CHAT, json=ENDLESS) as answer:
@@ -85,12 +89,13 @@ async def test_it_gives_up_a_call_that_is_given_up(streamed: bool, engine: Llama
                 await until_said(engine.load, (1, 0))
                 running = engine.load()
                 tasks.cancel_scope.cancel()
-        await until_said(engine.load, (0, 0))
-        snapshot = (
-            using.snapshot()
-        )  # it looks once a second whether the caller is still there, if it does not stream
+        await until_said(engine.load, (0, 0), every_s=2.5)
+        generated = engine.metrics()["llamacpp:tokens_predicted_total"] - before
+        snapshot = using.snapshot()
+    print(f"llama.cpp, a call {'that streams' if streamed else 'that does not stream'}: {generated:g} tokens")
 
     assert running == (1, 0)
+    assert generated < ENDLESS["max_tokens"]
     assert (snapshot.outstanding_requests, snapshot.outstanding_tokens) == (0, 0)
 
 

@@ -73,12 +73,14 @@ async def until(holds: Callable[[], bool], shows: Callable[[], object], within_s
     raise AssertionError(f"still {shows()}")
 
 
-async def until_said(engine: Callable[[], Any], wanted: Any, within_s: float = 120) -> None:
-    """Until the engine itself says so."""
+async def until_said(
+    engine: Callable[[], Any], wanted: Any, within_s: float = 120, every_s: float = 0.3
+) -> None:
+    """Until the engine itself says so, which is asked so often."""
     seen = None
     with anyio.move_on_after(within_s):
         while (seen := await anyio.to_thread.run_sync(engine)) != wanted:
-            await anyio.sleep(0.3)
+            await anyio.sleep(every_s)
         return
     raise AssertionError(f"still {seen}, not {wanted}")
 

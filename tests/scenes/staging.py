@@ -33,6 +33,8 @@ SPEC = EngineSpec()
 FIRST = 3000
 # Tokens of a stream come no closer, to spare the machine.
 EMIT_INTERVAL_S = 1.0
+_LOOK_S = 1.0
+URGENT = 5
 _QUIET = {"kind": "none"}
 _TOLD = (
     events.AttemptStarted, events.AttemptEnded, events.HedgeStarted, events.HedgeEnded,
@@ -49,7 +51,10 @@ def conversations(calls: int) -> Trace:
 
 @dataclass(slots=True)
 class Seen:
-    """What became of a scene. Times in seconds of the modelled engine, from the scene's start."""
+    """What became of a scene. Times in seconds of the modelled engine, from the scene's start.
+
+    ``work``: now and then, how many seconds engines have worked by then, all together.
+    """
 
     scene: Scene
     records: list[CallRecord]
@@ -60,6 +65,7 @@ class Seen:
     calls: Sequence[TraceCall]
     urls: Sequence[str]
     left: dict[str, int] = field(default_factory=dict)
+    work: list[tuple[float, float]] = field(default_factory=list)
 
     def since(self, start_s: float) -> list[CallRecord]:
         """Calls that arrived later."""
@@ -99,6 +105,12 @@ class Seen:
         """Tokens sent beyond those of the calls themselves, as a share of these; by what replicas have read."""
         asked = sum(len(body_of(call)) for call in self.calls)
         return sum(state["seen_bytes"] for state in self.states) / asked - 1
+
+    def busy(self, since_s: float, until_s: float) -> float:
+        """The share of their time that engines worked."""
+        looks = [(t, worked) for t, worked in self.work if since_s <= t <= until_s]
+        (first, before), (last, after) = looks[0], looks[-1]
+        return (after - before) / (last - first) / REPLICAS
 
     def total(self, counter: str) -> int:
         """A counter over all replicas."""
@@ -146,9 +158,15 @@ class HttpStage:
 _COUNTERS = ("seen", "seen_bytes", "refused", "finished", "aborted", "prompt_tokens", "prefilled_tokens")
 
 
-def _request(body: bytes) -> Request:
+def urgent(index: int) -> bool:
+    """One call in ten is urgent, where priorities matter."""
+    return index % 10 == 0
+
+
+def _request(call: TraceCall, body: bytes) -> Request:
     headers = [(b"Content-Type", b"application/json"), (b"Content-Length", str(len(body)).encode())]
-    return Request("POST", PATH.encode(), headers, body)
+    options = mlb.CallOptions(priority=URGENT if urgent(call.index) else 0)
+    return Request("POST", PATH.encode(), headers, body, options)
 
 
 class Refused(Exception):
@@ -160,7 +178,7 @@ def ours(engines: Sequence[Engine], rng: Random) -> Sender:
 
     @asynccontextmanager
     async def send(call: TraceCall, body: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
-        answer = await rng.choice(engines).send(_request(body))
+        answer = await rng.choice(engines).send(_request(call, body))
         try:
             if answer.status >= 400:
                 raise Refused(f"{answer.status}")
@@ -176,7 +194,8 @@ def faced(clients: Sequence[mlb.AsyncClient], rng: Random) -> Sender:
 
     @asynccontextmanager
     async def send(call: TraceCall, body: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
-        headers = {"content-type": "application/json"}
+        priority = str(URGENT if urgent(call.index) else 0)
+        headers = {"content-type": "application/json", "x-mlbalance-priority": priority}
         async with rng.choice(clients).stream("POST", PATH, content=body, headers=headers) as response:
             if response.status_code >= 400:
                 raise Refused(f"{response.status_code}")
@@ -198,8 +217,18 @@ async def _staged(
     start = anyio.current_time()
     quick = scene.compressed(scale)
     arrivals = quick.arrivals(trace.at_rate(scale))
+    work: list[tuple[float, float]] = []
+
+    async def watch() -> None:
+        while True:
+            found = await _states(stage)
+            work.append(((anyio.current_time() - start) * scale, sum(s["work_s"] for s in found) * scale))
+            await anyio.sleep(_LOOK_S / scale)
+
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(play, quick, stage, start)
+        if scene.burst is not None:
+            tasks.start_soon(watch)
         records, late_s = await replay_http(arrivals, send)
         tasks.cancel_scope.cancel()
     for record in records:
@@ -211,7 +240,7 @@ async def _staged(
         {**now, **{name: now[name] - then[name] for name in _COUNTERS}}
         for now, then in zip(await _states(stage), before, strict=True)
     ]
-    return Seen(scene, records, due, when, states, late_s * scale, trace.calls, stage.urls)
+    return Seen(scene, records, due, when, states, late_s * scale, trace.calls, stage.urls, work=work)
 
 
 async def _states(stage: Any) -> list[dict[str, Any]]:

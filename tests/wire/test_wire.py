@@ -8,7 +8,7 @@ import select
 import socket
 import ssl
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from contextlib import contextmanager
 
 import anyio
@@ -19,7 +19,16 @@ import trustme
 
 import mlbalance_client as mlb
 from mlbalance_client.errors import FailureKind
-from mlbalance_client.wire import Origin, Timeouts, Wire, WireAnswer, WireError, WireOptions, WireRequest
+from mlbalance_client.wire import (
+    Origin,
+    Resending,
+    Timeouts,
+    Wire,
+    WireAnswer,
+    WireError,
+    WireOptions,
+    WireRequest,
+)
 from mlbalance_client.wire.pool import Connection
 
 from ..conftest import eventually
@@ -31,13 +40,27 @@ PATIENT = Timeouts(10.0, 10.0, 10.0)
 CHUNKED = (b"Transfer-Encoding", b"chunked")
 
 
+class Resends:
+    """Allows one more sending, or not; keeps what came of it."""
+
+    def __init__(self, *, allowed: bool = True) -> None:
+        self.allowed = allowed
+        self.ended: list[bool] = []
+
+    def begin_resend(self) -> bool:
+        return self.allowed
+
+    def end_resend(self, *, sent: bool) -> None:
+        self.ended.append(sent)
+
+
 def request(
     body: bytes | AsyncIterable[bytes] = b"hello",
     timeouts: Timeouts = PATIENT,
-    on_resend: Callable[[], None] | None = None,
+    resending: Resending | None = None,
 ) -> WireRequest:
     length = (b"Content-Length", str(len(body)).encode()) if isinstance(body, bytes) else CHUNKED
-    return WireRequest(b"POST", b"/x", [(b"Host", b"replica"), length], body, timeouts, {}, on_resend)
+    return WireRequest(b"POST", b"/x", [(b"Host", b"replica"), length], body, timeouts, {}, resending)
 
 
 def origin(server: Scripted, scheme: str = "http") -> Origin:
@@ -105,25 +128,27 @@ def reset(exchange: Exchange) -> None:
 
 
 @pytest.mark.parametrize("end", [close, reset])
-@pytest.mark.parametrize("resend", [True, False])
+@pytest.mark.parametrize("resends", [Resends(), Resends(allowed=False), None])
 async def test_a_request_that_met_a_closing_connection_is_sent_once_more_if_it_may(
-    end: Script, resend: bool
+    end: Script, resends: Resends | None
 ) -> None:
-    resent: list[int] = []
+    resend = resends is not None and resends.allowed
     with (
         Scripted(lambda exchange: (end if exchange.number == 2 else ok)(exchange)) as server,
         closing(Wire(WireOptions())) as wire,
     ):
         await read(await wire.open(origin(server), request()))
+        again = request(resending=resends)
         if resend:
-            again = request(on_resend=lambda: resent.append(1))
             assert await read(await wire.open(origin(server), again)) == b"fine"
         else:
             with pytest.raises(WireError) as caught:
-                await wire.open(origin(server), request())
+                await wire.open(origin(server), again)
             assert caught.value.kind in (FailureKind.PROTOCOL, FailureKind.READ)
         assert len(server.exchanges) == (3 if resend else 2)
-        assert resent == ([1] if resend else [])
+        if resends is not None:
+            assert resends.ended == [True] * resend
+            resends.ended.clear()
         await wire.aclose()
 
 
@@ -139,13 +164,13 @@ async def test_a_request_of_whose_answer_anything_came_is_not_sent_again(end: Sc
     with Scripted(break_off) as server, closing(Wire(WireOptions())) as wire:
         await read(await wire.open(origin(server), request()))
         with pytest.raises(WireError) as caught:
-            await wire.open(origin(server), request(on_resend=lambda: None))
+            await wire.open(origin(server), request(resending=Resends()))
         assert caught.value.sent
         assert len(server.exchanges) == 2
 
 
 async def test_a_replica_that_a_request_may_have_killed_is_not_one_that_it_was_never_sent_to() -> None:
-    resent: list[int] = []
+    resends = Resends()
 
     def crash(exchange: Exchange) -> None:
         if exchange.number == 1:
@@ -156,9 +181,9 @@ async def test_a_replica_that_a_request_may_have_killed_is_not_one_that_it_was_n
     with Scripted(crash) as server, closing(Wire(WireOptions())) as wire:
         await read(await wire.open(origin(server), request()))
         with pytest.raises(WireError, match="onnect") as caught:
-            await wire.open(origin(server), request(on_resend=lambda: resent.append(1)))
+            await wire.open(origin(server), request(resending=resends))
         assert caught.value.sent
-        assert not resent
+        assert resends.ended == [False]
 
 
 async def test_a_fresh_connection_that_dies_is_not_tried_again() -> None:
@@ -543,3 +568,53 @@ async def test_verification_can_be_turned_off_by_name(authority: trustme.CA) -> 
     with https_server(authority) as url:
         async with mlb.AsyncClient(config(url), verify=False) as client:
             assert (await client.get("/")).text == "safe"
+
+
+class _Cut(httpcore.AsyncNetworkStream):
+    """Answers one request; the next one's body it does not take."""
+
+    def __init__(self) -> None:
+        self._writes = 0
+        self._answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        if not self._answer:
+            raise httpcore.ReadError("broken pipe")
+        answer, self._answer = self._answer, b""
+        return answer
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._writes += 1
+        if self._writes > 3:
+            raise httpcore.WriteError("broken pipe")
+
+    async def aclose(self) -> None:
+        pass
+
+    def get_extra_info(self, info: str) -> object:
+        return None
+
+
+class _Once(httpcore.AsyncNetworkBackend):
+    """Connects once, then refuses."""
+
+    def __init__(self) -> None:
+        self._connected = False
+
+    async def connect_tcp(self, *address: object, **options: object) -> httpcore.AsyncNetworkStream:
+        if self._connected:
+            raise httpcore.ConnectError("refused")
+        self._connected = True
+        return _Cut()
+
+
+async def test_what_was_cut_while_it_was_sent_and_could_not_be_sent_anew_was_never_sent() -> None:
+    wire, place = Wire(WireOptions(network_backend=_Once())), Origin.from_url("http://replica:80")
+    with closing(wire):
+        await read(await wire.open(place, request()))
+        resends = Resends()
+        with pytest.raises(WireError) as raised:
+            await wire.open(place, request(resending=resends))
+        assert raised.value.kind is FailureKind.CONNECT
+        assert resends.ended == [False]
+        await wire.aclose()

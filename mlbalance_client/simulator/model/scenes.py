@@ -73,7 +73,7 @@ class Must:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """``blind_to_cold``: the router that it is judged by does not know who is cold."""
+    """``blind_to_cold``: the judging router does not know who is cold. ``load``: calls come so many times as fast."""
 
     name: str
     about: str
@@ -81,6 +81,7 @@ class Scene:
     changes: tuple[Change, ...] = ()
     burst: Burst | None = None
     blind_to_cold: bool = False
+    load: float = 1.0
 
     def from_(self, at_s: float, apart_s: float | None = None) -> Scene:
         """The same, its first change at ``at_s``; ``apart_s``: changes are so far apart, and replicas cold for less."""
@@ -105,6 +106,7 @@ class Scene:
 
     def arrivals(self, trace: Trace) -> Trace:
         """The trace's calls, as they come in this scene."""
+        trace = trace.at_rate(self.load)
         if self.burst is None:
             return trace
         start, lasts, factor = self.burst.at_s, self.burst.lasts_s, self.burst.factor
@@ -180,10 +182,18 @@ SCENES = {
         ),
         Scene(
             "rolling",
-            "all eight are restarted, 20 s apart: they drain, and come back cold",
+            "all eight are restarted, 20 s apart: they drain, and come back cold, with more work than they can do",
             Must(p99=1.5),
             tuple(Change(_AT + _APART_S * n, What.ROLL, (n,), {"cold_calls": _COLD_CALLS}) for n in ALL),
             blind_to_cold=True,
+        ),
+        Scene(
+            "rolling_gently",
+            "the same at a quarter of the load, which the fleet can bear while it is cold",
+            Must(p99=1.5),
+            tuple(Change(_AT + _APART_S * n, What.ROLL, (n,), {"cold_calls": _COLD_CALLS}) for n in ALL),
+            blind_to_cold=True,
+            load=0.25,
         ),
         Scene(
             "burst",
