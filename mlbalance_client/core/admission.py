@@ -53,7 +53,7 @@ class Waiting(Waiter):
 
     demand: Demand
     deadline: float = inf
-    excluded: Collection[ReplicaId] = ()
+    excluded: frozenset[ReplicaId] = frozenset()
     number: int = 0
     pick: Pick | None = field(default=None, init=False)
     error: BalancerError | None = field(default=None, init=False)
@@ -131,7 +131,7 @@ class Admission:
             tenant=tenant,
             again=again,
             demand=demand,
-            excluded=excluded,
+            excluded=frozenset(excluded),
             number=number,
         )
 
@@ -166,6 +166,7 @@ class Admission:
     def pull(self, now: float, place: int | None = None) -> list[Waiting]:
         """Give what room there is, at ``place`` or anywhere; those who got it. Each pull leaves a charged pick."""
         ended: list[Waiting] = []
+        self._fleet.ledger.sweep(now)  # no pick does while calls wait
         places: Iterable[int] = self._fleet.roomiest(now) if place is None else (place,)
         more = bool(self._line)
         while more:
@@ -256,19 +257,28 @@ class Admission:
         best: Waiting | None = None
         most = -1
         looked_at = 0
+        # Where another model's calls wait, they are many, and none of them may go here.
+        elsewhere: set[tuple[str | None, bool, frozenset[ReplicaId]]] = set()
         for waiter in self._line.in_order(now):
             assert isinstance(waiter, Waiting)
             if first is not None and waiter.level < first.level:
                 break
             if urgent and not waiter.urgent:
                 continue
-            if (hit := self._fleet.hit_tokens(place, waiter.demand, now, waiter.excluded)) is not None:
-                first = first or waiter
-                if hit > most:
-                    best, most = waiter, hit
-                looked_at += 1
-                if looked_at == _LOOKED_AT or first.again or first.passed >= _PASSED_AT_MOST:
-                    break
+            demand = waiter.demand
+            kind = demand.model, demand.replayable, waiter.excluded
+            if kind in elsewhere:
+                continue
+            hit = self._fleet.hit_tokens(place, demand, now, waiter.excluded)
+            if hit is None:
+                elsewhere.add(kind)
+                continue
+            first = first or waiter
+            if hit > most:
+                best, most = waiter, hit
+            looked_at += 1
+            if looked_at == _LOOKED_AT or first.again or first.passed >= _PASSED_AT_MOST:
+                break
         if first is None or best is None:
             return None
         if best is not first:

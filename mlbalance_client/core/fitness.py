@@ -102,7 +102,7 @@ class Fitness:
     def levels(self, model: str | None, now: float, *, replayable: bool) -> Iterator[int]:
         """Who is not to get it, from the best case to the worst.
 
-        Those who are full, ejected or on trial with another call, who rest, and who say that they are closed get a call
+        Those who are full, on trial with another call, ejected, who rest, and who say that they are closed get a call
         only where nobody else is left, in this order: to ask one of them is better than to fail unasked.
         """
         closed = self.readiness.closed(model, now)
@@ -110,6 +110,7 @@ class Fitness:
         kept_out = resting | self._kept_out(now, replayable=replayable)
         yield kept_out | self.fullness.full(now)
         yield kept_out
+        yield resting | self.outliers.barred
         yield resting
         yield closed
         yield 0
@@ -136,6 +137,7 @@ class Fitness:
     def members_changed(self, now: float) -> None:
         """Discovery has changed who there is, or in which state."""
         self.outliers.members((place for place, replica in self._replicas.items() if replica.usable), now)
+        self._out_changed(now)
 
     def drop(self, place: int) -> None:
         """The replica is gone."""
@@ -146,23 +148,23 @@ class Fitness:
 
     def hear(self, place: int, report: LoadReport) -> None:
         """A replica has told how it is."""
-        was_closed = self.readiness.closed(None, report.at) >> place & 1
+        was_cold = self.readiness.cold(place, report.at)
         self.readiness.hear(place, report)
         self.fullness.hear(place, report)
-        opens = was_closed and not self.readiness.closed(None, report.at) >> place & 1
+        opens = was_cold and not self.readiness.closed(None, report.at) >> place & 1
         restarted = report.epoch is not None and self._epochs.setdefault(place, report.epoch) != report.epoch
         if restarted and report.epoch is not None:
             self._epochs[place] = report.epoch
         if opens or restarted:
             self.slow_start.admit(place, report.at)
 
-    def served(self, place: int, now: float) -> None:
-        """A replica served a call to its end."""
+    def served(self, place: int, sent: float, now: float) -> None:
+        """A replica served a call, which was sent at ``sent``, to its end."""
         self._heard_at[place] = now
-        self.pushback.succeeded(place)
+        self.pushback.succeeded(place, sent)
         self.outliers.served(place, now)
         if self.slow_start.active:
-            self.slow_start.served(place, now)
+            self.slow_start.served(place, sent, now)
 
     def failed(
         self, place: int, kind: Failure, now: float, retry_after_s: float | None, *, on_trial: bool
@@ -202,7 +204,7 @@ class Fitness:
             self._come_back(place, now)
         if proof is Proof.MODEL:
             self.outliers.begun(place, now)
-            self.served(place, now)
+            self.served(place, now, now)
 
     def reached(self, id_: ReplicaId, now: float) -> None:
         """A replica has answered a check that says nothing of its health, but it can be reached."""

@@ -100,7 +100,7 @@ class Pick:
         decision: Decision,
         charge: Charge,
         guess: Guess,
-        on_trial: bool,
+        on_trial: float | None,
     ) -> None:
         self._fleet = fleet
         self._on_trial = on_trial
@@ -136,7 +136,9 @@ class Pick:
     def failed(self, now: float, retry_after_s: float | None = None, kind: Failure = Failure.ERROR) -> None:
         """The replica failed the call, which speaks against it; when it will take calls again, if it said so."""
         if self._charge.account.open:
-            self._fleet.fitness.failed(self.place, kind, now, retry_after_s, on_trial=self._on_trial)
+            fitness = self._fleet.fitness
+            on_trial = self._on_trial is not None and fitness.slow_start.on_trial(self.place)
+            fitness.failed(self.place, kind, now, retry_after_s, on_trial=on_trial)
 
     def silent(self, now: float, since: float | None = None, *, patient: bool = True) -> None:
         """The call is slow, and nothing has come of it; nor of any other there since then, as far as that tells.
@@ -166,8 +168,8 @@ class Pick:
             return
         if self._stream is not None:
             self._stream.close()
-        if self._on_trial and charge.account.open:
-            self._fleet.fitness.slow_start.ended(self.place)
+        if self._on_trial is not None and charge.account.open:
+            self._fleet.fitness.slow_start.ended(self.place, self._on_trial)
         if self.demand.blind and verdict is Verdict.OK and charge.account.open:
             tokens = self.demand.output_tokens if usage is None else usage.output_tokens or 0
             self._took(now - charge.at, tokens * _DECODE_S_PER_TOKEN, now)
@@ -361,7 +363,7 @@ class Fleet:
         if demand.session is not None:
             self.index.record(chosen.place, (demand.session,))
         starting = self.fitness.slow_start
-        on_trial = starting.active and starting.taken(chosen.place)
+        on_trial = starting.taken(chosen.place) if starting.active else None
         return Pick(self, self._replicas[chosen.place], demand, decision, charge, guess, on_trial)
 
     def others(self, demand: Demand, excluded: Collection[ReplicaId], now: float) -> Others:
@@ -551,8 +553,8 @@ class Fleet:
             fitness = self.fitness
             if charge.first_content_at is None:
                 fitness.outliers.begun(pick.place, now)
-            fitness.served(pick.place, now)
-            if (lag := self.load.pace.lag(pick.place)) > 1.0 and not fitness.slow_start.active:
+            fitness.served(pick.place, charge.at, now)
+            if (lag := self.load.pace.lag(pick.place)) > 1.0 and pick.place not in fitness.slow_start:
                 fitness.eject(fitness.outliers.lags(pick.place, lag, now), now)
             self._learn(pick, charge, guess, usage or Usage())
         if open_:

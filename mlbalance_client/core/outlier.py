@@ -313,7 +313,8 @@ class Outliers:
         silence = self._silences.get(place)
         if silence is None:
             silence = self._silences[place] = _Silence(since)
-        silence.calls.add(call)
+        if len(silence.calls) < _SILENT_CALLS:  # where no other is heard there may be very many
+            silence.calls.add(call)
         return self._by_silence(place, now)
 
     def mute(self, place: int, since: float) -> bool:

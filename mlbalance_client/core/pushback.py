@@ -2,7 +2,9 @@
 
 What fails at once is always idle, so a picker that goes by load alone would send it everything. A failure makes its
 replica rest for ``base_s`` seconds, doubled with each one in a row up to ``max_s``; a replica that names a time itself
-(Retry-After) gets that, within ``max_s``. A success ends the row. Those who rest are not picked while others can be.
+(Retry-After) gets that, within ``max_s``. A success ends the row; and the rest, if the call was sent during it: a busy
+replica that pushes back goes on with what it has, which calls nobody back. Those who rest are not picked while others
+can be.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class _Rest:
+    since: float
     until: float
     row: int
 
@@ -28,16 +31,26 @@ class Pushback:
         """The replica failed a call; failures of calls that were under way when it began to rest count once."""
         rest = self._rests.get(place)
         retry_after_s = retry_after_s or None  # a time that has passed names none
-        if not self._base_s or (rest is not None and now < rest.until and retry_after_s is None):
+        resting = rest is not None and now < rest.until
+        if not self._base_s or (resting and retry_after_s is None):
             return
-        row = 0 if rest is None else rest.row
-        rest_s = self._base_s * 2 ** min(row, 30) if retry_after_s is None else retry_after_s
-        until = now + min(self._max_s, rest_s)
-        self._rests[place] = _Rest(until if rest is None else max(until, rest.until), row + 1)
+        if rest is None:
+            rest = self._rests[place] = _Rest(now, now, 0)
+        if not resting:
+            rest.since = now
+        rest_s = self._base_s * 2 ** min(rest.row, 30) if retry_after_s is None else retry_after_s
+        rest.until = max(rest.until, now + min(self._max_s, rest_s))
+        rest.row += not resting
 
-    def succeeded(self, place: int) -> None:
-        """The replica served a call."""
-        self._rests.pop(place, None)
+    def succeeded(self, place: int, sent: float) -> None:
+        """The replica served a call that was sent at ``sent``."""
+        rest = self._rests.get(place)
+        if rest is None:
+            return
+        if sent >= rest.since:
+            del self._rests[place]
+        else:
+            rest.row = 0
 
     def resting(self, now: float) -> int:
         """The places that rest now, as a bit set."""

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 
 from .load_report import LoadReport, State
 
-_CLOSED = frozenset({State.STARTING, State.ASLEEP, State.DRAINING, State.OVERLOADED})
+_COLD = frozenset({State.STARTING, State.ASLEEP})
+_CLOSED = _COLD | {State.DRAINING, State.OVERLOADED}
 
 
 @dataclass(frozen=True, slots=True)
 class _Said:
     at: float
     whole: bool
+    cold: bool
     models: frozenset[str]
 
 
@@ -33,7 +35,14 @@ class Readiness:
             return
         if (said := self._said.get(place)) is not None and said.at > report.at:
             return
-        self._said[place] = _Said(report.at, report.state in _CLOSED, frozenset(_closed(report.models)))
+        state = report.state
+        models = frozenset(_closed(report.models))
+        self._said[place] = _Said(report.at, state in _CLOSED, state in _COLD, models)
+
+    def cold(self, place: int, now: float) -> bool:
+        """Whether the replica has yet to start or to wake; who has too much to do or is on its way out has not."""
+        said = self._said.get(place)
+        return said is not None and said.cold and now - said.at < self._expiry_s
 
     def closed(self, model: str | None, now: float) -> int:
         """The places that take no call for ``model`` now, as a bit set."""

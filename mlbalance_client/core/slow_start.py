@@ -61,22 +61,22 @@ class SlowStart:
                 mask |= 1 << place
         return mask
 
-    def taken(self, place: int) -> bool:
-        """A call goes there; whether it is a trial, whose end ``ended`` must be told."""
+    def taken(self, place: int) -> float | None:
+        """A call goes there; if it is a trial, since when there are any, with which its end must be told."""
         if place not in self._trials:
-            return False
+            return None
         self._trials[place] += 1
-        return True
+        return self._since[place]
 
-    def ended(self, place: int) -> None:
+    def ended(self, place: int, since: float) -> None:
         """A trial is over."""
-        if self._trials.get(place):
+        if self._since.get(place) == since:
             self._trials[place] -= 1
 
-    def served(self, place: int, now: float) -> None:
-        """The replica has served a call: from now on it is on its way up."""
-        if self._trials.pop(place, None) is not None:
-            del self._since[place]
+    def served(self, place: int, sent: float, now: float) -> None:
+        """The replica has served a call: from now on it is on its way up, unless that was ``sent`` before."""
+        if place in self._trials and sent >= self._since[place]:
+            del self._trials[place], self._since[place]
             self._up[place] = now
 
     def ramp(self, now: float) -> dict[int, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -38,8 +39,10 @@ class Scene:
                 name, LoadReport(source="stream", at=now, epoch="e", seq=self.seq, free_requests=free)
             )
 
-    def waiting(self, now: float = 0.0, text: bytes = b"x", **wishes: object) -> Waiting:
-        demand = self.fleet.demand(fingerprint(text), text_bytes=len(text))
+    def waiting(
+        self, now: float = 0.0, text: bytes = b"x", model: str | None = None, **wishes: object
+    ) -> Waiting:
+        demand = self.fleet.demand(fingerprint(text), text_bytes=len(text), model=model)
         return self.queue.waiting(demand, now, **wishes)  # type: ignore[arg-type]
 
 
@@ -73,6 +76,47 @@ def test_a_replica_pulls_the_call_whose_prefix_it_holds_but_passes_over_the_firs
 
     assert pulled[:8] == others[:8]
     assert pulled[8] is first
+
+
+def test_many_that_wait_for_another_model_are_judged_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene()
+    scene.fleet.update(Replica(name, f"http://{name}", models=frozenset({name})) for name in NAMES[:2])
+    judge, judged = scene.fleet.hit_tokens, 0
+
+    def hit_tokens(*given: Any) -> int | None:
+        nonlocal judged
+        judged += 1
+        return judge(*given)
+
+    for _ in range(50):
+        scene.queue.enter(scene.waiting(model="a"), 0.0)
+    monkeypatch.setattr(scene.fleet, "hit_tokens", hit_tokens)
+    other = scene.waiting(model="b")
+    scene.queue.enter(other, 0.0)
+
+    assert other.pick
+    assert judged < 10
+
+
+def test_what_cancelled_calls_were_charged_gives_room_while_others_wait() -> None:
+    """A cancelled call stays charged for a while; a queue that is never empty must not keep it so for ever."""
+    config = AdmissionConfig()
+    fleet = Fleet(PickingConfig(residual_s=1.0), Random(1), windows=config)
+    fleet.update([Replica(NAMES[0], "http://a")])
+    queue = Admission(config, fleet, Random(2))
+    demand = fleet.demand(fingerprint(b"x"), text_bytes=1, prompt_tokens=100_000)
+    picks = []
+    while (pick := fleet.try_pick(demand, 0.0)) is not None:
+        picks.append(pick)
+    call = queue.waiting(demand, 0.0)
+    assert queue.enter(call, 0.0) == []
+
+    for pick in picks:
+        pick.settle(Verdict.CANCELLED, 0.1)
+    assert queue.tick(0.2) == []
+
+    assert queue.tick(1.2) == [call]
+    assert call.pick
 
 
 def test_a_call_that_cannot_make_its_deadline_fails_at_once() -> None:

@@ -126,6 +126,18 @@ def test_who_takes_no_calls_by_its_own_word_or_the_registrys_is_left_in_peace(wo
     assert world.unproven(30.0) == {}
 
 
+@pytest.mark.parametrize(
+    ("state", "trial"),
+    [(State.STARTING, True), (State.ASLEEP, True), (State.OVERLOADED, False), (State.DRAINING, False)],
+)
+def test_only_who_was_cold_starts_slowly(world: World, state: State, trial: bool) -> None:
+    """An overloaded fleet that was led up anew would be overloaded elsewhere at once."""
+    world.fleet.hear(A, LoadReport(source="stream", at=1.0, epoch="e", seq=1, state=state))
+    world.fleet.hear(A, LoadReport(source="stream", at=2.0, epoch="e", seq=2, state=State.READY))
+
+    assert world.fleet.fitness.slow_start.on_trial(0) is trial
+
+
 def test_of_who_is_gone_nothing_is_heard(world: World) -> None:
     world.fleet.update(REPLICAS[:2], 1.0)
     world.fleet.fitness.checked(C, 2.0, Proof.MODEL)

@@ -297,6 +297,36 @@ def test_where_no_call_can_be_repeated_a_newcomer_is_tried_all_the_same() -> Non
     assert "r3" in taken
 
 
+def test_what_was_sent_before_a_trial_neither_ends_it_nor_makes_room_for_another() -> None:
+    world = World(3, ejection_base_s=10.0)
+    others = {ReplicaId("r0"), ReplicaId("r2")}
+
+    def to_r1() -> Pick:
+        return world.fleet.pick(world.demand(), world.now, others)
+
+    def eject() -> None:
+        for _ in range(3):
+            to_r1().failed(world.now, kind=Failure.UNREACHABLE)
+        world.now += 20.0
+        world.fleet.pick(world.demand(), world.now).settle(Verdict.CANCELLED, world.now)
+
+    streams = to_r1()
+    eject()
+    streams.settle(Verdict.OK, world.now)
+    assert world.fleet.fitness.slow_start.on_trial(1)
+
+    hangs = to_r1()
+    other = to_r1()  # for want of another
+    other.failed(world.now, kind=Failure.BROKEN)
+    other.settle(Verdict.FAILED, world.now)
+    world.now += 40.0
+    tried = world.fleet.pick(world.demand(), world.now)
+    while tried.replica.id != "r1":
+        tried = world.fleet.pick(world.demand(), world.now)
+    hangs.settle(Verdict.CANCELLED, world.now)
+    assert "r1" not in {world.fleet.pick(world.demand(), world.now).replica.id for _ in range(20)}
+
+
 def test_newcomers_start_slowly_but_a_fleet_of_newcomers_does_not() -> None:
     world = World(4)
     assert not world.fleet.fitness.slow_start.active
@@ -334,6 +364,57 @@ def test_in_panic_everybody_is_asked_but_the_unreachable() -> None:
     assert [event for event in world.news if isinstance(event, PanicChanged)][-1].on
     seen = {world.fleet.pick(world.demand(), world.now).replica.id for _ in range(200)}
     assert seen == {f"r{i}" for i in range(1, 8)}
+
+
+def test_one_that_is_being_tried_gets_a_second_call_rather_than_an_ejected_one() -> None:
+    world = World(2, panic_below_share=0.0)
+    world.fleet.update(replicas(3)[::2], world.now)  # r0 stays, r2 is new
+    for _ in range(5):
+        pick = world.fleet.pick(world.demand(), world.now, {ReplicaId("r2")})
+        pick.failed(world.now)
+        pick.settle(Verdict.FAILED, world.now)
+    assert world.ejected() == ["r0"]
+
+    assert {world.fleet.pick(world.demand(), world.now).replica.id for _ in range(3)} == {"r2"}
+
+
+def test_a_change_of_the_fleet_that_begins_or_ends_panic_is_told() -> None:
+    world = World(5, max_ejected_share=0.5)
+    for name in ("r1", "r2"):
+        for _ in range(3):
+            pick = world.fleet.pick(
+                world.demand(), 0.0, {r.id for r in world.fleet.replicas} - {ReplicaId(name)}
+            )
+            pick.failed(0.0, kind=Failure.UNREACHABLE)
+            pick.settle(Verdict.FAILED, 0.0)
+    assert not world.fleet.fitness.outliers.panic
+
+    world.fleet.update(replicas(3), 1.0)  # of whom only r0 is left
+    world.fleet.update(replicas(8), 2.0)
+
+    assert [event.on for event in world.news if isinstance(event, PanicChanged)] == [True, False]
+
+
+@pytest.mark.parametrize("joins", [False, True])
+def test_one_whose_streams_are_slow_is_ejected_also_while_another_starts(joins: bool) -> None:
+    world = World(4)
+    if joins:
+        world.fleet.update(replicas(5), world.now)
+    for _ in range(60):
+        for name, gap_s in (("r0", 0.02), ("r1", 0.2), ("r2", 0.02), ("r3", 0.02)):
+            pick = world.fleet.pick(
+                world.demand(), world.now, {r.id for r in world.fleet.replicas} - {ReplicaId(name)}
+            )
+            pick.first_content(world.now + 0.2)
+            for number in range(10):
+                asked = world.now + 0.2 + number * gap_s
+                pick.piece(asked, asked + gap_s)
+            world.now += 3.0
+            pick.settle(Verdict.OK, world.now, Usage(2000, 0, 10))
+
+    (event,) = [event for event in world.news if isinstance(event, ReplicaEjected)]
+    assert event.replica == "r1"
+    assert "streams" in event.why
 
 
 def test_a_tier_spills_when_its_replicas_are_ejected() -> None:
@@ -422,8 +503,7 @@ def test_the_share_holds_the_last_one_stays_and_nobody_ejected_is_picked(
         names = {fleet_place for fleet_place, replica in fleet.places() if replica.id == pick.replica.id}
         willing = [p for p, _ in fleet.places() if fleet.fitness.outliers.ejection(p) is None]
         if willing and not fleet.fitness.outliers.panic:
-            trials = all(fleet.fitness.slow_start.on_trial(p) for p in willing)
-            assert trials or not names & {ejection.place for ejection in fleet.fitness.outliers.out}
+            assert not names & {ejection.place for ejection in fleet.fitness.outliers.out}
         pick.settle(Verdict.CANCELLED, world.now)
     world.now += 400.0
     fleet.pick(world.demand(), world.now)

@@ -25,7 +25,7 @@ def test_each_failure_in_a_row_doubles_the_rest_up_to_its_bound() -> None:
 
     assert found == [1.0, 2.0, 4.0, 5.0]
 
-    rests.succeeded(3)
+    rests.succeeded(3, now)
     rests.failed(3, now)
 
     assert rests.rests_s(3, now) == 1.0
@@ -47,6 +47,26 @@ def test_a_replica_names_its_own_time_within_the_bound() -> None:
     rests.failed(2, 0.5, retry_after_s=0.0)
 
     assert [rests.rests_s(place, 0.0) for place in range(3)] == [7.0, 30.0, 1.0]
+
+
+def test_what_was_under_way_before_does_not_end_a_rest_that_the_replica_asked_for() -> None:
+    rests = Pushback(1.0, 30.0)
+    rests.failed(0, 5.0, retry_after_s=20.0)
+
+    rests.succeeded(0, sent=4.0)
+    assert rests.rests_s(0, 6.0) == 19.0
+
+    rests.succeeded(0, sent=7.0)
+    assert rests.rests_s(0, 8.0) == 0.0
+
+
+def test_a_burst_that_names_a_time_is_one_failure_too() -> None:
+    rests = Pushback(1.0, 60.0)
+    for _ in range(10):
+        rests.failed(0, 0.0, retry_after_s=1.0)
+    rests.failed(0, 1.0)
+
+    assert rests.rests_s(0, 1.0) == 2.0
 
 
 def test_a_base_of_zero_turns_it_off() -> None:
