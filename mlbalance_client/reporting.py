@@ -40,6 +40,8 @@ _SHORT_HEADER = HEADER.encode("ascii")
 _STREAM_AGAIN_S = 60.0
 # The stream says something every two seconds; one that says nothing we understand for so long is as good as none.
 _MEANINGLESS_S = 10.0
+# How old may be what is known of whether anybody can be asked: to look at a thousand replicas costs more than a pick.
+_LOOK_EVERY_S = 1.0
 
 
 @dataclass(slots=True)
@@ -101,6 +103,8 @@ class Reporting:
         self._changed = anyio.Event()
         self._called = anyio.Event()
         self._calls = 0
+        self._askable = False
+        self._look_again_at = 0.0
         self.client = ""
         load_reports.create(config)  # a plugin that is not there is an error now, not a line in the log later
 
@@ -158,9 +162,19 @@ class Reporting:
             self._fleet.hear(replica, report)
 
     def freshens(self, demand: Demand) -> bool:
-        """Whether a call is expensive enough to ask for its sake."""
+        """Whether a call is expensive enough to ask for its sake, and anybody can be asked."""
         least = self._config.on_demand_tokens
-        return bool(least) and demand.prompt_tokens >= least and bool(self._followed) and self._fleet.compares
+        if not least or demand.prompt_tokens < least or not self._followed or not self._fleet.compares:
+            return False
+        now = self._clock()
+        if now >= self._look_again_at:
+            self._look_again_at = now + _LOOK_EVERY_S
+            self._askable = any(self._is_askable(followed) for followed in self._followed.values())
+        return self._askable
+
+    @staticmethod
+    def _is_askable(followed: _Followed) -> bool:
+        return not followed.speaks and followed.format is not None and followed.format.cheap
 
     async def freshen(self, demand: Demand) -> None:
         """Before an expensive pick: ask its best candidates how they are, where that is cheap and not known."""
@@ -169,7 +183,7 @@ class Reporting:
 
         def cost_s(place: int) -> float:
             followed = self._followed.get(replicas[place].id)
-            if followed is None or followed.speaks or followed.format is None or not followed.format.cheap:
+            if followed is None or not self._is_askable(followed):
                 return float("inf")
             if not self._is_stale(followed):
                 return 0.0

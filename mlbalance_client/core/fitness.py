@@ -123,7 +123,7 @@ class Fitness:
                 self.eject(ejection, now)
         if not self.slow_start.active:
             return self.outliers.barred
-        return self.outliers.barred | self.slow_start.barred(replayable=replayable)
+        return self.outliers.barred | self.slow_start.barred(now, replayable=replayable)
 
     # -- what is learned of them --------------------------------------------------------------------------------
 
@@ -131,7 +131,7 @@ class Fitness:
         """A replica is there; ``cold``: among others that were there before."""
         self._heard_at[place] = now
         if cold:
-            self.slow_start.admit(place)
+            self.slow_start.admit(place, now)
 
     def members_changed(self, now: float) -> None:
         """Discovery has changed who there is, or in which state."""
@@ -154,7 +154,7 @@ class Fitness:
         if restarted and report.epoch is not None:
             self._epochs[place] = report.epoch
         if opens or restarted:
-            self.slow_start.admit(place)
+            self.slow_start.admit(place, report.at)
 
     def served(self, place: int, now: float) -> None:
         """A replica served a call to its end."""
@@ -228,7 +228,7 @@ class Fitness:
         return found
 
     def _come_back(self, place: int, now: float) -> None:
-        self.slow_start.admit(place)
+        self.slow_start.admit(place, now)
         self.pushback.drop(place)
         self.forget(place)
         self._tell(ReplicaReturned(now, self._replicas[place].id))

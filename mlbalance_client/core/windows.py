@@ -184,7 +184,7 @@ class Windows:
     def _current(self, place: int, room: _Room, now: float) -> bool:
         if now - room.at < self._expiry_s:
             return True
-        del self._rooms[place]
+        self._rooms.pop(place, None)  # a question may find the same room too old twice
         return False
 
 
@@ -203,6 +203,8 @@ def _room(report: LoadReport) -> tuple[float | None, float | None]:
 
 
 def _counts(report: LoadReport, charge: Charge) -> bool:
+    if charge.settled and charge.at <= report.at:
+        return True  # it is over, also where it never arrived and is therefore never acknowledged
     if report.acked is None or not charge.number:
         return charge.at <= report.at
     return charge.number <= report.acked

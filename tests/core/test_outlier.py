@@ -280,6 +280,23 @@ def test_calls_that_cannot_be_repeated_try_nobody_out() -> None:
         assert world.fleet.pick(demand, world.now).replica.id != "r1"
 
 
+def test_where_no_call_can_be_repeated_a_newcomer_is_tried_all_the_same() -> None:
+    """Else a rolling restart would leave all calls of an API that we do not know to the last old replica."""
+    world = World(3, window_s=10.0)
+    world.fleet.update(replicas(4), world.now)
+    taken = set()
+    for _ in range(60):
+        world.now += 1.0
+        demand = world.fleet.demand(fingerprint(world.rng.randbytes(4000)), text_bytes=4000, replayable=False)
+        pick = world.fleet.pick(demand, world.now)
+        if pick.replica.id == "r3":
+            assert world.now >= 10.0
+        taken.add(pick.replica.id)
+        world.finish(pick, slow((), 1.0))
+
+    assert "r3" in taken
+
+
 def test_newcomers_start_slowly_but_a_fleet_of_newcomers_does_not() -> None:
     world = World(4)
     assert not world.fleet.fitness.slow_start.active

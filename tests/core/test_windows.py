@@ -61,6 +61,21 @@ def test_a_call_that_ended_meanwhile_has_still_used_the_grant() -> None:
     assert sent(fleet, 0.4) is None
 
 
+def test_a_call_that_never_arrived_uses_the_grant_until_the_next_report_only() -> None:
+    """Its number is never acknowledged: it was cancelled or refused before it was sent, or lost its header."""
+    fleet = fleet_of(A)
+    fleet.hear(A, report(0.0, epoch="e", seq=1, free_requests=1, prefill_tokens=0, acked=0))
+    pick = sent(fleet, 0.1, 1)
+    assert pick
+    fleet.hear(A, report(0.2, epoch="e", seq=2, free_requests=1, prefill_tokens=0, acked=0))
+    assert sent(fleet, 0.3, 2) is None, "it may be on its way"
+
+    pick.settle(Verdict.FAILED, 0.4)
+    fleet.hear(A, report(0.5, epoch="e", seq=3, free_requests=1, prefill_tokens=0, acked=0))
+
+    assert sent(fleet, 0.6, 3)
+
+
 def test_granted_tokens_are_used_up_too() -> None:
     """For calls that wait; for others so little work is no reason to."""
     fleet = fleet_of(A)
@@ -87,6 +102,15 @@ def test_nobody_is_full_by_a_report_that_has_expired() -> None:
 
     assert sent(fleet, 4.9) is None
     assert sent(fleet, 5.1)
+
+
+def test_the_window_of_a_report_that_has_expired_is_open() -> None:
+    fleet = fleet_of(A)
+    assert fleet.windows is not None
+    fleet.hear(A, report(0.0, kv_capacity_tokens=16_384, kv_used=0.0))  # vLLM's figures, killed since
+
+    assert fleet.windows.window(0, 1.0).basis == "reported"
+    assert fleet.windows.window(0, 20.0).basis != "reported"
 
 
 def test_a_batch_limit_leaves_room_for_a_small_queue() -> None:

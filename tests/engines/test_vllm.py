@@ -63,6 +63,7 @@ def test_calls_fail_clearly_before_it_serves_and_go_there_once_it_does(started: 
     assert [state for state, _ in started.states][-1] == "ready"
     assert {outcome for outcome, _ in started.outcomes} <= {
         "connect",
+        "first_content_timeout",
         503,
         200,
     }  # its port is closed until it serves
