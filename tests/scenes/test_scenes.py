@@ -22,7 +22,7 @@ from .staging import Seen, conversations, http_fleet, over_http, virtually
 pytestmark = pytest.mark.slow
 
 COMPRESSION = 8.0
-CALLS = 90
+CALLS = 75
 # Model seconds: when things begin to happen, and how far restarts are apart.
 AT_S, APART_S = 4.0, 8.0
 HEDGED = 12_000
