@@ -286,8 +286,8 @@ def virtually(
             engine.fleet.ledger.sweep(anyio.current_time())
             left["tokens"] += engine.fleet.ledger.tokens
             left["streams"] += engine.open_streams
-            left["busy connections"] += engine.wire.counts()[1]
             await engine.aclose()
+            left["connections of the wire"] += sum(engine.wire.counts())
         left["connections"] = fleet.network.open
         seen.left = dict(left)
         return seen
