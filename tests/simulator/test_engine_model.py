@@ -208,3 +208,16 @@ def test_a_prompt_is_looked_up_at_its_admission_and_counted_whole_at_its_first_t
         engine.advance(begun_at + 99.0)
     assert engine.prefix_hits_total > 0
     assert engine.prompt_tokens_total == engine.prefix_queries_total == 400
+
+
+def test_a_stalled_call_that_is_given_up_while_it_runs_says_nothing_more() -> None:
+    engine = Engine(SMALL, emit_tokens=True)
+    for number in range(4):
+        engine.submit(0.0, job(number, 0, 1, 1))
+    engine.advance(1.0)
+    engine.submit(1.0, job(5, 0, 65, 5), stall=3.0)
+    emissions = engine.advance(1.0625)
+    engine.cancel(1.0625, "5")
+
+    assert [e for e in emissions + timed(engine) if e.job_id == "5"] == []
+    assert engine.next_at() is None

@@ -9,6 +9,7 @@ A request may be stalled: what the engine gives out for it comes late, while all
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from heapq import heapify, heappop, heappush
 
@@ -39,10 +40,11 @@ class _Held:
     def __init__(self) -> None:
         self._lags: dict[str, float] = {}
         self._late: list[tuple[float, int, Emission]] = []
+        self._silent: set[str] = set()
         self._count = 0
 
     def __bool__(self) -> bool:
-        return bool(self._lags)
+        return bool(self._lags or self._silent)
 
     def stalls(self, job_id: str, lag_s: float) -> None:
         """All of this request's tokens come so much later."""
@@ -56,6 +58,8 @@ class _Held:
         """Take in what is late, give out what is due by ``now``; all in order."""
         due = []
         for emission in emissions:
+            if emission.job_id in self._silent:
+                continue
             if (lag_s := self._lags.get(emission.job_id)) is None:
                 due.append(emission)
             else:
@@ -76,6 +80,14 @@ class _Held:
         self._late = [entry for entry in self._late if entry[2].job_id != job_id]
         heapify(self._late)
         return True
+
+    def silence(self, job_id: str) -> None:
+        """Of this request, which was dropped while it ran, nothing more is given out."""
+        self._silent.add(job_id)
+
+    def keep(self, running: Collection[str]) -> None:
+        """These are there yet."""
+        self._silent.intersection_update(running)
 
 
 class Engine:
@@ -132,6 +144,8 @@ class Engine:
         running = job_id in self._prefilling or job_id in self._decoding
         if running and self._step_end is not None:
             self._cancelled.append(sequence)
+            if held:
+                self._held.silence(job_id)
         else:
             self._drop(sequence)
 
@@ -155,7 +169,11 @@ class Engine:
             end = self._step_end
             self._finish_step(end, emissions)
             self._start_step(end)
-        return self._held.delay(emissions, now) if self._held else emissions
+        if not self._held:
+            return emissions
+        due = self._held.delay(emissions, now)
+        self._held.keep(self._all)
+        return due
 
     # -- the true state, for those who may know it --------------------------------------------------------------
 
