@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
 import tempfile
@@ -54,16 +55,20 @@ class Owned:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that were free a moment ago, for both TCP and UDP."""
+    """Ports of loopback that were free a moment ago, for both TCP and UDP.
+
+    Below those that systems give to outgoing connections, one of which could take it while its server restarts.
+    """
     held: list[socket.socket] = []
     ports: list[int] = []
     try:
         while len(ports) < count:
             tcp, udp = socket.socket(), socket.socket(type=socket.SOCK_DGRAM)
             held += [tcp, udp]
-            tcp.bind(("127.0.0.1", 0))
+            place = "127.0.0.1", random.randrange(20_000, 32_000)
             try:
-                udp.bind(tcp.getsockname())
+                tcp.bind(place)
+                udp.bind(place)
             except OSError:
                 continue
             ports.append(tcp.getsockname()[1])

@@ -83,7 +83,10 @@ class Scene:
 @asynccontextmanager
 async def under_load(discovery: Any, callers: int = 3) -> AsyncIterator[Scene]:
     """Calls without end by some callers, until the block ends."""
-    async with mlb.AsyncClient(mlb.BalancerConfig(discovery=discovery)) as client:
+    config = mlb.BalancerConfig(
+        discovery=discovery, load_reports={"kind": "none"}, health_checks={"enabled": False}
+    )
+    async with mlb.AsyncClient(config) as client:
         scene = Scene(client, callers)
 
         async def call(caller: int) -> None:

@@ -73,7 +73,7 @@ async def test_pods_come_go_and_are_drained(api: Api, pods: list[Scripted]) -> N
         await scene.until_usable("llm-0", "llm-1", "llm-2")
         api.put(endpoint_slice("llm-x", [pod(0, ready=False, terminating=True), pod(1)], port(pods)))
         await scene.until(lambda: scene.replicas["llm-0"].state == "draining")
-        await scene.more_calls()
+        await scene.calls_under_way()
         quiet = len(pods[0].exchanges)
         await scene.more_calls(50)
         assert len(pods[0].exchanges) == quiet
