@@ -79,6 +79,7 @@ class Attempt:
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     flow: Flow | None = None
     overdue: bool = False
+    moved: bool = False
     told: bool = False
 
 
@@ -291,7 +292,9 @@ class Performer:
                 command = await self._exchange(call, attempt)
         finally:
             call.running.pop(attempt.number, None)
-        if attempt.overdue and command is _WAIT:
+        if attempt.moved and command is _WAIT:
+            command = call.plan.moved(attempt.number)
+        elif attempt.overdue and command is _WAIT:
             attempt.pick.failed(self._clock(), kind=Failure.SILENT)
             command = call.plan.failed(attempt.number, FailureKind.FIRST_CONTENT_TIMEOUT, self._clock())
         return command
@@ -426,7 +429,8 @@ class Performer:
             )
         ):
             # Not a second attempt, whose size is bounded, but another instead.
-            first.overdue = True
+            call.plan.begin_move()
+            first.overdue = first.moved = True
             first.scope.cancel()
 
     def _hedge(self, call: CallUnderWay, first: Attempt, decision: Decision, now: float) -> None:

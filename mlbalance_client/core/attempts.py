@@ -188,6 +188,15 @@ class Attempts:
             and not self.strategies.stops(self._sent, now - self.began)
         )
 
+    def begin_move(self) -> None:
+        """It is given up, and the next one paid now: a call that may yet be answered must not end for want of it."""
+        self.budget.spend()
+
+    def moved(self, number: int) -> Command:
+        """It has ended."""
+        self._open.discard(number)
+        return self._end or Start(self._tried)
+
     def begin_resend(self) -> bool:
         """The attempt in progress met a closed connection: whether it goes to its replica once more."""
         return self.may_send_again and self.budget.spend()

@@ -376,3 +376,18 @@ def test_many_calls_of_one_replica_that_dies_can_all_go_elsewhere() -> None:
         plan.started(A)
         assert plan.failed(1, FailureKind.READ, 0.0) == Start(frozenset({A}))
         assert plan.content(plan.started(B)) == Deliver(2)
+
+
+def test_no_more_calls_are_moved_than_the_budget_pays_for_and_none_of_them_fails_for_it() -> None:
+    budget = Budget(0.0, 3)
+    plans = [attempts(budget=budget) for _ in range(10)]
+    for plan in plans:
+        plan.started(A)
+    going = []
+    for plan in plans:  # all decide before the first of them goes
+        if plan.may_move(1.0):
+            plan.begin_move()
+            going.append(plan)
+
+    assert len(going) == 3
+    assert [plan.moved(1) for plan in going] == [Start(frozenset({A}))] * 3

