@@ -87,11 +87,11 @@ def attempts_to(seen: Seen, replica: int, since_s: float, until: type | None = N
     return len(seen.calls_to(replica, since_s, min(ends, default=float("inf"))))
 
 
-def test_usual(play: Play) -> None:
+def test_usual(play: Play, slack: float) -> None:
     seen = play("usual")
 
     assert not seen.errors
-    assert seen.extra_tokens <= 0.05
+    assert seen.extra_tokens <= 0.05 + slack
     assert CALLS <= seen.total("seen") <= len(seen.of(events.AttemptStarted))
     nothing_is_left(seen)
 
@@ -106,11 +106,11 @@ def test_one_replica_is_slow(play: Play, slack: float) -> None:
     nothing_is_left(seen)
 
 
-def test_calls_stall_everywhere(play: Play) -> None:
+def test_calls_stall_everywhere(play: Play, slack: float) -> None:
     seen = play("stalls")
 
     assert not seen.errors
-    assert seen.extra_tokens <= SCENES["stalls"].must.extra_tokens
+    assert seen.extra_tokens <= SCENES["stalls"].must.extra_tokens + slack
     nothing_is_left(seen)
 
 
