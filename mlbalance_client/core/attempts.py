@@ -148,12 +148,14 @@ class Attempts:
         return number in self._hedges
 
     @property
+    def _may_go_on(self) -> bool:
+        return self.replayable and self._end is None and not self._barred
+
+    @property
     def may_hedge(self) -> bool:
         """Whether a second attempt may start beside the one under way."""
         return (
-            self.replayable
-            and self._end is None
-            and not self._barred
+            self._may_go_on
             and len(self._hedges & self._open) < self.max_hedges
             and len(self._hedges) < 2 * self.max_hedges
             and bool(self._open)
@@ -180,9 +182,7 @@ class Attempts:
     def may_move(self, now: float) -> bool:
         """Whether the only attempt under way may be given up for one elsewhere."""
         return (
-            self.replayable
-            and self._end is None
-            and not self._barred
+            self._may_go_on
             and len(self._open) == 1
             and self.budget.covers()
             and not self.strategies.stops(self._sent, now - self.began)

@@ -152,11 +152,14 @@ class Fitness:
         self.readiness.hear(place, report)
         self.fullness.hear(place, report)
         opens = was_cold and not self.readiness.closed(None, report.at) >> place & 1
-        restarted = report.epoch is not None and self._epochs.setdefault(place, report.epoch) != report.epoch
-        if restarted and report.epoch is not None:
-            self._epochs[place] = report.epoch
-        if opens or restarted:
+        if opens or self._restarted(place, report.epoch):
             self.slow_start.admit(place, report.at)
+
+    def _restarted(self, place: int, epoch: str | None) -> bool:
+        if epoch is None:
+            return False
+        known, self._epochs[place] = self._epochs.get(place, epoch), epoch
+        return known != epoch
 
     def served(self, place: int, sent: float, now: float) -> None:
         """A replica served a call, which was sent at ``sent``, to its end."""

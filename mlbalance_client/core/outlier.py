@@ -58,7 +58,7 @@ class Failure(StrEnum):
 
 def failure_of(kind: FailureKind) -> Failure | None:
     """What an attempt without an answer says of its replica; None: nothing, it was its caller's doing."""
-    if kind in (FailureKind.CONNECT, FailureKind.CONNECT_TIMEOUT):
+    if kind.never_sent:
         return Failure.UNREACHABLE
     if kind in (FailureKind.READ, FailureKind.WRITE):
         return Failure.BROKEN
@@ -272,7 +272,8 @@ class Outliers:
         if record.broken * _BROKEN_COUNTS >= limit > 0:
             return self._eject(place, f"it {kind} {record.broken} times in a row", now, unreachable=True)
         if record.row >= limit > 0 and self._others_do_not_fail(place):
-            return self._eject(place, f"{self._in_a_row(record)}: the last one {kind}", now)
+            why = f"it failed several calls in a row (weight {record.row:.1f}): the last one {kind}"
+            return self._eject(place, why, now)
         return self._by_rate(place, record, now)
 
     def timed(self, place: int, multiple: float, now: float, *, at_least: bool = False) -> Ejection | None:
@@ -356,9 +357,6 @@ class Outliers:
             record for other, record in self._records.items() if other != place and other not in self._out
         ]
         return 2 * sum(record.row > 0 for record in others) <= len(others)
-
-    def _in_a_row(self, record: _Record) -> str:
-        return f"it failed several calls in a row (weight {record.row:.1f})"
 
     def _usual(self) -> float | None:
         """The median of the replicas' medians, some samples old: the more replicas, the less often it is sought."""
