@@ -212,12 +212,13 @@ class _Spared:
         client: Any = self
         if client.base_url is not self._base:
             self._base, self._absolute = client.base_url, {}
-        if not isinstance(url, str) or given.get("params") is not None or client.params:
-            return super().build_request(method, url, **given)  # type: ignore[misc, no-any-return]
-        known = self._absolute.get(url)
+        plain = given.get("params") is None and not client.params
+        path = url if plain and isinstance(url, str) else None
+        known = None if path is None else self._absolute.get(path)
+        # A mixin's super is not known to be the library's client.
         request: library.Request = super().build_request(method, known or url, **given)  # type: ignore[misc]
-        if known is None and len(self._absolute) < self._MOST_URLS:
-            self._absolute[url] = request.url
+        if path is not None and known is None and len(self._absolute) < self._MOST_URLS:
+            self._absolute[path] = request.url
         return request
 
 

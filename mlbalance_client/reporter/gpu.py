@@ -87,12 +87,13 @@ def visible(nvml: Any) -> list[Any]:
 
 def read(nvml: Any, handles: list[Any]) -> GpuFigures:
     """One reading; what a GPU does not tell is left out of all."""
+    used: int | None = None
+    total: int | None = None
     try:
         memory = [nvml.nvmlDeviceGetMemoryInfo(handle) for handle in handles]
         used, total = sum(int(m.used) for m in memory), sum(int(m.total) for m in memory)
     except Exception as error:
         LOGGER.debug("no GPU memory figures: %r", error)
-        used = total = None  # type: ignore[assignment]
     try:
         rates = [nvml.nvmlDeviceGetUtilizationRates(handle).gpu for handle in handles]
         utilization: float | None = round(sum(rates) / len(rates) / 100, 4)
