@@ -151,19 +151,25 @@ async def test_the_first_may_yet_answer_first(streaming: bool) -> None:
             assert await eventually(lambda: settled(client))
 
 
+def one_after_the_other(how: Act) -> tuple[Act, Act]:
+    """One that fails, and one that answers when it has."""
+    failed = threading.Event()
+
+    def fails(exchange: Exchange) -> None:
+        how(exchange)
+        failed.set()
+
+    def answers(exchange: Exchange) -> None:
+        assert failed.wait(10)
+        whole(exchange)
+
+    return fails, answers
+
+
 @pytest.mark.parametrize("how", [Exchange.reset, busy])
 async def test_the_second_goes_on_when_the_first_fails(how: Act) -> None:
     with two("hang") as (turns, one, other):
-        failed = threading.Event()
-
-        def fails(exchange: Exchange) -> None:
-            how(exchange)
-            failed.set()
-
-        def answers(exchange: Exchange) -> None:
-            assert failed.wait(10)
-            whole(exchange)
-
+        fails, answers = one_after_the_other(how)
         turns._acts = (turns.after_the_second(fails), answers)
         async with mlb.AsyncClient(eager(one, other)) as client:
             answer = await client.post(PATH, json=chat())
@@ -176,16 +182,7 @@ async def test_the_second_goes_on_when_the_first_fails(how: Act) -> None:
 @pytest.mark.parametrize("how", [Exchange.reset, busy])
 async def test_the_first_goes_on_when_the_second_fails(how: Act) -> None:
     with two("hang") as (turns, one, other):
-        failed = threading.Event()
-
-        def fails(exchange: Exchange) -> None:
-            how(exchange)
-            failed.set()
-
-        def answers(exchange: Exchange) -> None:
-            assert failed.wait(10)
-            whole(exchange)
-
+        fails, answers = one_after_the_other(how)
         turns._acts = (answers, fails)
         async with mlb.AsyncClient(eager(one, other)) as client:
             answer = await client.post(PATH, json=chat())
