@@ -124,6 +124,7 @@ class Engine:
         )
         self._sender = Sender(config.http, self.wire, self.reporting)
         alarms = Alarms(clock)
+        self.fleet.late_s = alarms.late_s
         self.queueing = Queueing(config.admission, self.fleet, self.tell, alarms, self._rng)
         changed = partial(_call_weakly, WeakMethod(self._on_change))
         self._roster = Roster(config.discovery, self.fleet, self.events, Random(config.seed), clock, changed)

@@ -399,14 +399,16 @@ class Performer:
 
     def _look(self, call: CallUnderWay, now: float) -> None:
         """A call is slow: that speaks against its replica. Hedge it or move it, if that is of use; else look again."""
-        first, late_s = call.main, now - call.look_at
+        first = call.main
         call.look_at = inf
         if first is None or self._closed:
             return
-        if late_s > max(_LATE_S, first.slow_s / 4):  # we stood still: first read what has come meanwhile
-            call.look_at = now + _LATE_S
-            return
         stood_s = now - first.began
+        # What has come while we stood still is to be read first.
+        own_s = self.alarms.late_s(now)
+        if own_s > first.slow_s / 4 and stood_s < first.slow_s + own_s:
+            call.look_at = max(now + _LATE_S, first.began + first.slow_s + own_s)
+            return
         first.pick.silent(now, first.looked_at, patient=stood_s < _LONG_DELAYS * first.slow_s)
         first.looked_at = now
         call.look_at = now + max(first.slow_s, stood_s / 2)
@@ -583,7 +585,6 @@ class Performer:
 
 
 _WAIT = Wait()
-# What looks at a call so much too late was late itself.
 _LATE_S = 0.25
 # A call that has stood for so many times what is slow has stood for long.
 _LONG_DELAYS = 3.0

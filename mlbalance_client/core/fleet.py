@@ -41,6 +41,8 @@ _SLACK_BLOCKS = 2
 _RENAMED_AFTER_S = 10.0
 # Below this no figure of a call's time tells a slow replica from a small call.
 _FLOOR_S = 0.05
+# Of a time of which this client's own lateness may be more than so much, nothing is its replica's for certain.
+_OWN_SHARE = 0.25
 # Usual for one of many sequences in a batch on a data-centre GPU.
 _DECODE_S_PER_TOKEN = 0.02
 
@@ -84,6 +86,11 @@ class MembershipChange:
         return bool(self.added or self.removed or self.changed)
 
 
+def _in_time(now: float) -> float:
+    """A client that sees at once what comes."""
+    return 0.0
+
+
 class Pick:
     """One chosen and charged replica; tell it what became of the attempt, in any order, as often as you like."""
 
@@ -116,7 +123,8 @@ class Pick:
         """The replica showed its first content: its prefill is done."""
         charge = self._charge
         if not charge.settled and charge.first_content_at is None:
-            self._fleet.ledger.first_content(charge, now)
+            came = self._came(now)
+            self._fleet.ledger.first_content(charge, came)
             if charge.account.open:  # else the replica is gone and its place may be another's
                 self._stream = self._fleet.load.pace.stream(self.place, now)
                 self._fleet.fitness.outliers.begun(self.place, now)
@@ -175,11 +183,17 @@ class Pick:
             self._took(now - charge.at, tokens * _DECODE_S_PER_TOKEN, now)
         self._fleet.on_settled(self, charge, self._guess, verdict, now, usage)
 
+    def _came(self, now: float) -> float:
+        """When what is seen now has come, if this client is late itself."""
+        return max(self._charge.at, now - self._fleet.late_s(now))
+
     def _took(self, took_s: float, decode_s: float, now: float, *, at_least: bool = False) -> None:
         """Told as a multiple of what the call would need at a replica that is as fast as its weight says."""
         fleet, place, chosen = self._fleet, self.place, self.decision.chosen
         fitness = fleet.fitness
         if fitness.slow_start.active and place in fitness.slow_start:
+            return
+        if fleet.late_s(now) > _OWN_SHARE * took_s:
             return
         work_s = (chosen.waiting_s + chosen.own_s) * fleet.rates.relative(place)
         multiple = (took_s + _FLOOR_S) / (work_s + decode_s + _FLOOR_S)
@@ -234,6 +248,7 @@ class Fleet:
         self.fitness.changed = self._out_changed
         self.windows = None if windows is None else Windows(windows, self.ledger, self.load, expiry_s)
         self.on_stir: Callable[[int], None] | None = None
+        self.late_s: Callable[[float], float] = _in_time
         self._identities: dict[int, str] = {}
         self._named_at: dict[int, float] = {}
         self._sight = Sight(

@@ -162,7 +162,7 @@ class Ledger:
             if next(iter(account.queue)) is charge:
                 charge.took_s = now - account.moved_at
             account.leave_queue(charge)
-            account.moved_at = now
+            account.moved_at = max(account.moved_at, now)
         self._add(account, -charge.prefill_tokens, 0, 0)
 
     def settle(self, charge: Charge, verdict: Verdict, now: float) -> None:
