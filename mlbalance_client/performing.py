@@ -353,7 +353,11 @@ class Performer:
         return await self._refused(call, attempt, flow, error.status if error is not None else 0)
 
     async def _refused(self, call: CallUnderWay, attempt: Attempt, flow: Flow, status: int) -> Command:
-        held = flow.whole or await flow.hold()
+        held = flow.whole
+        if not held:
+            with anyio.move_on_after(_TEXT_WITHIN_S) as text:
+                held = await flow.hold()
+            held = held or text.cancelled_caught  # what has come of it will do: the status tells what to do
         if held:
             await flow.aclose(Verdict.FAILED)
         now = self._clock()
@@ -513,6 +517,8 @@ class Performer:
         body: AnswerBody | HeldBody
         if flow.settled:
             body = HeldBody(flow.buffered)
+            if not flow.whole:
+                headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
             report.total_s = self._clock() - call.began
         else:
             body = self._held.hand_out(flow)
@@ -587,6 +593,8 @@ _WAIT = Wait()
 _LATE_S = 0.25
 # A call that has stood for so many times what is slow has stood for long.
 _LONG_DELAYS = 3.0
+# For the text of an error, which is short and there when its status is; one who cannot send it hangs.
+_TEXT_WITHIN_S = 1.0
 
 
 def _beaten_by(winner: int | None) -> str:

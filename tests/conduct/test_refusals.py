@@ -1,0 +1,69 @@
+"""Answers that are errors: what becomes of a call whose first attempt got one, in virtual time."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+import mlbalance_client as mlb
+
+from ..test_client import OVERLOADED, ROLE
+from .virtual import (
+    HANG,
+    HEAD,
+    STREAM,
+    WHOLE,
+    Network,
+    Step,
+    anyio_backend,
+    chunk,
+    engine_of,
+    nothing_is_left,
+    read,
+    request,
+)
+
+__all__ = ["anyio_backend"]
+
+pytestmark = pytest.mark.anyio
+
+QUIET = mlb.CallOptions(hedge=False)
+STALLED: list[Step] = [b"HTTP/1.1 503 X\r\ncontent-length: 10\r\n\r\nbu", HANG]
+
+
+async def test_an_error_whose_text_does_not_come_is_moved_on_from() -> None:
+    engine = engine_of(network := Network(STALLED, [WHOLE]))
+    began = anyio.current_time()
+    got = await engine.send(request(options=QUIET))
+
+    assert (got.status, network.arrived) == (200, 2)
+    assert anyio.current_time() - began < 5
+    assert [told.status for told in got.report.attempts] == [503, 200]
+    await read(got)
+    await nothing_is_left(engine, network)
+
+
+@pytest.mark.parametrize(
+    ("head", "status"), [(b"503 X", 503), (b"400 X", 400), (b"500 X\r\nx-should-retry: false", 500)]
+)
+async def test_where_nobody_is_left_it_comes_with_what_there_is_of_its_text(head: bytes, status: int) -> None:
+    stalled: list[Step] = [b"HTTP/1.1 " + head + b"\r\ncontent-length: 10\r\n\r\nbu", HANG]
+    engine = engine_of(network := Network(stalled), replicas=1)
+    began = anyio.current_time()
+    got = await engine.send(request(options=QUIET))
+
+    assert got.status == status
+    assert b"content-length" not in {name.lower() for name, _ in got.headers}
+    assert await read(got) == b"bu"
+    assert anyio.current_time() - began < 5
+    await nothing_is_left(engine, network)
+
+
+async def test_an_error_in_a_stream_that_goes_on_no_further_is_moved_on_from() -> None:
+    engine = engine_of(network := Network([HEAD + chunk(ROLE + OVERLOADED), HANG], STREAM))
+    began = anyio.current_time()
+    got = await engine.send(request(options=QUIET, stream=True))
+
+    assert (await read(got)).endswith(b"[DONE]\n\n")
+    assert anyio.current_time() - began < 5
+    await nothing_is_left(engine, network)
