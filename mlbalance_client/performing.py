@@ -317,8 +317,9 @@ class Performer:
                 attempt.pick.failed(self._clock(), kind=failure)
             self._ended(call, attempt, failure=error.kind, detail=str(error))
             return call.plan.failed(attempt.number, error.kind, self._clock())
-        except BaseException:
-            self._cut_short(attempt)
+        except BaseException as error:
+            if isinstance(error, anyio.get_cancelled_exc_class()):
+                self._cut_short(attempt)
             overdue, winner = attempt.overdue, call.plan.winner
             await self._drop(call, attempt, Verdict.FAILED if overdue else Verdict.CANCELLED)
             kind = FailureKind.FIRST_CONTENT_TIMEOUT if overdue else FailureKind.CANCELLED

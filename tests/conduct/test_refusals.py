@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import anyio
 import pytest
 
 import mlbalance_client as mlb
+from mlbalance_client.engine import Request
 
-from ..test_client import OVERLOADED, ROLE
+from ..test_client import OVERLOADED, PATH, ROLE
 from .virtual import (
     HANG,
     HEAD,
@@ -15,6 +18,7 @@ from .virtual import (
     WHOLE,
     Network,
     Step,
+    after,
     anyio_backend,
     chunk,
     engine_of,
@@ -66,4 +70,36 @@ async def test_an_error_in_a_stream_that_goes_on_no_further_is_moved_on_from() -
 
     assert (await read(got)).endswith(b"[DONE]\n\n")
     assert anyio.current_time() - began < 5
+    await nothing_is_left(engine, network)
+
+
+def plain(body: bytes | AsyncIterator[bytes]) -> Request:
+    """A call of which nothing can be read."""
+    options = mlb.CallOptions(replayable=isinstance(body, bytes) or None)
+    length = (b"content-length", b"%d" % len(body)) if isinstance(body, bytes) else CHUNKED
+    return Request("POST", PATH.encode(), [length], body, options)
+
+
+CHUNKED = (b"transfer-encoding", b"chunked")
+
+
+async def test_a_caller_whose_own_body_fails_says_nothing_of_how_long_calls_take() -> None:
+    engine = engine_of(network := Network([after(0.1), WHOLE]))
+
+    async def breaks() -> AsyncIterator[bytes]:
+        yield b"{"
+        await anyio.sleep(1)
+        raise ZeroDivisionError
+
+    for _ in range(30):
+        await read(await engine.send(plain(b"x")))
+    for _ in range(300):
+        with pytest.raises(ZeroDivisionError):
+            await engine.send(plain(breaks()))
+    network.scripts = [*[[WHOLE]] * network.arrived, [HANG], [WHOLE]]
+    began = anyio.current_time()
+    got = await engine.send(plain(b"x"))
+    assert anyio.current_time() - began < 0.5
+    assert got.report.hedge_won
+    await read(got)
     await nothing_is_left(engine, network)
