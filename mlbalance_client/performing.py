@@ -103,7 +103,7 @@ class CallUnderWay:
     scope: anyio.CancelScope | None = None
     told: Command | None = None
     alarm: Alarm | None = None
-    delivered: Pick | None = None
+    delivered: bool = False
     over: bool = False
 
     @property
@@ -511,7 +511,7 @@ class Performer:
         report.attempts = tuple(sorted(call.attempts, key=lambda told: told.number))
         if report.hedged:
             self._tell_of_hedge(call, number, flow.pick)
-        call.delivered = flow.pick
+        call.delivered = True
         headers = flow.wire.headers
         if exhausted:
             headers = self._final(headers, call)
@@ -563,17 +563,18 @@ class Performer:
             await attempt.flow.aclose(verdict)
         elif call.running.pop(attempt.number, None) is not None:
             attempt.pick.settle(verdict, self._clock())
-            self._settled(call, attempt.pick, verdict, None)
+            self._settled(call, attempt.number, attempt.pick, verdict, None)
 
     def _on_end(self, call: CallUnderWay, flow: Flow, verdict: Verdict, usage: Usage | None) -> None:
         self._held.remove(flow)
-        self._settled(call, flow.pick, verdict, usage)
+        self._settled(call, flow.number, flow.pick, verdict, usage)
 
-    def _settled(self, call: CallUnderWay, pick: Pick, verdict: Verdict, usage: Usage | None) -> None:
-        # Of several attempts the delivered one has the last word, whichever is settled last.
-        counts = pick is call.delivered or (
-            call.delivered is None and (verdict is Verdict.OK or not call.report.hedged)
-        )
+    def _settled(
+        self, call: CallUnderWay, number: int, pick: Pick, verdict: Verdict, usage: Usage | None
+    ) -> None:
+        # Of several attempts the winner has the last word, whichever is settled last.
+        winner = call.plan.winner
+        counts = verdict is Verdict.OK or not call.report.hedged if winner is None else number == winner
         self._tell.settled(call.id, pick, call.report, call.began, verdict, usage, counts=counts)
 
     def _ended(self, call: CallUnderWay, attempt: Attempt, **how: Any) -> None:

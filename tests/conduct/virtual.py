@@ -127,6 +127,14 @@ class Network(httpcore.AsyncNetworkBackend):
         """Wait for an event."""
         return lambda: self.event(name).wait()
 
+    def tell(self, name: str) -> Step:
+        """Let others go on who wait for an event, when this one has."""
+
+        async def told() -> None:
+            self.event(name).set()
+
+        return told
+
     def arrive(self) -> tuple[int, Iterator[Step]]:
         """The next attempt's number, and what is to happen to it."""
         script = self._next()

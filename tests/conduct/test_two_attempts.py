@@ -1,0 +1,35 @@
+"""A second attempt beside a slow first one, in virtual time: who wins, who is left, and what stays behind."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlbalance_client.events import Event, HedgeEnded, Settled
+
+from .virtual import Network, Step, anyio_backend, engine_of, nothing_is_left, read, request, whole
+
+__all__ = ["anyio_backend"]
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize("quicker", [1, 2])
+async def test_of_two_that_answer_in_the_same_breath_one_counts(quicker: int) -> None:
+    """Whatever its task does next, the slower one is through before anybody can tell it to stop."""
+    heard: list[Event] = []
+    network = Network()
+    first: list[Step] = [network.until("arrived 2"), network.tell("answered"), whole(prompt_tokens=11)]
+    second: list[Step] = [network.until("answered"), whole(prompt_tokens=22)]
+    network.scripts = [first, second] if quicker == 1 else [second, first]
+    engine = engine_of(network)
+    engine.events.subscribe(heard.append)
+    got = await engine.send(request())
+    await read(got)
+    await nothing_is_left(engine, network)
+
+    report = got.report
+    assert (report.hedged, report.hedge_won, report.usage.prompt_tokens) == (True, quicker == 2, 11)
+    assert [told.number for told in report.attempts] == [1, 2]
+    assert report.replica == report.attempts[quicker - 1].replica
+    assert len([event for event in heard if isinstance(event, Settled)]) == 2
+    assert [event.attempt for event in heard if isinstance(event, HedgeEnded)] == [quicker]
