@@ -111,6 +111,11 @@ class CallUnderWay:
         """The attempt in the caller's own task, if one is under way."""
         return next((attempt for attempt in self.running.values() if not attempt.hedge), None)
 
+    @property
+    def told_in_order(self) -> tuple[AttemptReport, ...]:
+        """What there is to report of its attempts that are over, as they were started."""
+        return tuple(sorted(self.attempts, key=lambda told: told.number))
+
     def interrupt(self, command: Command) -> None:
         """Let the caller's task do this instead of what it waits for."""
         self.told = command
@@ -508,7 +513,7 @@ class Performer:
         del call.flows[number]
         self._leave_others(call, number)
         report = call.report
-        report.attempts = tuple(sorted(call.attempts, key=lambda told: told.number))
+        report.attempts = call.told_in_order
         if report.hedged:
             self._tell_of_hedge(call, number, flow.pick)
         call.delivered = True
@@ -547,7 +552,7 @@ class Performer:
         if now >= call.deadline_at:
             return DeadlineExceeded(f"no answer began within {call.deadline_at - call.began:g} s")
         rests_s = self._fleet.opens_in_s(call.demand, now)
-        return AttemptsExhausted(call.attempts, retry_after_s=rests_s or None)
+        return AttemptsExhausted(call.told_in_order, retry_after_s=rests_s or None)
 
     def _cut_short(self, attempt: Attempt) -> None:
         flow = attempt.flow

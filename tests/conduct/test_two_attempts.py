@@ -4,9 +4,22 @@ from __future__ import annotations
 
 import pytest
 
+import mlbalance_client as mlb
 from mlbalance_client.events import Event, HedgeEnded, Settled
 
-from .virtual import Network, Step, anyio_backend, engine_of, nothing_is_left, read, request, whole
+from .virtual import (
+    BREAK,
+    REFUSE,
+    Network,
+    Step,
+    after,
+    anyio_backend,
+    engine_of,
+    nothing_is_left,
+    read,
+    request,
+    whole,
+)
 
 __all__ = ["anyio_backend"]
 
@@ -33,3 +46,15 @@ async def test_of_two_that_answer_in_the_same_breath_one_counts(quicker: int) ->
     assert report.replica == report.attempts[quicker - 1].replica
     assert len([event for event in heard if isinstance(event, Settled)]) == 2
     assert [event.attempt for event in heard if isinstance(event, HedgeEnded)] == [quicker]
+
+
+async def test_what_all_attempts_met_is_told_in_their_order() -> None:
+    """The second ends first; how the call failed is how its last hope did."""
+    network = Network()
+    network.scripts = [[after(1), BREAK], [REFUSE]]
+    engine = engine_of(network, replicas=2)
+    with pytest.raises(mlb.AttemptsExhausted) as caught:
+        await engine.send(request())
+    assert [told.number for told in caught.value.attempts] == [1, 2]
+    assert caught.value.kind is mlb.FailureKind.READ
+    await nothing_is_left(engine, network)
