@@ -217,6 +217,8 @@ class Performer:
                 self.alarms.cancel(call.alarm)
             if call.running:
                 self._leave_others(call, None)
+            if call.report.hedged and not call.delivered:
+                self._tell.hedge_in_vain(call.id)
             for number, flow in list(call.flows.items()):
                 if number not in call.running:  # it has won, and its caller has gone
                     await flow.aclose(Verdict.CANCELLED)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
+import anyio
 import pytest
 
 import mlbalance_client as mlb
@@ -9,6 +12,7 @@ from mlbalance_client.events import Event, HedgeEnded, Settled
 
 from .virtual import (
     BREAK,
+    HANG,
     REFUSE,
     Network,
     Step,
@@ -57,4 +61,29 @@ async def test_what_all_attempts_met_is_told_in_their_order() -> None:
         await engine.send(request())
     assert [told.number for told in caught.value.attempts] == [1, 2]
     assert caught.value.kind is mlb.FailureKind.READ
+    await nothing_is_left(engine, network)
+
+
+@pytest.mark.parametrize("how", ["deadline", "cancel", "failures", "client closed"])
+async def test_the_end_of_a_hedged_call_is_told_whatever_its_end(how: str) -> None:
+    heard: list[Event] = []
+    failing: list[Step] = [HANG] if how != "failures" else [after(1), BREAK]
+    engine = engine_of(network := Network(failing), replicas=2, http={"drain_s": 0.0})
+    engine.events.subscribe(heard.append)
+    options = mlb.CallOptions(deadline_s=2.0 if how == "deadline" else None)
+
+    async def call() -> None:
+        with suppress(mlb.DeadlineExceeded, mlb.AttemptsExhausted, mlb.ClientClosed):
+            await engine.send(request(options=options))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call)
+        await network.event("arrived 2").wait()
+        if how == "cancel":
+            tasks.cancel_scope.cancel()
+        if how == "client closed":
+            await engine.aclose()
+    (ended,) = [event for event in heard if isinstance(event, HedgeEnded)]
+    assert (ended.attempt, ended.replica, ended.won) == (0, "", False)
+    assert network.arrived == 2
     await nothing_is_left(engine, network)
