@@ -303,7 +303,7 @@ class Performer:
             command = call.plan.moved(attempt.number)
         elif attempt.overdue and command is _WAIT:
             attempt.pick.failed(self._clock(), kind=Failure.SILENT)
-            command = call.plan.failed(attempt.number, FailureKind.FIRST_CONTENT_TIMEOUT, self._clock())
+            command = self._failed(call, attempt, FailureKind.FIRST_CONTENT_TIMEOUT)
         return command
 
     async def _exchange(self, call: CallUnderWay, attempt: Attempt) -> Command:
@@ -323,7 +323,7 @@ class Performer:
             if (failure := failure_of(error.kind)) is not None:
                 attempt.pick.failed(self._clock(), kind=failure)
             self._ended(call, attempt, failure=error.kind, detail=str(error))
-            return call.plan.failed(attempt.number, error.kind, self._clock())
+            return self._failed(call, attempt, error.kind)
         except BaseException as error:
             if isinstance(error, anyio.get_cancelled_exc_class()):
                 self._cut_short(attempt)
@@ -337,6 +337,11 @@ class Performer:
             await self._drop(call, attempt, Verdict.CANCELLED)
         self._ended(call, attempt, status=attempt.flow.wire.status)
         return command
+
+    def _failed(self, call: CallUnderWay, attempt: Attempt, kind: FailureKind) -> Command:
+        now = self._clock()
+        others = self._fleet.others(call.demand, call.plan.tried, now)
+        return call.plan.failed(attempt.number, kind, now, others=others)
 
     async def _until_commit(self, call: CallUnderWay, attempt: Attempt, flow: Flow) -> Command:
         status = flow.wire.status
@@ -458,12 +463,11 @@ class Performer:
 
     async def _second(self, call: CallUnderWay, attempt: Attempt) -> None:
         """A second attempt, in a task of its own."""
-        number = attempt.number
         try:
             command = await self._try(call, attempt)
         except Exception as error:
             self._ended(call, attempt, failure=FailureKind.PROTOCOL, detail=str(error))
-            command = call.plan.failed(number, FailureKind.PROTOCOL, self._clock())
+            command = self._failed(call, attempt, FailureKind.PROTOCOL)
         finally:
             self._seconds.pop(attempt, None)
         if call.over:  # its caller has gone in this very moment

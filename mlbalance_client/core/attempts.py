@@ -251,8 +251,10 @@ class Attempts:
         self._end = Deliver(number, exhausted=True)
         return self._end
 
-    def failed(self, number: int, kind: FailureKind, now: float) -> Command:
-        """An attempt ended without any answer."""
+    def failed(
+        self, number: int, kind: FailureKind, now: float, *, others: Others = Others.WILLING
+    ) -> Command:
+        """An attempt ended without any answer. ``others``: as in ``refused``."""
         self._open.discard(number)
         if self._end is not None:
             return self._end
@@ -265,7 +267,7 @@ class Attempts:
             return _WAIT
         if unsent and not self._barred and (self.replayable or not self._sent):
             return Start(self._tried)
-        return self._after_sent(now, NO_HINTS, elsewhere=True)
+        return self._after_sent(now, NO_HINTS, elsewhere=others > Others.NOBODY)
 
     def resumed(self) -> Command:
         """The pause is over."""

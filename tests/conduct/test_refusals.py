@@ -6,12 +6,14 @@ from collections.abc import AsyncIterator
 
 import anyio
 import pytest
+from tenacity import wait_fixed
 
 import mlbalance_client as mlb
 from mlbalance_client.engine import Request
 
 from ..test_client import OVERLOADED, PATH, ROLE
 from .virtual import (
+    BREAK,
     HANG,
     HEAD,
     STREAM,
@@ -102,4 +104,21 @@ async def test_a_caller_whose_own_body_fails_says_nothing_of_how_long_calls_take
     assert anyio.current_time() - began < 0.5
     assert got.report.hedge_won
     await read(got)
+    await nothing_is_left(engine, network)
+
+
+async def test_what_breaks_at_the_only_replica_is_neither_waited_for_nor_paid() -> None:
+    """And so what met a connection that had just been closed can still be sent again."""
+    retries = {"budget_ratio": 0.0, "reserve_calls": 1, "wait": wait_fixed(5)}
+    engine = engine_of(network := Network([HEAD, BREAK]), replicas=1, retries=retries)
+    began = anyio.current_time()
+    for _ in range(10):
+        with pytest.raises(mlb.AttemptsExhausted):
+            await engine.send(request(options=QUIET, stream=True))
+    assert anyio.current_time() - began < 5
+
+    network.scripts = [[WHOLE]]
+    await read(await engine.send(request()))
+    network.scripts = [*[[WHOLE]] * network.arrived, [BREAK], [WHOLE]]
+    assert (await engine.send(request())).status == 200
     await nothing_is_left(engine, network)

@@ -172,6 +172,16 @@ def test_an_empty_budget_forbids_retries_but_not_what_was_never_sent() -> None:
     assert third.failed(1, FailureKind.CONNECT, 0.0) == Start(frozenset({A}))
 
 
+def test_what_fails_where_nobody_else_is_left_costs_no_budget() -> None:
+    budget = Budget(0.0, 1)
+    for _ in range(10):
+        plan = attempts(budget=budget)
+        plan.started(A)
+        assert plan.failed(1, FailureKind.READ, 0.0, others=Others.NOBODY) == GiveUp()
+
+    assert budget.covers()
+
+
 def test_waits_between_attempts_are_tenacitys() -> None:
     from tenacity import stop_after_delay, wait_fixed
 
