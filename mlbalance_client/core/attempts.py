@@ -125,6 +125,7 @@ class Attempts:
     _open: set[int] = field(default_factory=set)
     _held: int | None = None
     _anew: bool = False
+    _unsent: bool = False
     _barred: bool = False
     _end: Deliver | GiveUp | None = None
 
@@ -170,6 +171,7 @@ class Attempts:
             self._hedges |= {self._numbers}
         else:
             self._sent += 1
+            self._unsent = False
         return self._numbers
 
     @property
@@ -245,7 +247,7 @@ class Attempts:
         if self._open:
             return _WAIT
         needed = Others.WILLING if status in _PUSHBACK else Others.RESTING
-        command = self._after_sent(now, hints, elsewhere=others >= needed)
+        command = self._next(now, hints, elsewhere=others >= needed)
         if held or not isinstance(command, Deliver | GiveUp):
             return command
         self._end = Deliver(number, exhausted=True)
@@ -258,16 +260,15 @@ class Attempts:
         self._open.discard(number)
         if self._end is not None:
             return self._end
-        unsent = kind.never_sent and number not in self._hedges
         if not kind.never_sent:
             self._in_vain(number)
-        self._sent -= unsent
+        elif number not in self._hedges:
+            self._sent -= 1
+            self._unsent = True
         self._barred = self._barred or kind.by_caller
         if self._open:
             return _WAIT
-        if unsent and not self._barred and (self.replayable or not self._sent):
-            return Start(self._tried)
-        return self._after_sent(now, NO_HINTS, elsewhere=others > Others.NOBODY)
+        return self._next(now, NO_HINTS, elsewhere=others > Others.NOBODY)
 
     def resumed(self) -> Command:
         """The pause is over."""
@@ -281,7 +282,9 @@ class Attempts:
         """The call's deadline has passed."""
         return self._end or self._finish()
 
-    def _after_sent(self, now: float, hints: Hints, *, elsewhere: bool) -> Command:
+    def _next(self, now: float, hints: Hints, *, elsewhere: bool) -> Command:
+        if self._unsent and not self._barred and (self.replayable or not self._sent):
+            return Start(self._tried)
         elapsed_s = now - self.began
         if not self.replayable or self._barred or self.strategies.stops(self._sent, elapsed_s):
             return self._finish()

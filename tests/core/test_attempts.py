@@ -247,6 +247,30 @@ class TestTwoAtOnce:
         assert plan.failed(3 - loser, FailureKind.READ, 2.0) == Deliver(loser, exhausted=True)
 
     @pytest.mark.parametrize("first", [1, 2])
+    @pytest.mark.parametrize("other", [FailureKind.CONNECT, FailureKind.READ, 503])
+    def test_the_first_that_was_never_sent_goes_elsewhere_free_whatever_became_of_the_second(
+        self, first: int, other: FailureKind | int
+    ) -> None:
+        plan = self.hedged(budget=Budget(0.0, 0), max_attempts=1)
+        ends = {
+            1: lambda: plan.failed(1, FailureKind.CONNECT, 1.0),
+            2: lambda: plan.refused(2, other, 1.0) if other == 503 else plan.failed(2, other, 1.0),
+        }
+        assert ends[first]() == Wait()
+        assert ends[3 - first]() == Start(frozenset({A, B}))
+
+        plan.started(C)
+        answer = plan.failed(3, FailureKind.READ, 2.0)
+        assert answer == (Deliver(2, exhausted=True) if other == 503 else GiveUp()), "but once only"
+
+    @pytest.mark.parametrize("first", [1, 2])
+    def test_the_first_that_was_sent_is_paid_for_whatever_became_of_the_second(self, first: int) -> None:
+        plan = self.hedged(budget=Budget(0.0, 0))
+        kinds = {1: FailureKind.READ, 2: FailureKind.CONNECT}
+        assert plan.failed(first, kinds[first], 1.0) == Wait()
+        assert plan.failed(3 - first, kinds[3 - first], 1.0) == GiveUp()
+
+    @pytest.mark.parametrize("first", [1, 2])
     def test_what_is_the_same_everywhere_ends_both(self, first: int) -> None:
         assert self.hedged().refused(first, 400, 1.0) == Deliver(first)
 
