@@ -416,9 +416,13 @@ class Performer:
 
     def _look(self, call: CallUnderWay, now: float) -> None:
         """A call is slow: that speaks against its replica. Hedge it or move it, if that is of use; else look again."""
-        first, late_s = call.main, now - call.look_at
+        first = call.main or next(iter(call.running.values()), None)
+        late_s = now - call.look_at
         call.look_at = inf
         if first is None or self._closed:
+            return
+        if now < first.began + first.slow_s:  # a second one that is left alone
+            call.look_at = first.began + first.slow_s
             return
         if late_s > max(_LATE_S, first.slow_s / 4):  # we stood still: first read what has come meanwhile
             call.look_at = now + _LATE_S

@@ -10,8 +10,8 @@ retrying comes before its status.
 
 Besides, a second attempt may *hedge* the first while that is under way. The first content of any ends the others; one
 that fails leaves the others running, and only when none is under way does another start. An answer in hand is
-delivered rather than an error raised: a failing answer is held while others are tried. A second attempt that failed
-while the first goes on may be replaced, once each. After the commit point no attempt starts.
+delivered rather than an error raised: a failing answer is held while others are tried. One of them that failed while
+the other goes on may be replaced, once. After the commit point no attempt starts.
 """
 
 from __future__ import annotations
@@ -154,12 +154,11 @@ class Attempts:
 
     @property
     def may_hedge(self) -> bool:
-        """Whether a second attempt may start beside the one under way."""
+        """Whether another attempt may start beside those under way."""
         return (
             self._may_go_on
-            and len(self._hedges & self._open) < self.max_hedges
+            and 0 < len(self._open) <= self.max_hedges
             and len(self._hedges) < 2 * self.max_hedges
-            and bool(self._open)
         )
 
     def started(self, replica: ReplicaId, *, hedge: bool = False) -> int:

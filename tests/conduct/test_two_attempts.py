@@ -14,9 +14,11 @@ from .virtual import (
     BREAK,
     HANG,
     REFUSE,
+    WHOLE,
     Network,
     Step,
     after,
+    answer,
     anyio_backend,
     engine_of,
     nothing_is_left,
@@ -86,4 +88,17 @@ async def test_the_end_of_a_hedged_call_is_told_whatever_its_end(how: str) -> No
     (ended,) = [event for event in heard if isinstance(event, HedgeEnded)]
     assert (ended.attempt, ended.replica, ended.won) == (0, "", False)
     assert network.arrived == 2
+    await nothing_is_left(engine, network)
+
+
+@pytest.mark.parametrize("failing", [[BREAK], [answer(503, b"{}")]])
+async def test_a_second_that_hangs_when_the_first_has_failed_is_hedged_too(failing: list[Step]) -> None:
+    network = Network([after(0.5), *failing], [HANG], [WHOLE])
+    engine = engine_of(network)
+    began = anyio.current_time()
+    got = await engine.send(request())
+
+    assert (got.status, network.arrived) == (200, 3)
+    assert anyio.current_time() - began < 5
+    await read(got)
     await nothing_is_left(engine, network)
