@@ -161,6 +161,7 @@ class Engine:
             self.reporting.start(self._client_id, int(self._client_id, 16))
             self.held.start(EventLoop())
             self._loops.append(Loop("streams", self.held.tend, owner=self))
+            self._loops.append(Loop("connections", self.wire.tend, owner=self))
             self._loops.append(Loop("alarms", self._performer.alarms.tend, owner=self))
             self._loops += self._roster.start(owner=self)
             if self.reporting.runs:
@@ -185,6 +186,7 @@ class Engine:
             await self._end()
 
     async def _end(self) -> None:
+        self.held.condemn()
         for loop in self._loops:
             loop.cancel()
         try:

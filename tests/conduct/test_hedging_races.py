@@ -63,9 +63,8 @@ async def test_a_second_that_fails_is_replaced_while_the_first_hangs(failing: li
 
 
 async def test_an_answer_that_the_client_closed_before_it_was_delivered_is_not_taken_for_whole() -> None:
-    network = Network(
-        [HANG], [HEAD + chunk(ROLE + WORD), HANG], [HANG], closes_after={1: "the client is closed"}
-    )
+    network = Network()
+    network.scripts = [[network.cling("the client is closed")], [HEAD + chunk(ROLE + WORD), HANG], [HANG]]
     engine = engine_of(network, http={"drain_s": 0.0})
     raised: list[Exception] = []
 
@@ -80,7 +79,7 @@ async def test_an_answer_that_the_client_closed_before_it_was_delivered_is_not_t
     with anyio.fail_after(10):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(call)
-            await network.event("closing 1").wait()
+            await network.event("cancelled").wait()
             tasks.start_soon(engine.aclose)
             await rest()
             assert engine.open_streams == 0

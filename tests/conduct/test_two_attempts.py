@@ -10,20 +10,25 @@ import pytest
 import mlbalance_client as mlb
 from mlbalance_client.events import Event, HedgeEnded, Settled
 
+from ..test_client import ROLE
 from .virtual import (
     BREAK,
     HANG,
+    HEAD,
     REFUSE,
+    STREAM,
     WHOLE,
     Network,
     Step,
     after,
     answer,
     anyio_backend,
+    chunk,
     engine_of,
     nothing_is_left,
     read,
     request,
+    rest,
     whole,
 )
 
@@ -102,3 +107,43 @@ async def test_a_second_that_hangs_when_the_first_has_failed_is_hedged_too(faili
     assert anyio.current_time() - began < 5
     await read(got)
     await nothing_is_left(engine, network)
+
+
+@pytest.mark.parametrize("begun", [[], [HEAD + chunk(ROLE)]])
+@pytest.mark.parametrize("quicker", [1, 2])
+async def test_the_winner_does_not_wait_until_the_loser_is_closed(quicker: int, begun: list[Step]) -> None:
+    network = Network(closes_after={3 - quicker: "never"})
+    scripts: list[list[Step]] = [[*begun, HANG], [*begun, HANG]]
+    scripts[quicker - 1] = [network.until("arrived 2"), *STREAM]
+    network.scripts = scripts
+    engine = engine_of(network)
+    began = anyio.current_time()
+    got = await engine.send(request(stream=True))
+    await read(got)
+
+    assert got.report.hedge_won is (quicker == 2)
+    assert anyio.current_time() - began < 1
+    await rest(0.1)
+    assert network.closing == [3 - quicker]
+    await nothing_is_left(engine, network)
+
+
+async def test_nobody_waits_until_a_failed_attempt_is_closed() -> None:
+    network = Network([answer(500, b"x" * 100_000)], [BREAK], [WHOLE], closes_after={1: "never", 2: "never"})
+    engine = engine_of(network, retries={"max_attempts": 3})
+    began = anyio.current_time()
+    assert (await engine.send(request())).status == 200
+    assert anyio.current_time() - began < 1
+    await nothing_is_left(engine, network)
+
+
+async def test_a_client_that_is_closed_gives_up_on_connections_that_do_not_close() -> None:
+    network = Network([HANG], [WHOLE], closes_after={1: "never"})
+    engine = engine_of(network)
+    await read(await engine.send(request()))
+    began = anyio.current_time()
+    await engine.aclose()
+
+    assert network.closing == [1, 2]
+    assert network.open == 0
+    assert anyio.current_time() - began < 5

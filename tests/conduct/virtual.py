@@ -98,9 +98,11 @@ class Connection(httpcore.AsyncNetworkStream):
             self._closed.set()
             network.closing.append(self._number)
             network.event(f"closing {self._number}").set()
-            if self._number in network.closes_after:
-                await network.event(network.closes_after[self._number]).wait()
-            network.open -= 1
+            try:
+                if self._number in network.closes_after:
+                    await network.event(network.closes_after[self._number]).wait()
+            finally:  # whoever gives up on it, as he has to, drops it
+                network.open -= 1
 
     def get_extra_info(self, info: str) -> Any:
         return False if info == "is_readable" else None
@@ -134,6 +136,19 @@ class Network(httpcore.AsyncNetworkBackend):
             self.event(name).set()
 
         return told
+
+    def cling(self, name: str) -> Step:
+        """Hang, and when cancelled go on hanging until an event."""
+
+        async def clings() -> None:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                self.event("cancelled").set()
+                with anyio.CancelScope(shield=True):
+                    await self.event(name).wait()
+
+        return clings
 
     def arrive(self) -> tuple[int, Iterator[Step]]:
         """The next attempt's number, and what is to happen to it."""
