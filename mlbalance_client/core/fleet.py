@@ -357,6 +357,7 @@ class Fleet:
     def take(self, decision: Decision, demand: Demand, now: float, *, number: int = 0) -> Pick:
         """Charge the replica that was chosen in this same breath."""
         chosen = decision.chosen
+        self._policy.taken()
         guess = self.load.guess(chosen.place, now)
         charge = self.ledger.charge(
             chosen.place,

@@ -274,6 +274,21 @@ def test_policies_for_contrast_spread_by_weight(policy: str) -> None:
     assert [places.count(f"replica-{n}") for n in range(4)] == [2, 4, 2, 4]
 
 
+def test_nobody_loses_his_turn_to_a_call_that_is_not_sent() -> None:
+    """Neither by an explanation nor by a second attempt that is thought better of."""
+    quiet, asked = (fleet_of(3, policy="round_robin") for _ in range(2))
+    turns: list[list[str]] = [[], []]
+    for turn in range(30):
+        for fleet, seen in zip((quiet, asked), turns, strict=True):
+            pick = pick_for(fleet, prompt(turn), float(turn))
+            seen.append(pick.replica.id)
+            if fleet is asked:
+                fleet.choose(pick.demand, float(turn))
+                assert fleet.alternative(pick.demand, {pick.replica.id}, float(turn)) is not None
+            pick.settle(Verdict.OK, turn + 0.5)
+    assert turns[0] == turns[1]
+
+
 def test_random_goes_by_weight() -> None:
     fleet = fleet_of(2, policy="random")
 
