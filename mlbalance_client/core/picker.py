@@ -182,7 +182,7 @@ class Policy(Protocol):
 
     def taken(self) -> None:
         """The call goes to the replica that was chosen last; it was not only asked for."""
-        return None
+        return
 
 
 # So that what is nearly free counts as well where capacity is only a share of itself.
