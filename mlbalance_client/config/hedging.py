@@ -66,7 +66,7 @@ class HedgingConfig(Section):
         default=32_768,
         ge=0,
         description="And so many besides, filled up again by traffic only, so that a client with little of it can "
-        "hedge too. It is the most that can be saved up, so that no call of more tokens is hedged, and at 0 none is. The "
+        "hedge too. It is the most that can be saved up: no call of more tokens is hedged, and at 0 none is. The "
         "reserves of all clients of a fleet add up: 100 of them may send 3.3 million tokens at once.",
     )
     saturated_at: Annotated[float, Unit("mean calls")] = Field(
