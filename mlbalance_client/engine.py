@@ -123,8 +123,9 @@ class Engine:
             config.http.call_timeout_s,
         )
         self._sender = Sender(config.http, self.wire, self.reporting)
-        alarms = Alarms(clock)
-        self.queueing = Queueing(config.admission, self.fleet, self.tell, alarms, self._rng)
+        self.alarms = Alarms(clock)
+        self.hedging = Hedging(config.hedging)
+        self.queueing = Queueing(config.admission, self.fleet, self.tell, self.alarms, self._rng)
         changed = partial(_call_weakly, WeakMethod(self._on_change))
         self._roster = Roster(config.discovery, self.fleet, self.events, Random(config.seed), clock, changed)
         self._strategies = RetryStrategies(config.retries, self._rng)
@@ -133,9 +134,9 @@ class Engine:
             config.http,
             self.fleet,
             self._sender,
-            Hedging(config.hedging),
+            self.hedging,
             self.queueing,
-            alarms,
+            self.alarms,
             self.reporting,
             self._roster,
             self.held,
@@ -162,7 +163,7 @@ class Engine:
             self.held.start(EventLoop())
             self._loops.append(Loop("streams", self.held.tend, owner=self))
             self._loops.append(Loop("connections", self.wire.tend, owner=self))
-            self._loops.append(Loop("alarms", self._performer.alarms.tend, owner=self))
+            self._loops.append(Loop("alarms", self.alarms.tend, owner=self))
             self._loops += self._roster.start(owner=self)
             if self.reporting.runs:
                 self._loops.append(Loop("load reports", self.reporting.run, owner=self))

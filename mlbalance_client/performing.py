@@ -424,11 +424,11 @@ class Performer:
         if now < first.began + first.slow_s:  # a second one that is left alone
             call.look_at = first.began + first.slow_s
             return
-        if late_s > max(_LATE_S, first.slow_s / 4):  # we stood still: first read what has come meanwhile
-            call.look_at = now + _LATE_S
+        if late_s > max(LATE_S, first.slow_s / 4):  # we stood still: first read what has come meanwhile
+            call.look_at = now + LATE_S
             return
         stood_s = now - first.began
-        first.pick.silent(now, first.looked_at, patient=stood_s < _LONG_DELAYS * first.slow_s)
+        first.pick.silent(now, first.looked_at, patient=stood_s < LONG_DELAYS * first.slow_s)
         first.looked_at = now
         call.look_at = now + max(first.slow_s, stood_s / 2)
         if not call.plan.may_hedge and not call.plan.may_move(now):
@@ -444,7 +444,7 @@ class Performer:
         elif call.plan.may_move(now) and (
             self._fleet.fitness.outliers.ejection(first.pick.place) is not None
             or (
-                stood_s >= _LONG_DELAYS * first.slow_s
+                stood_s >= LONG_DELAYS * first.slow_s
                 and first.pick.mute
                 and self._hedging.sooner(decision, call.demand, stood_s, left_s)
             )
@@ -607,9 +607,9 @@ class Performer:
 
 _WAIT = Wait()
 # What looks at a call so much too late was late itself.
-_LATE_S = 0.25
+LATE_S = 0.25
 # A call that has stood for so many times what is slow has stood for long.
-_LONG_DELAYS = 3.0
+LONG_DELAYS = 3.0
 # For the text of an error, which is short and there when its status is; one who cannot send it hangs.
 _TEXT_WITHIN_S = 1.0
 
