@@ -282,7 +282,7 @@ class Attempts:
         return self._end or self._finish()
 
     def _next(self, now: float, hints: Hints, *, elsewhere: bool) -> Command:
-        if self._unsent and not self._barred and (self.replayable or not self._sent):
+        if self._unsent and not self._barred:
             return Start(self._tried)
         elapsed_s = now - self.began
         if not self.replayable or self._barred or self.strategies.stops(self._sent, elapsed_s):

@@ -8,9 +8,10 @@ import anyio
 import pytest
 
 import mlbalance_client as mlb
+from mlbalance_client.engine import Engine
 from mlbalance_client.events import Event, HedgeEnded, Settled
 
-from ..test_client import ROLE
+from ..test_client import ROLE, WORD
 from .virtual import (
     BREAK,
     HANG,
@@ -144,6 +145,129 @@ async def test_a_client_that_is_closed_gives_up_on_connections_that_do_not_close
     began = anyio.current_time()
     await engine.aclose()
 
-    assert network.closing == [1, 2]
+    assert sorted(network.closing) == [1, 2]
     assert network.open == 0
     assert anyio.current_time() - began < 5
+
+
+# -- when there is a second attempt ----------------------------------------------------------------------------------
+
+
+async def run(engine: Engine, number: int) -> bool:
+    """One call of 100 tokens, read to its end; whether it was hedged."""
+    got = await engine.send(request(f"{number}", mlb.CallOptions(cost=100), stream=True))
+    await read(got)
+    return got.report.hedged
+
+
+def taking(*seconds: float) -> list[list[Step]]:
+    """Scripts of attempts that take so long to begin."""
+    return [[after(each), *STREAM] for each in seconds]
+
+
+async def test_what_is_usual_is_not_hedged() -> None:
+    network = Network(*taking(0.5))
+    engine = engine_of(network, hedging={"reserve_tokens": 10**9})
+    hedged = [await run(engine, number) for number in range(100)]
+
+    assert any(hedged[:20]), "nobody knew"
+    assert not any(hedged[50:])
+    await nothing_is_left(engine, network)
+
+
+async def test_what_is_often_slow_is_usual_even_if_it_was_hedged_away() -> None:
+    """Each 8th call takes 2 s at whom it meets first, so that a second one answers sooner; 0.95 of them are to wait."""
+    network = Network()
+    engine = engine_of(network, hedging={"reserve_tokens": 10**9})
+    hedged = []
+    for number in range(1200):
+        network.scripts = [*[[]] * network.arrived, *taking(2.0 if number % 8 == 0 else 0.1, 0.1)]
+        hedged.append(await run(engine, number))
+
+    assert sum(hedged[:200]) > 10
+    assert sum(hedged[-200:]) < 5
+    await nothing_is_left(engine, network)
+
+
+async def hedged_when_slow(engine: Engine, network: Network, number: int) -> bool:
+    network.scripts = [*[[]] * network.arrived, [after(3), *STREAM], STREAM]
+    return await run(engine, number)
+
+
+async def test_hedges_are_paid_out_of_what_calls_have_sent() -> None:
+    network = Network()
+    engine = engine_of(network, hedging={"reserve_tokens": 100, "budget_ratio": 0.1})
+    assert await hedged_when_slow(engine, network, 1)
+    assert not await hedged_when_slow(engine, network, 2), "nothing is left"
+    network.scripts = [STREAM]
+    for number in (3, 4):
+        await run(engine, number)
+    assert not await hedged_when_slow(engine, network, 5), "nor is it yet"
+    for number in range(6, 12):
+        await run(engine, number)
+    assert await hedged_when_slow(engine, network, 12), "calls have earned it"
+    await nothing_is_left(engine, network)
+
+
+async def test_what_could_not_be_hedged_is_looked_at_again() -> None:
+    """Nobody else takes calls when it becomes slow, but a moment later somebody does."""
+    network = Network([answer(429, b"{}", b"retry-after: 3\r\n")], [WHOLE], [HANG], [WHOLE])
+    engine = engine_of(network, replicas=2)
+    await read(await engine.send(request()))
+    began = anyio.current_time()
+    got = await engine.send(request())
+
+    assert got.report.hedge_won
+    assert 2 < anyio.current_time() - began < 30
+    await read(got)
+    await nothing_is_left(engine, network)
+
+
+# -- who goes while another is about to come -------------------------------------------------------------------------
+
+
+async def test_a_second_that_answers_when_its_caller_has_gone_leaves_nothing() -> None:
+    network = Network()
+    network.scripts = [[HANG], [network.insist("now"), HEAD + chunk(ROLE + WORD), HANG]]
+    engine = engine_of(network)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(engine.send, request(stream=True))
+        await network.event("insists").wait()
+        tasks.cancel_scope.cancel()
+    assert len(engine._performer._seconds) == 1, "it is not through yet"
+    network.event("now").set()
+    await nothing_is_left(engine, network)
+
+
+async def test_a_caller_who_goes_when_his_answer_is_there_leaves_nothing() -> None:
+    network = Network()
+    network.scripts = [[network.cling("let go")], [HEAD + chunk(ROLE + WORD), HANG]]
+    engine = engine_of(network)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(engine.send, request(stream=True))
+        await network.event("cancelled").wait()
+        tasks.cancel_scope.cancel()
+        network.event("let go").set()
+    await nothing_is_left(engine, network)
+
+
+async def test_a_client_is_closed_only_when_its_second_attempts_have_ended() -> None:
+    network = Network()
+    network.scripts = [[HANG], [network.insist("now"), BREAK]]
+    engine = engine_of(network, http={"drain_s": 0.0})
+    async with anyio.create_task_group() as tasks:
+
+        async def call() -> None:
+            with pytest.raises(mlb.ClientClosed):
+                await engine.send(request(stream=True))
+
+        async def later() -> None:
+            await anyio.sleep(1)
+            network.event("now").set()
+
+        tasks.start_soon(call)
+        await network.event("insists").wait()
+        tasks.start_soon(later)
+        await engine.aclose()
+        assert not engine._performer._seconds
+    await nothing_is_left(engine, network)

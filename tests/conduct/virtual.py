@@ -150,6 +150,16 @@ class Network(httpcore.AsyncNetworkBackend):
 
         return clings
 
+    def insist(self, name: str) -> Step:
+        """Wait for an event, cancelled or not: what comes then was on its way before."""
+
+        async def insists() -> None:
+            self.event("insists").set()
+            with anyio.CancelScope(shield=True):
+                await self.event(name).wait()
+
+        return insists
+
     def arrive(self) -> tuple[int, Iterator[Step]]:
         """The next attempt's number, and what is to happen to it."""
         script = self._next()

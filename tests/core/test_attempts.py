@@ -182,6 +182,14 @@ def test_what_fails_where_nobody_else_is_left_costs_no_budget() -> None:
     assert budget.covers()
 
 
+def test_calls_that_wait_for_the_same_time_do_not_all_come_at_once() -> None:
+    strategies = RetryStrategies(RetriesConfig(), Random(1))
+    waits_s = [strategies.heeds_s(0.5) for _ in range(100)]
+
+    assert all(wait_s is not None and 0.5 <= wait_s <= 0.625 for wait_s in waits_s)
+    assert max(waits_s) - min(waits_s) > 0.1  # type: ignore[type-var,operator]
+
+
 def test_waits_between_attempts_are_tenacitys() -> None:
     from tenacity import stop_after_delay, wait_fixed
 
@@ -283,6 +291,8 @@ class TestTwoAtOnce:
     def test_what_says_not_to_retry_lets_the_other_run_but_starts_no_more(self) -> None:
         plan = self.hedged()
         assert plan.refused(1, 503, 1.0, hints=Hints(retry=False)) == Wait()
+        assert not plan.may_hedge
+        assert not plan.may_move(1.0)
 
         assert plan.failed(2, FailureKind.READ, 2.0) == Deliver(1, exhausted=True)
 

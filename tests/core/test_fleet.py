@@ -274,6 +274,19 @@ def test_policies_for_contrast_spread_by_weight(policy: str) -> None:
     assert [places.count(f"replica-{n}") for n in range(4)] == [2, 4, 2, 4]
 
 
+def test_a_second_attempt_goes_to_nobody_who_rests() -> None:
+    fleet = fleet_of(3)
+    first = pick_for(fleet, prompt(1))
+    for place, each in fleet.places():
+        if each.id != first.replica.id:
+            fleet.fitness.pushback.failed(place, 0.0, 5.0)
+    tried = {first.replica.id}
+
+    assert fleet.alternative(first.demand, tried, 4.0) is None
+    assert fleet.choose(first.demand, 4.0, tried).chosen.place != first.place, "a retry may go there"
+    assert fleet.alternative(first.demand, tried, 9.0) is not None
+
+
 def test_nobody_loses_his_turn_to_a_call_that_is_not_sent() -> None:
     """Neither by an explanation nor by a second attempt that is thought better of."""
     quiet, asked = (fleet_of(3, policy="round_robin") for _ in range(2))

@@ -227,6 +227,16 @@ def test_what_takes_longer_than_predicted_takes_that_long_at_the_other_too() -> 
     assert hedging.may(idle, pick.demand, stood_s=2.0)
 
 
+def test_a_fleet_of_calls_that_cost_nearly_nothing_is_not_saturated_by_some_of_them() -> None:
+    hedging, pick = Hedging(OPEN), pick_of(1)
+    hedging.sent(pick)
+    assert pick.decision.chosen.own_s < OPEN.floor_s / 100
+    waiting_s = (OPEN.saturated_at - 0.1) * OPEN.floor_s
+
+    assert hedging.may(decision(waiting_s=[waiting_s] * 5, own_s=0.001), pick.demand, stood_s=1.0)
+    assert not hedging.may(decision(waiting_s=[2 * waiting_s] * 5, own_s=0.001), pick.demand, stood_s=1.0)
+
+
 def test_the_bound_counts_what_is_not_cached() -> None:
     hedging, demand = Hedging(OPEN), pick_of(20_000).demand
 
