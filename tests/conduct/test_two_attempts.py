@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Any
 
 import anyio
 import pytest
 
 import mlbalance_client as mlb
-from mlbalance_client.engine import Engine
-from mlbalance_client.events import Event, HedgeEnded, Settled
+from mlbalance_client.engine import Answer, Engine
+from mlbalance_client.events import Event, HedgeEnded, HedgeStarted, Settled
 
 from ..test_client import ROLE, WORD
 from .virtual import (
@@ -36,6 +37,211 @@ from .virtual import (
 __all__ = ["anyio_backend"]
 
 pytestmark = pytest.mark.anyio
+
+
+ANSWERS: dict[bool, list[Step]] = {True: [*STREAM], False: [WHOLE]}
+both_kinds = pytest.mark.parametrize("streaming", [True, False])
+
+
+def ends(got: Answer) -> list[str]:
+    """How the attempts of a call ended, as they were started."""
+    return [str(told.failure or told.status) for told in got.report.attempts]
+
+
+@both_kinds
+async def test_the_second_answers_and_the_first_is_left(streaming: bool) -> None:
+    heard: list[Event] = []
+    engine = engine_of(network := Network([HANG], ANSWERS[streaming]), replicas=2)
+    engine.events.subscribe(heard.append)
+    got = await engine.send(request(stream=streaming))
+    report = got.report
+
+    assert (got.status, report.hedged, report.hedge_won) == (200, True, True)
+    assert ends(got) == ["cancelled", "200"]
+    assert report.replica == report.attempts[1].replica != report.attempts[0].replica
+    assert report.attempts[0].detail == "attempt 2 answered first"
+    assert "answered first" in str(report.explain())
+    await read(got)
+    await rest()
+    assert network.closing == [1]
+    if not streaming:
+        assert report.usage.prompt_tokens == 5
+    await nothing_is_left(engine, network)
+    assert [type(event) for event in heard if isinstance(event, HedgeStarted | HedgeEnded)] == [
+        HedgeStarted,
+        HedgeEnded,
+    ]
+    assert [event.verdict for event in heard if isinstance(event, Settled)].count("ok") == 1
+
+
+async def test_preamble_is_no_answer() -> None:
+    engine = engine_of(network := Network([HEAD + chunk(ROLE), HANG], STREAM))
+    got = await engine.send(request(stream=True))
+
+    assert got.report.hedge_won
+    assert (await read(got)).count(b"assistant") == 1
+    await nothing_is_left(engine, network)
+    assert 1 in network.closing
+
+
+@both_kinds
+async def test_the_first_may_yet_answer_first(streaming: bool) -> None:
+    network = Network()
+    network.scripts = [[network.until("arrived 2"), *ANSWERS[streaming]], [HANG]]
+    engine = engine_of(network)
+    got = await engine.send(request(stream=streaming))
+
+    assert (got.report.hedged, got.report.hedge_won) == (True, False)
+    assert ends(got) == ["200", "cancelled"]
+    assert got.report.replica == got.report.attempts[0].replica
+    await read(got)
+    await rest()
+    assert network.closing == [2]
+    await nothing_is_left(engine, network)
+
+
+FAILURES: list[list[Step]] = [[BREAK], [answer(503, b"{}")]]
+
+
+@pytest.mark.parametrize("failing", FAILURES)
+@pytest.mark.parametrize("fails", [1, 2])
+async def test_one_goes_on_when_the_other_fails(fails: int, failing: list[Step]) -> None:
+    network = Network()
+    answers: list[Step] = [network.until("arrived 2"), after(0.01), WHOLE]
+    fail: list[Step] = [network.until("arrived 2"), *failing]
+    network.scripts = [fail, answers] if fails == 1 else [answers, fail]
+    engine = engine_of(network, replicas=2)
+    got = await engine.send(request())
+
+    assert (got.status, network.arrived) == (200, 2)
+    await read(got)
+    await nothing_is_left(engine, network)
+
+
+async def test_when_both_fail_the_failing_answer_is_returned() -> None:
+    network = Network()
+    network.scripts = [[network.until("arrived 2"), after(0.01), answer(503, b"{}")], [answer(503, b"{}")]]
+    engine = engine_of(network, replicas=2)
+    got = await engine.send(request())
+
+    headers = {name.lower(): value for name, value in got.headers}
+    assert (got.status, headers[b"x-should-retry"]) == (503, b"false")
+    assert int(headers[b"retry-after"]) >= 1
+    assert network.arrived == 2
+    await read(got)
+    await nothing_is_left(engine, network)
+
+
+@pytest.mark.parametrize(
+    ("sections", "wishes"),
+    [
+        ({}, mlb.CallOptions(hedge=False)),
+        ({}, mlb.CallOptions(replayable=False)),
+        ({"hedging": {"enabled": False}}, mlb.CallOptions()),
+        ({"hedging": {"reserve_tokens": 0}}, mlb.CallOptions()),
+        ({"hedging": {"max_prefill_tokens": 0}}, mlb.CallOptions()),
+        ({"hedging": {"reserve_tokens": 0}}, mlb.CallOptions(hedge=True)),
+        ({}, mlb.CallOptions(deadline_s=0.15)),
+    ],
+)
+async def test_who_is_not_hedged(sections: dict[str, Any], wishes: mlb.CallOptions) -> None:
+    engine = engine_of(network := Network([after(20), WHOLE]), **sections)
+    try:
+        got = await engine.send(request(options=wishes))
+        assert not got.report.hedged
+        await read(got)
+    except mlb.DeadlineExceeded:
+        assert wishes.deadline_s
+    assert network.arrived == 1
+    await nothing_is_left(engine, network)
+
+
+@pytest.mark.parametrize("switched", [{"enabled": False}, {"max_prefill_tokens": 0}])
+async def test_who_asks_for_it_is_hedged_where_others_are_not(switched: dict[str, Any]) -> None:
+    engine = engine_of(network := Network([HANG], [WHOLE]), hedging=switched)
+    got = await engine.send(request(options=mlb.CallOptions(hedge=True)))
+
+    assert got.report.hedge_won
+    await read(got)
+    await nothing_is_left(engine, network)
+
+
+@pytest.mark.parametrize("how", ["cancel", "deadline", "client closed"])
+@pytest.mark.parametrize("first", [[HANG], [HEAD + chunk(ROLE), HANG], "has failed"])
+async def test_who_goes_takes_both_along(how: str, first: list[Step] | str) -> None:
+    network = Network([HANG])
+    failed = first == "has failed"
+    if failed:
+        first = [network.until("arrived 2"), answer(503, b"{}")]
+    network.scripts = [list(first), [HANG]]
+    engine = engine_of(network, replicas=2, http={"drain_s": 0.0})
+    raised: list[Exception] = []
+
+    async def call() -> None:
+        options = mlb.CallOptions(deadline_s=1.0 if how == "deadline" else None)
+        try:
+            await engine.send(request(options=options, stream=True))
+        except (mlb.DeadlineExceeded, mlb.ClientClosed) as error:
+            raised.append(error)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call)
+        await network.event("arrived 2").wait()
+        await anyio.sleep(0.01)
+        if how == "cancel":
+            tasks.cancel_scope.cancel()
+        if how == "client closed":
+            await engine.aclose()
+    kinds = {"cancel": [], "deadline": [mlb.DeadlineExceeded], "client closed": [mlb.ClientClosed]}
+    if failed:
+        kinds["deadline"] = []  # its answer is there
+    assert [type(error) for error in raised] == kinds[how]
+    assert network.arrived == 2
+    await nothing_is_left(engine, network)
+
+
+@pytest.mark.parametrize("begun", [[], [HEAD + chunk(ROLE)]])
+async def test_what_never_begins_goes_elsewhere_after_the_first_content_timeout(begun: list[Step]) -> None:
+    settings = {"hedging": {"enabled": False}, "http": {"first_content_timeout_s": 10}}
+    engine = engine_of(network := Network([*begun, HANG], STREAM), replicas=2, **settings)
+    began = anyio.current_time()
+    got = await engine.send(request(stream=True))
+    first = got.report.attempts[0]
+
+    assert first.failure is mlb.FailureKind.FIRST_CONTENT_TIMEOUT
+    assert first.ended_s == pytest.approx(10, abs=0.1)
+    assert anyio.current_time() - began < 11
+    assert {row.id: row.rests_s > 0 for row in engine.snapshot().replicas}[first.replica]
+    assert (await read(got)).count(b"assistant") == 1
+    await rest()
+    assert network.closing == [1]
+    await nothing_is_left(engine, network)
+
+
+async def test_what_begins_nowhere_is_a_timeout() -> None:
+    settings = {"hedging": {"enabled": False}, "http": {"first_content_timeout_s": 10}}
+    engine = engine_of(network := Network([HANG]), replicas=2, **settings)
+    with pytest.raises(mlb.AttemptsExhausted) as caught:
+        await engine.send(request(stream=True))
+    assert caught.value.kind is mlb.FailureKind.FIRST_CONTENT_TIMEOUT
+    assert len(caught.value.attempts) == 2
+    await nothing_is_left(engine, network)
+
+
+async def test_a_call_that_goes_on_for_too_long_is_ended() -> None:
+    forever: list[Step] = [HEAD + chunk(ROLE + WORD), HANG]
+    engine = engine_of(network := Network(forever), replicas=1, http={"call_timeout_s": 30})
+    began = anyio.current_time()
+    got = await engine.send(request(stream=True))
+    with pytest.raises(mlb.StreamInterrupted, match="call_timeout_s") as caught:
+        await read(got)
+    assert caught.value.kind is mlb.FailureKind.READ_TIMEOUT
+    assert 30 <= anyio.current_time() - began < 45
+    assert engine.snapshot().replicas[0].rests_s == 0.0
+    await nothing_is_left(engine, network)
+
+
+# -- at the same time ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("quicker", [1, 2])
