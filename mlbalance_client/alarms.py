@@ -19,6 +19,7 @@ _SWEPT_FROM = 64
 # For how long it is remembered that timers rang late.
 _REMEMBERED_S = 2.0
 _ROUNDS = 4.0
+_ROUND_S = 0.25
 
 # When, on the client's clock, and a number: values that the garbage collector need not visit.
 Alarm = tuple[float, int]
@@ -57,6 +58,14 @@ class Alarms:
         if now - self._late_since >= _REMEMBERED_S:
             self._note_late(0.0, now)
         return _ROUNDS * max(self._late_s, self._late_before_s)
+
+    def seen_at(self, began: float, slow_s: float, now: float) -> float:
+        """When to look whether what began then is slow: after ``slow_s``, or a little later if that is not yet seen."""
+        late_s = self.late_s(now)
+        slow_at = began + slow_s
+        if late_s > slow_s / 4 and now < slow_at + late_s:
+            return max(slow_at, now + _ROUND_S)
+        return slow_at
 
     def _note_late(self, late_s: float, now: float) -> None:
         since_s = now - self._late_since

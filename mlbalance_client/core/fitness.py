@@ -117,14 +117,18 @@ class Fitness:
 
     def _kept_out(self, now: float, *, replayable: bool) -> int:
         """Who is ejected, or on trial and not to get this call."""
+        self.pass_to(now)
+        if not self.slow_start.active:
+            return self.outliers.barred
+        return self.outliers.barred | self.slow_start.barred(now, replayable=replayable)
+
+    def pass_to(self, now: float) -> None:
+        """Let back and eject those for whom it is time: at every pick, check and snapshot, and so without calls too."""
         if self.outliers.due(now):
             for place in self.outliers.returned(now):
                 self._come_back(place, now)
             for ejection in self.outliers.overdue(now):
                 self.eject(ejection, now)
-        if not self.slow_start.active:
-            return self.outliers.barred
-        return self.outliers.barred | self.slow_start.barred(now, replayable=replayable)
 
     # -- what is learned of them --------------------------------------------------------------------------------
 
@@ -226,6 +230,7 @@ class Fitness:
 
         Not those of whom only callers' calls can tell, nor those that take no calls by their own word or a registry's.
         """
+        self.pass_to(now)
         closed = self.readiness.closed(None, now)
         found = []
         for place, replica in self._replicas.items():

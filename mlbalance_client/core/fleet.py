@@ -96,7 +96,7 @@ class Pick:
 
     __slots__ = (
         *("_charge", "_fleet", "_guess", "_on_trial", "_stream"),
-        *("decision", "demand", "place", "replica"),
+        *("decision", "demand", "held", "held_session", "place", "replica"),
     )
 
     def __init__(
@@ -108,8 +108,14 @@ class Pick:
         charge: Charge,
         guess: Guess,
         on_trial: float | None,
+        held: int,
+        *,
+        held_session: bool,
     ) -> None:
+        """``held``: how many blocks of its prompt had been sent there before; ``held_session``: any of its session."""
         self._fleet = fleet
+        self.held = held
+        self.held_session = held_session
         self._on_trial = on_trial
         self._charge = charge
         self._guess = guess
@@ -165,8 +171,12 @@ class Pick:
         return charge.account.open and self._fleet.fitness.outliers.mute(self.place, charge.at)
 
     def cut_short(self, now: float) -> None:
-        """The call was given up after it had stood for so long without content: it would have taken longer yet."""
+        """The call was given up after it had stood for so long without content: it would have taken longer yet.
+
+        Its prompt is not believed to be there: what has not begun to answer may never have read it.
+        """
         if self._charge.account.open and self._charge.first_content_at is None:
+            self._fleet.forget_prompt(self)
             self._took(now - self._charge.at, 0.0, now, at_least=True)
 
     def settle(self, verdict: Verdict, now: float, usage: Usage | None = None) -> None:
@@ -354,6 +364,7 @@ class Fleet:
     def take(self, decision: Decision, demand: Demand, now: float, *, number: int = 0) -> Pick:
         """Charge the replica that was chosen in this same breath."""
         chosen = decision.chosen
+        self._policy.taken()
         guess = self.load.guess(chosen.place, now)
         charge = self.ledger.charge(
             chosen.place,
@@ -366,12 +377,22 @@ class Fleet:
         )
         if self.windows is not None:
             self.windows.charged(chosen.place, charge)
-        self.index.record(chosen.place, demand.fingerprint.chain)
-        if demand.session is not None:
-            self.index.record(chosen.place, (demand.session,))
+        held = self.index.record(chosen.place, demand.fingerprint.chain)
+        session = demand.session
+        held_session = session is not None and self.index.record(chosen.place, (session,)) == 1
         starting = self.fitness.slow_start
         on_trial = starting.taken(chosen.place) if starting.active else None
-        return Pick(self, self._replicas[chosen.place], demand, decision, charge, guess, on_trial)
+        return Pick(
+            self,
+            self._replicas[chosen.place],
+            demand,
+            decision,
+            charge,
+            guess,
+            on_trial,
+            held,
+            held_session=held_session,
+        )
 
     def others(self, demand: Demand, excluded: Collection[ReplicaId], now: float) -> Others:
         """Who serves the call besides ``excluded``."""
@@ -554,8 +575,7 @@ class Fleet:
         open_ = charge.account.open
         self.ledger.settle(charge, verdict, now)
         if verdict is Verdict.FAILED and charge.first_content_at is None and open_:
-            known = round(pick.decision.chosen.hit_tokens / self._sight.tokens_per_block)
-            self.index.forget(pick.place, pick.demand.fingerprint.chain[known:])
+            self.forget_prompt(pick)
         if verdict is Verdict.OK and open_:
             fitness = self.fitness
             if charge.first_content_at is None:
@@ -566,6 +586,13 @@ class Fleet:
             self._learn(pick, charge, guess, usage or Usage())
         if open_:
             self.stir(pick.place)
+
+    def forget_prompt(self, pick: Pick) -> None:
+        """A call's replica is not believed to hold more of its prompt, or session, than it did before."""
+        demand = pick.demand
+        self.index.forget(pick.place, demand.fingerprint.chain[pick.held :])
+        if demand.session is not None and not pick.held_session:
+            self.index.forget(pick.place, (demand.session,))
 
     def _learn(self, pick: Pick, charge: Charge, guess: Guess, usage: Usage) -> None:
         demand, chosen = pick.demand, pick.decision.chosen

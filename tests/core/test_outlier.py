@@ -14,6 +14,7 @@ from mlbalance_client.core.fleet import Fleet, Pick
 from mlbalance_client.core.model import Demand, Replica, ReplicaId, Usage, Verdict
 from mlbalance_client.core.outlier import Failure, Outliers, failure_of, failure_of_status, wilson_low
 from mlbalance_client.core.pushback import Pushback
+from mlbalance_client.core.report import snapshot
 from mlbalance_client.core.slow_start import SlowStart
 from mlbalance_client.errors import FailureKind
 from mlbalance_client.events import PanicChanged, ReplicaEjected, ReplicaReturned
@@ -508,3 +509,23 @@ def test_the_share_holds_the_last_one_stays_and_nobody_ejected_is_picked(
     world.now += 400.0
     fleet.pick(world.demand(), world.now)
     assert all(ejection.until > world.now for ejection in fleet.fitness.outliers.out)
+
+
+@pytest.mark.parametrize("asked", ["for a snapshot", "whom to check"])
+def test_an_ejection_ends_in_time_though_nobody_calls(asked: str) -> None:
+    world = World(3)
+    world.run(60, failing({"r1"}, 1.0, world.rng), dealt=True)
+    (ejected,) = [event for event in world.news if isinstance(event, ReplicaEjected)]
+    over_at = ejected.at + ejected.for_s
+
+    def look(now: float) -> None:
+        if asked == "for a snapshot":
+            out = [row.id for row in snapshot(world.fleet, now, "prefix_tokens").replicas if row.ejected]
+            assert out == (["r1"] if now < over_at else [])
+        else:
+            world.fleet.fitness.without_evidence(now, 10.0)
+
+    look(over_at - 0.1)
+    assert not [event for event in world.news if isinstance(event, ReplicaReturned)]
+    look(over_at + 0.1)
+    assert [event.replica for event in world.news if isinstance(event, ReplicaReturned)] == ["r1"]
