@@ -64,7 +64,7 @@ class Alarms:
         late_s = self.late_s(now)
         slow_at = began + slow_s
         if late_s > slow_s / 4 and now < slow_at + late_s:
-            return max(slow_at, now + _ROUND_S)
+            return max(slow_at, min(slow_at + late_s, now + _ROUND_S))
         return slow_at
 
     def _note_late(self, late_s: float, now: float) -> None:
