@@ -266,6 +266,24 @@ async def test_of_two_that_answer_in_the_same_breath_one_counts(quicker: int) ->
     assert [event.attempt for event in heard if isinstance(event, HedgeEnded)] == [quicker]
 
 
+@pytest.mark.parametrize("quicker", [1, 2])
+async def test_of_two_that_begin_in_the_same_breath_one_is_left(quicker: int) -> None:
+    network = Network()
+    goes_on: list[Step] = [HEAD + chunk(ROLE + WORD), HANG]
+    first: list[Step] = [network.until("arrived 2"), network.tell("begun"), *goes_on]
+    second: list[Step] = [network.until("begun"), *goes_on]
+    network.scripts = [first, second] if quicker == 1 else [second, first]
+    engine = engine_of(network)
+    got = await engine.send(request(stream=True))
+
+    assert got.report.hedge_won is (quicker == 2)
+    await rest()
+    assert network.closing == [3 - quicker]
+    assert engine.open_streams == engine.snapshot().outstanding_requests == 1
+    await got.body.aclose()
+    await nothing_is_left(engine, network)
+
+
 async def test_what_all_attempts_met_is_told_in_their_order() -> None:
     """The second ends first; how the call failed is how its last hope did."""
     network = Network()
