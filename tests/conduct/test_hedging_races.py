@@ -57,6 +57,8 @@ async def test_a_second_that_fails_is_replaced_while_the_first_hangs(failing: li
             got = await engine.send(request())
         assert (got.status, network.arrived) == (200, 3)
         assert got.report.hedge_won
+        second, third = sorted(got.report.attempts, key=lambda told: told.number)[1:]
+        assert third.started_s == pytest.approx(second.ended_s, abs=0.01), "at once"
         await got.body.aclose()
     finally:
         await engine.aclose()
