@@ -447,6 +447,30 @@ async def test_what_could_not_be_hedged_is_looked_at_again() -> None:
     await nothing_is_left(engine, network)
 
 
+async def test_a_second_that_is_left_alone_is_slow_in_its_own_time() -> None:
+    """It has to read a prompt of which the first had all; until it had the time for that nobody joins it."""
+    text, tokens = "word " * 8000, mlb.CallOptions(cost=10_000)
+    knobs: dict[str, Any] = {
+        "picking": {"policy": "prefix_tokens", "residual_s": 0.0},
+        "hedging": {"first_guess": 4.0, "reserve_tokens": 10**6},
+    }
+
+    async def starts(*scripts: list[Step], knows: bool) -> list[float]:
+        """When the attempts of a call were sent, whose prompt the first one's replica has or has not read before."""
+        network = Network(*[STREAM] * knows, *scripts)
+        engine = engine_of(network, **knobs)
+        for _ in range(1 + knows):
+            got = await engine.send(request(text, tokens, stream=True))
+            await read(got)
+        await nothing_is_left(engine, network)
+        return [told.started_s for told in got.report.attempts]
+
+    _, own_time = await starts([HANG], STREAM, knows=False)
+    _, second, third = await starts([after(0.5), answer(503, b"{}")], [HANG], STREAM, knows=True)
+    assert second < 0.5
+    assert third - second == pytest.approx(own_time, rel=0.02)
+
+
 # -- who goes while another is about to come -------------------------------------------------------------------------
 
 
@@ -495,27 +519,3 @@ async def test_a_client_is_closed_only_when_its_second_attempts_have_ended() -> 
         await engine.aclose()
         assert not engine._performer._seconds
     await nothing_is_left(engine, network)
-
-
-async def test_a_second_that_is_left_alone_is_slow_in_its_own_time() -> None:
-    """It has to read a prompt of which the first had all; until it had the time for that nobody joins it."""
-    text, tokens = "word " * 8000, mlb.CallOptions(cost=10_000)
-    knobs: dict[str, Any] = {
-        "picking": {"policy": "prefix_tokens", "residual_s": 0.0},
-        "hedging": {"first_guess": 4.0, "reserve_tokens": 10**6},
-    }
-
-    async def starts(*scripts: list[Step], knows: bool) -> list[float]:
-        """When the attempts of a call were sent, whose prompt the first one's replica has or has not read before."""
-        network = Network(*[STREAM] * knows, *scripts)
-        engine = engine_of(network, **knobs)
-        for _ in range(1 + knows):
-            got = await engine.send(request(text, tokens, stream=True))
-            await read(got)
-        await nothing_is_left(engine, network)
-        return [told.started_s for told in got.report.attempts]
-
-    _, own_time = await starts([HANG], STREAM, knows=False)
-    _, second, third = await starts([after(0.5), answer(503, b"{}")], [HANG], STREAM, knows=True)
-    assert second < 0.5
-    assert third - second == pytest.approx(own_time, rel=0.02)
