@@ -220,7 +220,7 @@ class Performer:
             if call.report.hedged and not call.delivered:
                 self._tell.hedge_in_vain(call.id)
             for number, flow in list(call.flows.items()):
-                if number not in call.running:  # it has won, and its caller has gone
+                if number not in call.running:  # it was second in the same breath, or its caller has gone
                     await flow.aclose(Verdict.CANCELLED)
             call.flows.clear()  # a flow knows its call: without the circle both go at once, not at the next collection
 
@@ -332,9 +332,6 @@ class Performer:
             kind = FailureKind.FIRST_CONTENT_TIMEOUT if overdue else FailureKind.CANCELLED
             self._ended(call, attempt, failure=kind, detail=_beaten_by(winner))
             raise
-        if not _delivers(command, attempt.number) and not attempt.flow.settled:
-            # another was first in the same breath
-            await self._drop(call, attempt, Verdict.CANCELLED)
         self._ended(call, attempt, status=attempt.flow.wire.status)
         return command
 

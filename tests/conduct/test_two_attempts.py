@@ -267,6 +267,24 @@ async def test_of_two_that_answer_in_the_same_breath_one_counts(quicker: int) ->
     assert [event.attempt for event in heard if isinstance(event, HedgeEnded)] == [quicker]
 
 
+@pytest.mark.parametrize("quicker", [1, 2])
+async def test_of_two_that_begin_in_the_same_breath_one_is_left(quicker: int) -> None:
+    network = Network()
+    goes_on: list[Step] = [HEAD + chunk(ROLE + WORD), HANG]
+    first: list[Step] = [network.until("arrived 2"), network.tell("begun"), *goes_on]
+    second: list[Step] = [network.until("begun"), *goes_on]
+    network.scripts = [first, second] if quicker == 1 else [second, first]
+    engine = engine_of(network)
+    got = await engine.send(request(stream=True))
+
+    assert got.report.hedge_won is (quicker == 2)
+    await rest()
+    assert network.closing == [3 - quicker]
+    assert engine.open_streams == engine.snapshot().outstanding_requests == 1
+    await got.body.aclose()
+    await nothing_is_left(engine, network)
+
+
 async def test_what_all_attempts_met_is_told_in_their_order() -> None:
     """The second ends first; how the call failed is how its last hope did."""
     network = Network()
@@ -428,6 +446,30 @@ async def test_what_could_not_be_hedged_is_looked_at_again() -> None:
     assert 2 < anyio.current_time() - began < 30
     await read(got)
     await nothing_is_left(engine, network)
+
+
+async def test_a_second_that_is_left_alone_is_slow_in_its_own_time() -> None:
+    """It has to read a prompt of which the first had all; until it had the time for that nobody joins it."""
+    text, tokens = "word " * 8000, mlb.CallOptions(cost=10_000)
+    knobs: dict[str, Any] = {
+        "picking": {"policy": "prefix_tokens", "residual_s": 0.0},
+        "hedging": {"first_guess": 4.0, "reserve_tokens": 10**6},
+    }
+
+    async def starts(*scripts: list[Step], knows: bool) -> list[float]:
+        """When the attempts of a call were sent, whose prompt the first one's replica has or has not read before."""
+        network = Network(*[STREAM] * knows, *scripts)
+        engine = engine_of(network, **knobs)
+        for _ in range(1 + knows):
+            got = await engine.send(request(text, tokens, stream=True))
+            await read(got)
+        await nothing_is_left(engine, network)
+        return [told.started_s for told in got.report.attempts]
+
+    _, own_time = await starts([HANG], STREAM, knows=False)
+    _, second, third = await starts([after(0.5), answer(503, b"{}")], [HANG], STREAM, knows=True)
+    assert second < 0.5
+    assert third - second == pytest.approx(own_time, rel=0.02)
 
 
 # -- who goes while another is about to come -------------------------------------------------------------------------

@@ -200,7 +200,9 @@ class Network(httpcore.AsyncNetworkBackend):
 EAGER = {"first_guess": 1.0, "floor_s": 0.05, "saturated_at": 1e3}
 
 
-def engine_of(network: Network, replicas: int = 3, **sections: Any) -> Engine:
+def engine_of(
+    network: Network, replicas: int = 3, clock: Callable[[], float] = anyio.current_time, **sections: Any
+) -> Engine:
     """A client of so many replicas, which hedges early; ``hedging`` and the like change that."""
     given: dict[str, Any] = {
         "discovery": {"kind": "static", "replicas": [f"http://r{i}" for i in range(replicas)]},
@@ -214,7 +216,7 @@ def engine_of(network: Network, replicas: int = 3, **sections: Any) -> Engine:
     return Engine(
         mlb.BalancerConfig.model_validate(given),
         wire=WireOptions(network_backend=network),
-        clock=anyio.current_time,
+        clock=clock,
     )
 
 

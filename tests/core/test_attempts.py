@@ -272,6 +272,16 @@ class TestTwoAtOnce:
         assert answer == (Deliver(2, exhausted=True) if other == 503 else GiveUp()), "but once only"
 
     @pytest.mark.parametrize("first", [1, 2])
+    def test_what_says_not_to_retry_stops_even_what_was_never_sent(self, first: int) -> None:
+        plan = self.hedged()
+        ends = {
+            1: lambda: plan.failed(1, FailureKind.CONNECT, 1.0),
+            2: lambda: plan.refused(2, 503, 1.0, hints=Hints(retry=False)),
+        }
+        assert ends[first]() == Wait()
+        assert ends[3 - first]() == Deliver(2, exhausted=True)
+
+    @pytest.mark.parametrize("first", [1, 2])
     def test_the_first_that_was_sent_is_paid_for_whatever_became_of_the_second(self, first: int) -> None:
         plan = self.hedged(budget=Budget(0.0, 0))
         kinds = {1: FailureKind.READ, 2: FailureKind.CONNECT}

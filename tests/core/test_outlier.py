@@ -139,6 +139,23 @@ def test_pushback_is_no_failure() -> None:
     assert world.ejected() == []
 
 
+@pytest.mark.parametrize(
+    ("status", "retry_after_s", "failure"),
+    [
+        (429, None, Failure.PUSHBACK),
+        (529, None, Failure.PUSHBACK),
+        (503, 2.0, Failure.PUSHBACK),
+        (503, None, Failure.ERROR),
+        (503, 0.0, Failure.ERROR),
+        (500, 2.0, Failure.ERROR),
+    ],
+)
+def test_a_503_is_pushback_only_if_it_names_a_time_to_come(
+    status: int, retry_after_s: float | None, failure: Failure
+) -> None:
+    assert failure_of_status(status, retry_after_s) is failure
+
+
 def test_one_that_refuses_connections_is_unreachable_after_three() -> None:
     world = World(3)
     for _ in range(3):
