@@ -72,16 +72,18 @@ class Subscriber:
             return b"".join((*events, event("load", data, told.seq)))
 
     def pause(self) -> tuple[float, bool]:
-        """How many seconds to wait, and whether ``wake`` may end it before; what is not due yet cannot be woken."""
+        """How many seconds to wait, and whether ``wake`` may end it before; news that waits for its time cannot."""
         with self._board.lock:
             self.sending = False
             now = self._board.clock()
             since_s = now - self.sent_at
             feed = self._feed
-            if since_s < feed.spacing_s:
-                return feed.spacing_s - since_s, False
             assert self.told is not None
-            if self._hears(self.told.expects.change(feed.told(now).report), since_s):
+            found = self.told.expects.change(feed.told(now).report)
+            if since_s < feed.spacing_s:
+                if found is Change.LARGE:
+                    return feed.spacing_s - since_s, False
+            elif self._hears(found, since_s):
                 return 0.0, False
             calm = since_s >= feed.small_s
             feed.arm(self, self.told, calm=calm)
