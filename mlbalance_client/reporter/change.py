@@ -15,7 +15,7 @@ from ..core.load_report import LoadReport
 
 _SHARE = 0.1
 _LARGE_S = 0.2
-_LARGE_REQUESTS = 4
+LARGE_REQUESTS = 4
 _SCARCE = 0.75
 _UNKNOWN_RATE = 10_000.0
 
@@ -31,12 +31,22 @@ class Change(IntEnum):
 class Expectation:
     """What a report lets one expect; made once a report, and asked many times.
 
-    ``scarce``: room is. ``large_tokens``: how many of prefill make a change large.
+    ``large_tokens``: how many of prefill make a change large. ``limited``: so may requests, near a limit that is known.
     """
 
     __slots__ = (
-        "_at", "_decode", "_decode_rate", "_models", "_prefill", "_prefill_rate", "_running", "_state", "_waiting",
-        "large_tokens", "scarce",
+        "_at",
+        "_decode",
+        "_decode_rate",
+        "_models",
+        "_prefill",
+        "_prefill_rate",
+        "_running",
+        "_scarce",
+        "_state",
+        "_waiting",
+        "large_tokens",
+        "limited",
     )  # fmt: skip
 
     def __init__(self, told: LoadReport) -> None:
@@ -50,7 +60,8 @@ class Expectation:
         self._prefill_rate = told.prefill_tokens_per_s or 0.0
         self._decode_rate = told.decode_tokens_per_s or 0.0
         self.large_tokens = _LARGE_S * (self._prefill_rate or _UNKNOWN_RATE)
-        self.scarce = _scarce(told)
+        self.limited = told.batch_limit is not None or told.kv_used is not None
+        self._scarce = _scarce(told)
 
     def change(self, fresh: LoadReport) -> Change:
         """How far ``fresh`` is off."""
@@ -67,10 +78,10 @@ class Expectation:
         off_decode = abs((fresh.decode_tokens or 0) - decode)
         much_decode, much_waiting = off_decode > _SHARE * decode, off_waiting > _SHARE * waiting
         much_running = off_running > _SHARE * running
-        if (self.scarce or _scarce(fresh)) and (
+        if (self._scarce or _scarce(fresh)) and (
             (much_decode and off_decode > _LARGE_S * (self._decode_rate or _UNKNOWN_RATE))
-            or (much_waiting and off_waiting > _LARGE_REQUESTS)
-            or (much_running and off_running > _LARGE_REQUESTS)
+            or (much_waiting and off_waiting > LARGE_REQUESTS)
+            or (much_running and off_running > LARGE_REQUESTS)
         ):
             return Change.LARGE
         if off_prefill > _SHARE * prefill or much_decode or much_waiting or much_running:

@@ -11,7 +11,7 @@ from math import inf
 from ..core.load_format import PrefixDelta, encode_prefixes, personal
 from ..core.load_report import LoadReport
 from .chains import Page
-from .change import Change
+from .change import LARGE_REQUESTS, Change
 from .grants import Grant, Grants
 from .subscriber import Subscriber, Waiter
 from .told import Source, Told, event
@@ -79,29 +79,36 @@ class Publisher:
         self._calm = _Armed()
         self._mutations = 0
         self._moved_tokens = 0.0
-        self._limit_tokens = 0.0
         self._looked_at = self._page_at
         self._space()
 
-    def told(self, now: float, *, newer_than_s: float | None = None) -> Told:
-        """A report that is new enough: by default as new as the spacing asks for, and with all that is large in it."""
-        limit = self.shared_s if newer_than_s is None else newer_than_s
-        known = self._told
-        if known is None or not 0 <= now - known.made_at <= limit or self._moved_tokens >= self._limit_tokens:
-            return self._tell(now)
-        return known
+    def told(self, now: float) -> Told:
+        """A report as new as the spacing asks for, with all in it that may be large."""
+        known = self._recent(now, self.shared_s)
+        return self.tell(now) if known is None or self._outdated(known) else known
 
     def newest(self, now: float) -> Told:
         """A report that knows all that has happened."""
-        known = self._told is not None and self._told.mutations == self._mutations
-        return self.told(now, newer_than_s=None if known else -1.0)
+        known = self._recent(now, self.shared_s)
+        return self.tell(now) if known is None or known.mutations != self._mutations else known
 
-    def _tell(self, now: float) -> Told:
+    def _recent(self, now: float, most_s: float) -> Told | None:
+        known = self._told
+        return known if known is not None and 0 <= now - known.made_at <= most_s else None
+
+    def _outdated(self, told: Told) -> bool:
+        """Whether what has happened since may be a large change to somebody."""
+        return self._moved_tokens >= _MOVED_PART * told.expects.large_tokens or (
+            told.expects.limited and self._mutations - told.mutations > LARGE_REQUESTS
+        )
+
+    def tell(self, now: float) -> Told:
+        """A new report."""
         self._seal(now)
         self.seq += 1
         report = self._board.report(now, self.seq, len(self._subscribers))
         told = self._told = Told(report, self._board.room(report), self._mutations)
-        self._moved_tokens, self._limit_tokens = 0.0, _MOVED_PART * told.expects.large_tokens
+        self._moved_tokens = 0.0
         if now - self._looked_at >= _LOOK_S:
             self._give_up(now)
         return told
@@ -118,7 +125,7 @@ class Publisher:
 
     def header(self, client: str | None, now: float) -> str:
         """The short form for an answer to ``client``, whose newest call it counts in."""
-        told = self.told(now, newer_than_s=LEAST_S / _SHARED_PART)
+        told = self._recent(now, LEAST_S / _SHARED_PART) or self.tell(now)
         acked = self._board.acks.acked(client, told.seq)
         return told.short if acked is None else f"{told.short};acked={acked}"
 
@@ -160,9 +167,8 @@ class Publisher:
         self._moved_tokens += prefill_tokens
         if not (self._calm or self._hasty):
             return
-        told = self._told
-        if self._calm or told is None or told.expects.scarce or self._moved_tokens >= self._limit_tokens:
-            report = self._tell(now).report
+        if self._calm or self._told is None or self._outdated(self._told):
+            report = self.tell(now).report
             for subscriber in (
                 *self._calm.take(report, Change.SMALL),
                 *self._hasty.take(report, Change.LARGE),
