@@ -563,3 +563,26 @@ def test_a_change_of_state_is_told_at_once() -> None:
 
     assert waiter.woken == 1
     assert b'"state":"ready"' in (subscriber.next() or b"")
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 4000), st.integers(0, 9)), max_size=60))
+def test_who_is_not_woken_has_missed_little(steps: list[tuple[int, int, int]]) -> None:
+    """Work of 10,000 tokens a second is assumed: 2,000 are a large change, of which half may pass without a look."""
+    clock = Clock()
+    board = board_of(clock)
+    board.begin(prompt_tokens=10).succeed()
+    subscriber, waiter = _told(board)
+    subscriber.pause()
+    calls: list[BoardCall] = []
+    clock.now += 0.1
+    for step, tokens, which in steps:
+        if step == 0 or not calls:
+            calls.append(board.begin(prompt_tokens=tokens))
+        elif step == 1:
+            calls[which % len(calls)].first_content()
+        else:
+            calls.pop(which % len(calls)).fail()
+        stands = sum(call.prompt_tokens for call in calls if not call.work.decoding)
+        if waiter.woken:
+            return
+        assert stands <= 3_000
