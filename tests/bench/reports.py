@@ -46,8 +46,8 @@ TARGETS = {
 # As load_reports.on_demand_tokens.
 ASKS_TOKENS = 2_048
 GPU_BYTES = 80 * 10**9
-SMALL_KV_TOKENS = 250_000
-SEEDS = (1, 2)
+SMALL_KV_TOKENS = 400_000
+SEEDS = (1, 2, 3)
 
 
 def counts(engine: Engine, now: float) -> LoadReport:
@@ -192,7 +192,10 @@ def signals() -> None:
         ("queue depth", lambda: queue),
         ("expected time", lambda: expected),
     ]
-    for spec, what in ((SPEC, ""), (replace(SPEC, kv_tokens=SMALL_KV_TOKENS), ", caches of 250,000 tokens")):
+    for spec, what in (
+        (SPEC, ""),
+        (replace(SPEC, kv_tokens=SMALL_KV_TOKENS), f", caches of {SMALL_KV_TOKENS:,} tokens"),
+    ):
         print(
             f"signals alone, 16 clients{what}: mean TTFT of seeds {SEEDS}, against no report, and preemptions"
         )
