@@ -565,6 +565,7 @@ def test_a_change_of_state_is_told_at_once() -> None:
     assert b'"state":"ready"' in (subscriber.next() or b"")
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 4000), st.integers(0, 9)), max_size=60))
 def test_who_is_not_woken_has_missed_little(steps: list[tuple[int, int, int]]) -> None:
     """Work of 10,000 tokens a second is assumed: 2,000 are a large change, of which half may pass without a look."""
