@@ -11,8 +11,8 @@ from random import Random
 from typing import NamedTuple
 
 from ..events import PanicChanged, ReplicaEjected, ReplicaReturned
-from .fullness import Fullness
 from .load_report import LoadReport
+from .memory import Fullness
 from .model import Replica, ReplicaId
 from .outlier import Ejection, Failure, Outliers, Proof
 from .pushback import Pushback
