@@ -53,6 +53,11 @@ def unheard(news: News) -> None:
     """Nobody listens."""
 
 
+def _idle(place: int) -> bool:
+    """Nobody is known to wait."""
+    return True
+
+
 def _nothing(place: int) -> None:
     """Nobody has learned anything that is to be forgotten."""
 
@@ -60,7 +65,8 @@ def _nothing(place: int) -> None:
 class Fitness:
     """One client's. ``replicas`` and ``places``: the fleet's own tables, which change under it.
 
-    ``forget``: called with the place of a replica whose speed is to be learned anew; ``changed``: when who is out has.
+    ``forget``: called with the place of a replica whose speed is to be learned anew; ``changed``: when who is out has;
+    ``idle``: whether no call waits at a place for its first content.
     """
 
     def __init__(
@@ -84,6 +90,7 @@ class Fitness:
         self.fullness = Fullness(expiry_s)
         self.forget: Callable[[int], None] = _nothing
         self.changed: Callable[[], None] = lambda: None
+        self.idle: Callable[[int], bool] = _idle
         self._tell = tell
         self._panicked = False
         self._heard_at: dict[int, float] = {}
@@ -116,15 +123,17 @@ class Fitness:
         yield 0
 
     def _kept_out(self, now: float, *, replayable: bool) -> int:
-        """Who is ejected, or on trial and not to get this call."""
+        """Who is ejected, or may be silent or is on trial, and not to get this call."""
+        doubtful = 0
         if self.outliers.due(now):
             for place in self.outliers.returned(now):
                 self._come_back(place, now)
             for ejection in self.outliers.overdue(now):
                 self.eject(ejection, now)
+            doubtful = sum(1 << place for place in self.outliers.doubtful if not self.idle(place))
         if not self.slow_start.active:
-            return self.outliers.barred
-        return self.outliers.barred | self.slow_start.barred(now, replayable=replayable)
+            return self.outliers.barred | doubtful
+        return self.outliers.barred | doubtful | self.slow_start.barred(now, replayable=replayable)
 
     # -- what is learned of them --------------------------------------------------------------------------------
 
@@ -206,7 +215,7 @@ class Fitness:
             self.outliers.release(place, now)
             self._come_back(place, now)
         if proof is Proof.MODEL:
-            self.outliers.begun(place, now)
+            self.outliers.begun(place, 0.0, now)
             self.served(place, now, now)
 
     def reached(self, id_: ReplicaId, now: float) -> None:
