@@ -216,9 +216,11 @@ class Fleet:
         blocks = int(settings.cache_tokens * settings.bytes_per_token / BLOCK_BYTES)
         self.index = PrefixIndex(max(64, blocks))
         self.rates = PrefillRates()
-        self.load = LoadView(self.ledger, settings.others_memory_s, expiry_s, self.rates.__getitem__)
-        self.publishers = Publishers(PublishedPrefixes() if published is None else published)
         self.company = Company()
+        self.load = LoadView(
+            self.ledger, settings.others_memory_s, expiry_s, self.rates.__getitem__, self.company
+        )
+        self.publishers = Publishers(PublishedPrefixes() if published is None else published)
         self._tiered = False
         self.fitness = Fitness(
             self._replicas,
@@ -569,12 +571,13 @@ class Fleet:
             units = prefill_units(max(1, prompt - cached), prompt, self._settings.knee_tokens)
             own_s = charge.waiting_s + units / self.rates[pick.place]
             stood_s = charge.first_content_at - charge.at
-            self.load.explained(guess, stood_s, own_s)
             self.load.work.learn(units, max(1, prompt - cached))
-            self.company.stood(stood_s, own_s)
-            if self.windows is not None:
-                under_way = charge.account.requests + 1
-                self.windows.answered(pick.place, stood_s, own_s + guess.reported_s, under_way)
+            if not charge.overtaken:  # else it waited for nobody's work
+                self.load.explained(guess, stood_s, own_s)
+                self.company.stood(stood_s, own_s)
+                if self.windows is not None:
+                    under_way = charge.account.requests + 1
+                    self.windows.answered(pick.place, stood_s, own_s + guess.reported_s, under_way)
             if charge.took_s is not None:
                 self.rates.learn(pick.place, units, charge.took_s)
         if usage.output_tokens is not None:
