@@ -429,15 +429,15 @@ class Performer:
         decision = self._fleet.alternative(call.demand, call.plan.tried, now)
         if decision is None:
             return
-        left_s = call.deadline_at - now
+        left_s, outliers = call.deadline_at - now, self._fleet.fitness.outliers
         if call.plan.may_hedge and self._hedging.may(
             decision, call.demand, stood_s, left_s, call.request.options.hedge
         ):
             self._hedge(call, first, decision, now)
         elif call.plan.may_move(now) and (
-            self._fleet.fitness.outliers.ejection(first.pick.place) is not None
+            outliers.ejection(first.pick.place) is not None
             or (
-                stood_s >= LONG_DELAYS * first.slow_s
+                (stood_s >= LONG_DELAYS * first.slow_s or outliers.doubts(first.pick.place))
                 and first.pick.mute
                 and self._hedging.sooner(decision, call.demand, stood_s, left_s)
             )

@@ -53,6 +53,11 @@ def unheard(news: News) -> None:
     """Nobody listens."""
 
 
+def _idle(place: int) -> bool:
+    """Nobody is known to wait."""
+    return True
+
+
 def _nothing(place: int) -> None:
     """Nobody has learned anything that is to be forgotten."""
 
@@ -60,7 +65,8 @@ def _nothing(place: int) -> None:
 class Fitness:
     """One client's. ``replicas`` and ``places``: the fleet's own tables, which change under it.
 
-    ``forget``: called with the place of a replica whose speed is to be learned anew; ``changed``: when who is out has.
+    ``forget``: called with the place of a replica whose speed is to be learned anew; ``changed``: when who is out has;
+    ``idle``: whether no call waits at a place for its first content.
     """
 
     def __init__(
@@ -84,6 +90,7 @@ class Fitness:
         self.fullness = Fullness(expiry_s)
         self.forget: Callable[[int], None] = _nothing
         self.changed: Callable[[], None] = lambda: None
+        self.idle: Callable[[int], bool] = _idle
         self._tell = tell
         self._panicked = False
         self._heard_at: dict[int, float] = {}
@@ -116,11 +123,14 @@ class Fitness:
         yield 0
 
     def _kept_out(self, now: float, *, replayable: bool) -> int:
-        """Who is ejected, or on trial and not to get this call."""
+        """Who is ejected, or may be silent or is on trial, and not to get this call."""
         self.pass_to(now)
-        if not self.slow_start.active:
-            return self.outliers.barred
-        return self.outliers.barred | self.slow_start.barred(now, replayable=replayable)
+        kept_out = self.outliers.barred
+        if self.outliers.doubtful:
+            kept_out |= sum(1 << place for place in self.outliers.doubtful if not self.idle(place))
+        if self.slow_start.active:
+            kept_out |= self.slow_start.barred(now, replayable=replayable)
+        return kept_out
 
     def pass_to(self, now: float) -> None:
         """Let back and eject those for whom it is time: at every pick, check and snapshot, and so without calls too."""
@@ -210,7 +220,7 @@ class Fitness:
             self.outliers.release(place, now)
             self._come_back(place, now)
         if proof is Proof.MODEL:
-            self.outliers.begun(place, now)
+            self.outliers.begun(place, 0.0, now)
             self.served(place, now, now)
 
     def reached(self, id_: ReplicaId, now: float) -> None:

@@ -133,7 +133,7 @@ class Pick:
             self._fleet.ledger.first_content(charge, came)
             if charge.account.open:  # else the replica is gone and its place may be another's
                 self._stream = self._fleet.load.pace.stream(self.place, now)
-                self._fleet.fitness.outliers.begun(self.place, now)
+                self._fleet.fitness.outliers.begun(self.place, now - charge.at, now)
                 self._took(now - charge.at, 0.0, now)
                 self._fleet.stir(self.place)
 
@@ -145,7 +145,6 @@ class Pick:
         """More of a stream, for which its reader asked at ``asked``, came at ``arrived``."""
         if self._stream is not None and self._charge.account.open:
             self._stream.piece(asked, arrived)
-            self._fleet.fitness.outliers.alive(self.place, arrived)
 
     def failed(self, now: float, retry_after_s: float | None = None, kind: Failure = Failure.ERROR) -> None:
         """The replica failed the call, which speaks against it; when it will take calls again, if it said so."""
@@ -155,12 +154,13 @@ class Pick:
             fitness.failed(self.place, kind, now, retry_after_s, on_trial=on_trial)
 
     def silent(self, now: float, since: float | None = None, *, patient: bool = True) -> None:
-        """The call is slow, and nothing has come of it; nor of any other there since then, as far as that tells.
+        """The call is slow, and nothing has come of it; nor was any other begun there since then, as far as that tells.
 
-        ``patient``: that is no wonder of a replica that starts slowly.
+        ``patient``: that is no wonder of a replica that starts slowly, unless it was silent before.
         """
         fitness, charge = self._fleet.fitness, self._charge
-        if charge.account.open and not (patient and self.place in fitness.slow_start):
+        starts = self.place in fitness.slow_start and not fitness.outliers.unheard(self.place)
+        if charge.account.open and not (patient and starts):
             began = charge.at if since is None else since
             fitness.eject(fitness.outliers.silent(self.place, charge, began, now), now)
 
@@ -240,9 +240,11 @@ class Fleet:
         blocks = int(settings.cache_tokens * settings.bytes_per_token / BLOCK_BYTES)
         self.index = PrefixIndex(max(64, blocks))
         self.rates = PrefillRates()
-        self.load = LoadView(self.ledger, settings.others_memory_s, expiry_s, self.rates.__getitem__)
-        self.publishers = Publishers(PublishedPrefixes() if published is None else published)
         self.company = Company()
+        self.load = LoadView(
+            self.ledger, settings.others_memory_s, expiry_s, self.rates.__getitem__, self.company
+        )
+        self.publishers = Publishers(PublishedPrefixes() if published is None else published)
         self._tiered = False
         self.fitness = Fitness(
             self._replicas,
@@ -256,6 +258,7 @@ class Fleet:
         )
         self.fitness.forget = self._forget_speed
         self.fitness.changed = self._out_changed
+        self.fitness.idle = lambda place: not self.ledger.accounts[place].queue
         self.windows = None if windows is None else Windows(windows, self.ledger, self.load, expiry_s)
         self.on_stir: Callable[[int], None] | None = None
         self.late_s: Callable[[float], float] = _in_time
@@ -579,7 +582,7 @@ class Fleet:
         if verdict is Verdict.OK and open_:
             fitness = self.fitness
             if charge.first_content_at is None:
-                fitness.outliers.begun(pick.place, now)
+                fitness.outliers.begun(pick.place, now - charge.at, now)
             fitness.served(pick.place, charge.at, now)
             if (lag := self.load.pace.lag(pick.place)) > 1.0 and pick.place not in fitness.slow_start:
                 fitness.eject(fitness.outliers.lags(pick.place, lag, now), now)
@@ -602,12 +605,13 @@ class Fleet:
             units = prefill_units(max(1, prompt - cached), prompt, self._settings.knee_tokens)
             own_s = charge.waiting_s + units / self.rates[pick.place]
             stood_s = charge.first_content_at - charge.at
-            self.load.explained(guess, stood_s, own_s)
             self.load.work.learn(units, max(1, prompt - cached))
-            self.company.stood(stood_s, own_s)
-            if self.windows is not None:
-                under_way = charge.account.requests + 1
-                self.windows.answered(pick.place, stood_s, own_s + guess.reported_s, under_way)
+            if not charge.overtaken:  # else it waited for nobody's work
+                self.load.explained(guess, stood_s, own_s)
+                self.company.stood(stood_s, own_s)
+                if self.windows is not None:
+                    under_way = charge.account.requests + 1
+                    self.windows.answered(pick.place, stood_s, own_s + guess.reported_s, under_way)
             if charge.took_s is not None:
                 self.rates.learn(pick.place, units, charge.took_s)
         if usage.output_tokens is not None:

@@ -187,7 +187,7 @@ class Policy(Protocol):
 
 # So that what is nearly free counts as well where capacity is only a share of itself.
 _STANDS_S = 0.05
-_ALONE, _IN_COMPANY = 0.1, 0.3
+_ALONE = 0.1
 
 
 class PrefixTokens(Policy):
@@ -237,8 +237,7 @@ class PrefixTokens(Policy):
         mean = (ledger.tokens + demand.prompt_tokens) / len(pool)
         bound = max(settings.bound_floor_tokens, settings.bound_factor * mean)
         # Homes stand for what others sent; whoever finds no others at work knows better from own record.
-        company = min(1.0, max(_ALONE, sight.company.share / _IN_COMPANY))
-        confidence = settings.prior_confidence * company
+        confidence = settings.prior_confidence * max(_ALONE, sight.company.degree)
         published = sight.publishers.mask
         starting = sight.slow_start if sight.slow_start.active else None
         for depth, key in anchors(demand, settings.anchor_depths):
