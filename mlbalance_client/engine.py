@@ -124,7 +124,7 @@ class Engine:
         )
         self._sender = Sender(config.http, self.wire, self.reporting)
         alarms = Alarms(clock)
-        self.queueing = Queueing(config.admission, self.fleet, self.tell, alarms, self._rng)
+        self.queueing = Queueing(config.admission, self.fleet, self.tell, alarms)
         changed = partial(_call_weakly, WeakMethod(self._on_change))
         self._roster = Roster(config.discovery, self.fleet, self.events, Random(config.seed), clock, changed)
         self._strategies = RetryStrategies(config.retries, self._rng)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from math import inf
-from random import Random
 
 import anyio
 
@@ -25,10 +24,8 @@ from .telling import Telling
 class Queueing:
     """``alarms``: their clock is this one's too."""
 
-    def __init__(
-        self, settings: AdmissionSettings, fleet: Fleet, tell: Telling, alarms: Alarms, rng: Random
-    ) -> None:
-        self.queue = Admission(settings, fleet, rng)
+    def __init__(self, settings: AdmissionSettings, fleet: Fleet, tell: Telling, alarms: Alarms) -> None:
+        self.queue = Admission(settings, fleet)
         self._fleet = fleet
         self._tell = tell
         self._alarms = alarms

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict, deque
 from dataclasses import dataclass, field
+from functools import partial
 
 from .model import Verdict
 
@@ -37,6 +38,7 @@ class Charge:
 class Account:
     """One replica's side of the ledger."""
 
+    ledger: Ledger
     prefill_tokens: int = 0
     decode_tokens: int = 0
     requests: int = 0
@@ -65,6 +67,8 @@ class Account:
     def leave_queue(self, charge: Charge) -> None:
         """This prompt is no longer waiting for prefill."""
         del self.queue[charge]
+        if self.open:
+            self.ledger.queued -= 1
         self.prefill_s = self.prefill_s - charge.prefill_s if self.queue else 0.0
         if not charge.known:
             self._note(charge)
@@ -108,10 +112,11 @@ class Ledger:
 
     def __init__(self, residual_s: float) -> None:
         self._residual_s = residual_s
-        self.accounts: defaultdict[int, Account] = defaultdict(Account)
+        self.accounts: defaultdict[int, Account] = defaultdict(partial(Account, self))
         self._residuals: deque[tuple[float, Charge]] = deque()
         self.tokens = 0
         self.requests = 0
+        self.queued = 0
 
     def account(self, place: int) -> Account:
         """The account of the replica at ``place``; made on first use."""
@@ -122,6 +127,7 @@ class Ledger:
         if account := self.accounts.pop(place, None):
             self.tokens -= account.tokens
             self.requests -= account.requests
+            self.queued -= len(account.queue)
             account.open = False
 
     def charge(
@@ -146,6 +152,7 @@ class Ledger:
         if not account.queue:
             account.moved_at = now
         account.queue[charge] = None
+        self.queued += 1
         account.prefill_s += prefill_s
         account.unknown_s += prefill_s
         account.unknown += 1
