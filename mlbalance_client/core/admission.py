@@ -231,6 +231,8 @@ class Admission:
         ):
             return best
         self._shut = fleet.opens_for_all_in_s(now) > 0.0
+        if self._shut:
+            return None
         pulls = partial(fleet.pulls, overload=self._overload(now))
         return self._best(self._places(pulls, now, None if shut else place), now)
 

@@ -309,17 +309,9 @@ class Fleet:
             prompt_tokens = int(text_bytes / self.costs.ratio(model).value) + extra_tokens
         output_tokens = self.costs.expected_output(model, route, output_limit)
         return Demand(
-            fingerprint=fingerprint,
-            prompt_tokens=max(1, prompt_tokens),
-            output_tokens=output_tokens,
-            text_bytes=text_bytes,
-            extra_tokens=extra_tokens,
-            model=model,
-            route=route,
-            session=session,
-            blind=blind,
-            replayable=replayable,
-        )
+            fingerprint, max(1, prompt_tokens), output_tokens, text_bytes, extra_tokens,
+            model, route, session, blind, replayable,
+        )  # fmt: skip
 
     def pick(
         self, demand: Demand, now: float, excluded: Collection[ReplicaId] = (), *, number: int = 0
@@ -406,7 +398,7 @@ class Fleet:
         chosen, windows = decision.chosen, self.windows
         if windows is None:
             return decision, True
-        if windows.crowded(chosen.place, now):
+        if windows.opens_in_s(now) > 0.0:
             return decision, False
         if not windows.full(chosen.place, chosen.waiting_s, now):
             return decision, True

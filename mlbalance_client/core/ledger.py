@@ -33,6 +33,11 @@ class Charge:
     took_s: float | None = None
     settled: bool = False
 
+    @property
+    def released(self) -> bool:
+        """Whether its prompt is not waited for any more."""
+        return self not in self.account.queue
+
 
 @dataclass(slots=True, eq=False)
 class Account:

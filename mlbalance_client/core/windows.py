@@ -104,24 +104,18 @@ class Windows:
 
     def charged(self, place: int, charge: Charge) -> None:
         """A call was sent there."""
-        self.limit.sent(charge.at)
+        self.limit.sent(charge)
         room = self._rooms.get(place)
         if room is not None and self._current(place, room, charge.at):
             room.add(charge)
 
     def answered(self, charge: Charge, now: float) -> None:
         """A call's first content has come."""
-        queued_s = now - charge.at - charge.prefill_s
-        others_s = queued_s - charge.waiting_s
-        self.limit.sample(queued_s, others_s, charge.at, self._ledger.queued + 1, now)
+        self.limit.answered(charge, self._ledger.queued + 1, now)
 
     def opens_in_s(self, now: float) -> float:
         """In how many seconds this client may send one more, wherever it be; infinite: when something has happened."""
         return self.limit.opens_in_s(self._ledger.queued, now)
-
-    def crowded(self, place: int, now: float) -> bool:
-        """Whether this client has enough under way already; it is not asked where a replica itself grants a share."""
-        return self.opens_in_s(now) > 0.0 and self._granting(place, now) is None
 
     def shut(self, place: int, now: float) -> bool:
         """Whether nothing more may be sent there: its requests or its memory are at their limit."""
@@ -135,9 +129,14 @@ class Windows:
         """
         if self.shut(place, now):
             return True
-        if waiting_s < share * self._settings.engine_queue_s:
-            return False
-        return bool(self._ledger.accounts[place].queue) or self._load.tells_of_work(place, now)
+        return waiting_s >= share * self._settings.engine_queue_s and not self._guessed(place, now)
+
+    def _guessed(self, place: int, now: float) -> bool:
+        """Whether work is there only by what calls before have found: nothing of it would ever end by itself."""
+        return not self._ledger.accounts[place].queue and not self._load.tells_of_work(place, now)
+
+    def _standing_s(self, place: int, now: float) -> float:
+        return 0.0 if self._guessed(place, now) else self._load.waiting_s(place, now)
 
     def window(self, place: int, now: float) -> Window:
         """What is left of it."""
@@ -151,14 +150,18 @@ class Windows:
 
     def takes_urgent(self, place: int, now: float) -> bool:
         """Whether it takes a call that is more important than others who wait; a grant is about ordinary ones."""
-        return not self.shut(place, now) and self.limit.takes_urgent(self._ledger.queued)
+        if self.shut(place, now) or not self.limit.takes_urgent(self._ledger.queued):
+            return False
+        if self._load.tells_of_work(place, now):
+            standing_s = self._load.waiting_s(place, now)
+        else:
+            standing_s = sum(self._ledger.accounts[place].standing_s(now))
+        return standing_s < self._settings.engine_queue_s
 
     def pulls(self, place: int, now: float, *, overload: bool) -> bool:
         """Whether it has room for a call that waits."""
         if (room := self._granting(place, now)) is not None:
             return not (room.shut or (room.tokens is not None and room.tokens <= room.sent_tokens))
-        if self.opens_in_s(now) > 0.0:
-            return False
         return not self.full(place, self._load.waiting_s(place, now), now, _PULL_SHARE if overload else 1.0)
 
     def drains_in_s(self, place: int, now: float, *, overload: bool) -> float:
@@ -166,7 +169,7 @@ class Windows:
         if self._granting(place, now) is not None or self.shut(place, now):
             return inf
         share = _PULL_SHARE if overload else 1.0
-        left_s = self._load.waiting_s(place, now) - share * self._settings.engine_queue_s
+        left_s = self._standing_s(place, now) - share * self._settings.engine_queue_s
         return left_s if left_s > 0.0 else inf
 
     def _granting(self, place: int, now: float) -> _Room | None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from mlbalance_client.core.model import Usage
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """What a dialect reads from one request.
 
     prompt:       canonical bytes to fingerprint (docs/dialects.md); empty if there is nothing to place by
@@ -50,8 +49,7 @@ class InBandError:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(NamedTuple):
     """What an answer's end tells. ``complete``: the dialect's own mark of a whole answer was seen."""
 
     usage: Usage | None

@@ -2,135 +2,136 @@
 
 from __future__ import annotations
 
-from math import inf, nan
+from math import inf
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mlbalance_client.core.delay_limit import DelayLimit
+from mlbalance_client.core.ledger import Charge, Ledger
 
 TARGET_S = 3.0
 
 
-def limit_of(replicas: int = 8) -> DelayLimit:
-    limit = DelayLimit(TARGET_S)
-    limit.members(replicas)
-    return limit
+class Scene:
+    """One client of ``replicas``, of which one gets all calls: they are told apart by time only."""
 
+    def __init__(self, replicas: int = 8) -> None:
+        self.ledger = Ledger(0.0)
+        self.limit = DelayLimit(TARGET_S)
+        self.limit.members(replicas)
 
-def crowded(limit: DelayLimit, calls: int, waiting: int, now: float = 0.0) -> float:
-    """``calls`` rounds, each of which finds so much of others' work; the time after it."""
-    for _ in range(calls):
-        limit.waits(waiting)
-        limit.sample(12.0, 1.0, now, 3, now + 12.0)
-        now += 12.1
-    return now
+    def send(self, now: float, own_s: float = 1.0, place: int = 0) -> Charge:
+        charge = self.ledger.charge(place, prefill_tokens=1, decode_tokens=0, prefill_s=own_s, now=now)
+        self.limit.sent(charge)
+        return charge
+
+    def answer(self, charge: Charge, now: float, under_way: int | None = None) -> None:
+        self.limit.answered(charge, self.ledger.queued if under_way is None else under_way, now)
+        self.ledger.first_content(charge, now)
+
+    def rounds(
+        self, count: int, stood_s: float, waiting: int = 0, under_way: int = 3, now: float = 0.0
+    ) -> float:
+        """One call after another, each of which stands for so long; the time after them."""
+        for _ in range(count):
+            self.limit.waits(waiting)
+            self.answer(self.send(now), now + stood_s, under_way)
+            now += stood_s + 0.1
+        return now
 
 
 def test_it_begins_with_two_calls_a_replica_and_grows_as_fast_as_it_is_used() -> None:
-    limit = limit_of(8)
-    assert limit.opens_in_s(15, 0.0) == 0.0
-    assert limit.opens_in_s(16, 0.0) == inf
+    scene = Scene(8)
+    assert scene.limit.opens_in_s(15, 0.0) == 0.0
+    assert scene.limit.opens_in_s(16, 0.0) == inf
 
-    for _ in range(100):
-        limit.sample(2.0, 2.0, 0.0, 1_000, 2.0)
+    scene.rounds(100, 1.0, under_way=1_000)
 
-    assert limit.opens_in_s(115, 2.0) == 0.0
+    assert scene.limit.opens_in_s(90, 0.0) == 0.0
 
 
 def test_own_work_is_no_crowd_however_long() -> None:
-    limit = limit_of()
-    for _ in range(100):
-        limit.sample(60.0, 60.0, 0.0, 100, 60.0)
+    scene = Scene()
+    scene.rounds(50, 1.0, under_way=100)
+    before = scene.limit.value
+    calls = [scene.send(1_000.0) for _ in range(60)]
+    for at, call in enumerate(calls):  # the last one stands behind a minute of own work
+        scene.answer(call, 1_001.0 + at, under_way=100)
 
-    assert limit.value > 100
+    assert scene.limit.value > before
 
 
 def test_others_work_cuts_it_to_a_few_and_below_one_only_while_more_wait_than_are_under_way() -> None:
-    limit = limit_of()
-    now = crowded(limit, 50, waiting=0)
-    assert 3.0 <= limit.value <= 4.0
+    scene = Scene()
+    now = scene.rounds(50, 12.0)
+    assert 4.0 <= scene.limit.value <= 5.0
 
-    now = crowded(limit, 50, waiting=10, now=now)
-    assert limit.value < 1.0
-    limit.sent(now)
-    assert limit.opens_in_s(1, now) == inf
-    assert limit.opens_in_s(0, now) > TARGET_S, "calls are spaced out"
-    assert limit.opens_in_s(0, now + limit.opens_in_s(0, now)) == 0.0
+    now = scene.rounds(50, 12.0, waiting=10, now=now)
+    assert scene.limit.value < 1.0
+    assert scene.limit.opens_in_s(1, now) == inf
+    opens_s = scene.limit.opens_in_s(0, now)
+    assert opens_s > TARGET_S, "calls are spaced out"
+    assert scene.limit.opens_in_s(0, now + opens_s) == 0.0
 
-    limit.waits(0)
-    assert limit.value >= 3.0
-
-
-def test_it_is_cut_once_a_round_and_by_half_at_most() -> None:
-    limit = limit_of(50)
-    for _ in range(20):
-        limit.sample(100.0, 0.0, 0.0, 50, 100.0)
-
-    assert limit.value == 50.0
+    scene.limit.waits(0)
+    assert scene.limit.value >= 4.0
 
 
-def test_one_slow_replica_among_many_does_not_cut_it() -> None:
-    limit = limit_of()
-    before = limit.value
-    for at in range(100):
-        slow = at % 8 == 0
-        limit.sample(30.0 if slow else 1.0, 1.0, float(at), 16, at + 30.0)
+def test_those_sent_before_a_cut_do_not_cut_again() -> None:
+    scene = Scene(50)
+    calls = [scene.send(0.0, place=at) for at in range(30)]
+    scene.answer(calls[0], 100.0)
+    after_one = scene.limit.value
+    assert after_one < 100.0
+    for call in calls[1:]:
+        scene.answer(call, 100.0)
 
-    assert limit.value >= before
+    assert scene.limit.value >= after_one * 0.99
+
+
+def test_a_call_that_is_late_already_cuts_it_before_its_content_comes() -> None:
+    scene = Scene()
+    now = scene.rounds(1, 1.0)
+    before = scene.limit.value
+    for place in range(10):
+        scene.send(now, place=place)
+    assert scene.limit.opens_in_s(10, now + 3.0) == 0.0
+
+    assert scene.limit.opens_in_s(10, now + 20.0) == inf
+    assert scene.limit.value < before
 
 
 def test_what_is_not_used_fades() -> None:
-    limit = limit_of(100)
-    for at in range(100):
-        limit.sample(2.0, 1.0, float(at), 2, at + 2.0)
+    scene = Scene(100)
+    scene.rounds(100, 3.0, under_way=1)
 
-    assert limit.value < 5.0
+    assert scene.limit.value < 6.0
 
 
 def test_as_many_again_are_kept_for_urgent_calls() -> None:
-    limit = limit_of()
-    crowded(limit, 50, waiting=10)
+    scene = Scene()
+    scene.rounds(50, 12.0, waiting=10)
 
-    assert limit.opens_in_s(1, 0.0) == inf
-    assert limit.takes_urgent(1)
-    assert not limit.takes_urgent(2)
-
-
-@pytest.mark.parametrize("figure", [nan, inf, -inf])
-def test_absurd_times_are_not_believed(figure: float) -> None:
-    limit = limit_of()
-    for stood_s, own_s in ((figure, 1.0), (1.0, figure)):
-        for _ in range(3):
-            limit.sample(stood_s, own_s, 0.0, 100, 1.0)
-
-    assert limit.value == 16.0
+    assert scene.limit.opens_in_s(1, 10_000.0) == inf
+    assert scene.limit.takes_urgent(1)
+    assert not scene.limit.takes_urgent(2)
 
 
 @given(
     st.lists(
-        st.tuples(
-            st.floats(-1e9, 1e9),
-            st.floats(0, 1e9),
-            st.integers(1, 1_000),
-            st.integers(0, 100),
-            st.floats(0, 10),
-        ),
+        st.tuples(st.floats(0, 1e9), st.floats(0, 1e9), st.integers(1, 1_000), st.integers(0, 100)),
         max_size=60,
     )
 )
-def test_whatever_comes_a_call_may_be_sent_in_the_end(
-    samples: list[tuple[float, float, int, int, float]],
-) -> None:
-    limit = limit_of()
+def test_whatever_comes_a_call_may_be_sent_in_the_end(samples: list[tuple[float, float, int, int]]) -> None:
+    scene = Scene()
     now = 0.0
-    for stood_s, own_s, under_way, waiting, passed_s in samples:
-        limit.waits(waiting)
-        limit.sample(stood_s, own_s, now, under_way, now + passed_s)
-        now += passed_s
-        limit.sent(now)
+    for own_s, stood_s, under_way, waiting in samples:
+        scene.limit.waits(waiting)
+        scene.answer(scene.send(now, own_s), now + stood_s, under_way)
+        now += stood_s
 
-    in_s = limit.opens_in_s(0, now)
+    in_s = scene.limit.opens_in_s(0, now)
     assert 0.0 <= in_s < inf
-    assert limit.opens_in_s(0, now + in_s * 1.000001 + 1e-9) <= 1e-3
+    assert scene.limit.opens_in_s(0, (now + in_s) * (1 + 1e-9) + 1e-6) == 0.0
