@@ -20,6 +20,9 @@ from .core.report import CallReport
 from .errors import ClientClosed
 from .telling import Telling
 
+_FULL = "a replica with room, since all that it may go to had enough to do"
+_CROWDED = "earlier calls of this client to begin, since those stood long behind other clients' work"
+
 
 class Queueing:
     """``alarms``: their clock is this one's too."""
@@ -78,6 +81,7 @@ class Queueing:
                 raise
         waited_s = self._clock() - now
         report.queued_s += waited_s
+        report.queued_for = _CROWDED if waiting.crowded else _FULL
         if waiting.pick is None:
             assert waiting.error is not None
             self._tell.shed(call, report, now + waited_s, waited_s, waiting.error)

@@ -47,12 +47,16 @@ class AdmissionSettings(Protocol):
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Waiting(Waiter):
-    """A call that waits. It ends once: with a ``pick``, which is charged, or an ``error``; or it leaves."""
+    """A call that waits. It ends once: with a ``pick``, which is charged, or an ``error``; or it leaves.
+
+    ``crowded``: it waits for other calls of its client to begin, else for a replica that has room.
+    """
 
     demand: Demand
     deadline: float = inf
     excluded: frozenset[ReplicaId] = frozenset()
     number: int = 0
+    crowded: bool = field(default=False, init=False)
     pick: Pick | None = field(default=None, init=False)
     error: BalancerError | None = field(default=None, init=False)
 
@@ -145,6 +149,7 @@ class Admission:
             ended.append(self._refuse(displaced, now, f"{len(self)} calls wait already"))
         if displaced is not waiting:
             ended += self.pull(now)
+            waiting.crowded = self._shut
             if waiting in self._line and (late_s := self._late_s(waiting, now)) > 0.0:
                 self._line.remove(waiting)
                 allowed_s = waiting.due - now

@@ -58,7 +58,10 @@ class DelayLimit:
     def sent(self, charge: Charge) -> None:
         """A call is on its way."""
         self._sent_at = charge.at
-        self._under_way.append(charge)
+        calls = self._under_way
+        while calls and calls[0].released:
+            calls.popleft()
+        calls.append(charge)
 
     def waits(self, calls: int) -> None:
         """So many wait for room now."""
