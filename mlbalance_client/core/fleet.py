@@ -121,7 +121,7 @@ class Pick:
                 self._stream = self._fleet.load.pace.stream(self.place, now)
                 self._fleet.fitness.outliers.begun(self.place, now)
                 self._took(now - charge.at, 0.0, now)
-                self._fleet.answered(charge, now)
+                self._fleet.answered(self.place, charge, now)
                 self._fleet.stir(self.place)
 
     def unnumbered(self) -> None:
@@ -345,12 +345,12 @@ class Fleet:
             number=number,
             blind=demand.blind,
         )
+        starting = self.fitness.slow_start
         if self.windows is not None:
-            self.windows.charged(chosen.place, charge)
+            self.windows.charged(chosen.place, charge, starting=starting.active and chosen.place in starting)
         self.index.record(chosen.place, demand.fingerprint.chain)
         if demand.session is not None:
             self.index.record(chosen.place, (demand.session,))
-        starting = self.fitness.slow_start
         on_trial = starting.taken(chosen.place) if starting.active else None
         return Pick(self, self._replicas[chosen.place], demand, decision, charge, guess, on_trial)
 
@@ -420,9 +420,10 @@ class Fleet:
         self._sight.tokens_per_block = BLOCK_BYTES / ratio
         return self._policy.choose(self._sight, demand, pool, barred, now, self._rng)
 
-    def answered(self, charge: Charge, now: float) -> None:
+    def answered(self, place: int, charge: Charge, now: float) -> None:
         """A call's first content has come."""
-        if self.windows is not None and self.rates.known:
+        starting = self.fitness.slow_start
+        if self.windows is not None and self.rates.known and not (starting.active and place in starting):
             self.windows.answered(charge, now)
 
     # -- for calls that wait ------------------------------------------------------------------------------------

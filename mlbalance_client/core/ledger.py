@@ -73,7 +73,7 @@ class Account:
         """This prompt is no longer waiting for prefill."""
         del self.queue[charge]
         if self.open:
-            self.ledger.queued -= 1
+            self.ledger.queued -= not charge.blind
         self.prefill_s = self.prefill_s - charge.prefill_s if self.queue else 0.0
         if not charge.known:
             self._note(charge)
@@ -112,7 +112,7 @@ class Account:
 class Ledger:
     """All accounts of one client. ``residual_s``: how long a cancelled call stays charged, in seconds.
 
-    ``accounts``: by place, each made on first use.
+    ``accounts``: by place, each made on first use. ``queued``: calls that have no first content yet, but blind ones.
     """
 
     def __init__(self, residual_s: float) -> None:
@@ -132,7 +132,7 @@ class Ledger:
         if account := self.accounts.pop(place, None):
             self.tokens -= account.tokens
             self.requests -= account.requests
-            self.queued -= len(account.queue)
+            self.queued -= sum(not charge.blind for charge in account.queue)
             account.open = False
 
     def charge(
@@ -157,7 +157,7 @@ class Ledger:
         if not account.queue:
             account.moved_at = now
         account.queue[charge] = None
-        self.queued += 1
+        self.queued += not blind
         account.prefill_s += prefill_s
         account.unknown_s += prefill_s
         account.unknown += 1

@@ -102,9 +102,10 @@ class Windows:
             if not _counts(report, charge):
                 room.add(charge)
 
-    def charged(self, place: int, charge: Charge) -> None:
-        """A call was sent there."""
-        self.limit.sent(charge)
+    def charged(self, place: int, charge: Charge, *, starting: bool) -> None:
+        """A call was sent there; ``starting``: to one that starts slowly, of which no delay tells of others' work."""
+        if not starting and not charge.blind:
+            self.limit.sent(charge)
         room = self._rooms.get(place)
         if room is not None and self._current(place, room, charge.at):
             room.add(charge)

@@ -62,17 +62,15 @@ def test_own_work_is_no_crowd_however_long() -> None:
     assert scene.limit.value > before
 
 
-def test_others_work_cuts_it_to_a_few_and_below_one_only_while_more_wait_than_are_under_way() -> None:
+def test_others_work_cuts_it_to_a_few_and_to_one_only_while_more_wait_than_are_under_way() -> None:
     scene = Scene()
     now = scene.rounds(50, 12.0)
     assert 4.0 <= scene.limit.value <= 5.0
 
     now = scene.rounds(50, 12.0, waiting=10, now=now)
-    assert scene.limit.value < 1.0
+    assert scene.limit.value < 2.0
     assert scene.limit.opens_in_s(1, now) == inf
-    opens_s = scene.limit.opens_in_s(0, now)
-    assert opens_s > TARGET_S, "calls are spaced out"
-    assert scene.limit.opens_in_s(0, now + opens_s) == 0.0
+    assert scene.limit.opens_in_s(0, now) == 0.0
 
     scene.limit.waits(0)
     assert scene.limit.value >= 4.0
@@ -98,8 +96,18 @@ def test_a_call_that_is_late_already_cuts_it_before_its_content_comes() -> None:
         scene.send(now, place=place)
     assert scene.limit.opens_in_s(10, now + 3.0) == 0.0
 
-    assert scene.limit.opens_in_s(10, now + 20.0) == inf
+    assert scene.limit.opens_in_s(10, now + 12.0) == inf
     assert scene.limit.value < before
+
+
+def test_a_call_that_hangs_keeps_no_other_from_being_sent() -> None:
+    scene = Scene()
+    now = scene.rounds(50, 12.0, waiting=10)
+    scene.limit.waits(10)
+    scene.send(now)
+    assert scene.limit.opens_in_s(1, now + 2.0) == inf
+
+    assert scene.limit.opens_in_s(1, now + 20.0) == 0.0
 
 
 def test_what_is_not_used_fades() -> None:
@@ -124,7 +132,9 @@ def test_as_many_again_are_kept_for_urgent_calls() -> None:
         max_size=60,
     )
 )
-def test_whatever_comes_a_call_may_be_sent_in_the_end(samples: list[tuple[float, float, int, int]]) -> None:
+def test_whatever_comes_one_may_be_under_way(
+    samples: list[tuple[float, float, int, int]],
+) -> None:
     scene = Scene()
     now = 0.0
     for own_s, stood_s, under_way, waiting in samples:
@@ -132,6 +142,4 @@ def test_whatever_comes_a_call_may_be_sent_in_the_end(samples: list[tuple[float,
         scene.answer(scene.send(now, own_s), now + stood_s, under_way)
         now += stood_s
 
-    in_s = scene.limit.opens_in_s(0, now)
-    assert 0.0 <= in_s < inf
-    assert scene.limit.opens_in_s(0, (now + in_s) * (1 + 1e-9) + 1e-6) == 0.0
+        assert scene.limit.opens_in_s(0, now) == 0.0
