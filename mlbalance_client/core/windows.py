@@ -7,7 +7,6 @@ known of the replica     it is full when
 batch limit              running and waiting requests exceed it by an eighth
 KV memory                running requests hold it, and what was sent since exceeds it by an eighth
 work that stands there   it is ``engine_queue_s`` seconds or more; for calls that wait in an overload a third of it
-nothing in requests      this client has as many calls there as an adaptive limit says
 ======================== =============================================================================================
 
 What was sent since a report was made is counted against it until a report counts it. Who has nothing of this client
