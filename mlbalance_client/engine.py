@@ -126,7 +126,7 @@ class Engine:
         self.alarms = Alarms(clock)
         self.fleet.late_s = self.alarms.late_s
         self.hedging = Hedging(config.hedging)
-        self.queueing = Queueing(config.admission, self.fleet, self.tell, self.alarms, self._rng)
+        self.queueing = Queueing(config.admission, self.fleet, self.tell, self.alarms)
         changed = partial(_call_weakly, WeakMethod(self._on_change))
         self._roster = Roster(config.discovery, self.fleet, self.events, Random(config.seed), clock, changed)
         self._strategies = RetryStrategies(config.retries, self._rng)

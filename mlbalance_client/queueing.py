@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from math import inf
-from random import Random
 
 import anyio
 
@@ -21,14 +20,15 @@ from .core.report import CallReport
 from .errors import ClientClosed
 from .telling import Telling
 
+_FULL = "a replica with room, since all that it may go to had enough to do"
+_CROWDED = "earlier calls of this client to begin, since those stood long behind other clients' work"
+
 
 class Queueing:
     """``alarms``: their clock is this one's too."""
 
-    def __init__(
-        self, settings: AdmissionSettings, fleet: Fleet, tell: Telling, alarms: Alarms, rng: Random
-    ) -> None:
-        self.queue = Admission(settings, fleet, rng)
+    def __init__(self, settings: AdmissionSettings, fleet: Fleet, tell: Telling, alarms: Alarms) -> None:
+        self.queue = Admission(settings, fleet)
         self._fleet = fleet
         self._tell = tell
         self._alarms = alarms
@@ -81,6 +81,7 @@ class Queueing:
                 raise
         waited_s = self._clock() - now
         report.queued_s += waited_s
+        report.queued_for = _CROWDED if waiting.crowded else _FULL
         if waiting.pick is None:
             assert waiting.error is not None
             self._tell.shed(call, report, now + waited_s, waited_s, waiting.error)

@@ -7,23 +7,21 @@ whoever runs it calls ``pull`` when something has changed, and ``tick`` at ``nex
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from math import exp, inf
-from random import Random
 from typing import Protocol
 
 from ..errors import BalancerError, DeadlineExceeded, NoCapacity, QueueTimeout
 from .fleet import Fleet, Pick
 from .model import Demand, ReplicaId
+from .picker import Decision
 from .waiting_line import Waiter, WaitingLine
 
 # Of how many in order the one that suits best is pulled, and how often the first may be passed over for it.
 _LOOKED_AT = 8
 _PASSED_AT_MOST = 8
-# Who is alone to this degree need not mind others who wait for the same replica; nobody is less alone than this.
-_ALONE = 0.7
-_LEAST_ALONE = 1 / 64
 # Reports that expire and rests that end are told by nobody.
 _LOOK_AGAIN_S = 1.0
 _SOONEST_S = 0.005
@@ -49,12 +47,16 @@ class AdmissionSettings(Protocol):
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Waiting(Waiter):
-    """A call that waits. It ends once: with a ``pick``, which is charged, or an ``error``; or it leaves."""
+    """A call that waits. It ends once: with a ``pick``, which is charged, or an ``error``; or it leaves.
+
+    ``crowded``: it waits for other calls of its client to begin, else for a replica that has room.
+    """
 
     demand: Demand
     deadline: float = inf
     excluded: frozenset[ReplicaId] = frozenset()
     number: int = 0
+    crowded: bool = field(default=False, init=False)
     pick: Pick | None = field(default=None, init=False)
     error: BalancerError | None = field(default=None, init=False)
 
@@ -95,11 +97,10 @@ class _Drain:
 class Admission:
     """One client's queue before ``fleet``."""
 
-    def __init__(self, settings: AdmissionSettings, fleet: Fleet, rng: Random) -> None:
+    def __init__(self, settings: AdmissionSettings, fleet: Fleet) -> None:
         self._settings = settings
         self._fleet = fleet
-        self._rng = rng
-        self._tries_at: dict[int, float] = {}
+        self._shut = False
         self._since = inf
         self._line: WaitingLine = WaitingLine(
             settings.queue_max_calls, settings.ageing_s, settings.tenant_weights
@@ -148,6 +149,7 @@ class Admission:
             ended.append(self._refuse(displaced, now, f"{len(self)} calls wait already"))
         if displaced is not waiting:
             ended += self.pull(now)
+            waiting.crowded = self._shut
             if waiting in self._line and (late_s := self._late_s(waiting, now)) > 0.0:
                 self._line.remove(waiting)
                 allowed_s = waiting.due - now
@@ -167,14 +169,8 @@ class Admission:
         """Give what room there is, at ``place`` or anywhere; those who got it. Each pull leaves a charged pick."""
         ended: list[Waiting] = []
         self._fleet.ledger.sweep(now)  # no pick does while calls wait
-        places: Iterable[int] = self._fleet.roomiest(now) if place is None else (place,)
-        more = bool(self._line)
-        while more:
-            more = False
-            for each in places:
-                if self._line and (best := self._pulled_by(each, now)):
-                    ended.append(best)
-                    more = True
+        while self._line and (best := self._pulled(now, place)) is not None:
+            ended.append(best)
         self._note_end()
         return ended
 
@@ -220,42 +216,43 @@ class Admission:
         """When to ``tick``, if nothing happens before."""
         if not self._line:
             return inf
-        tries_in_s = min((at - now for at in self._tries_at.values() if at > now), default=inf)
-        drains_in_s = self._fleet.drains_in_s(now, overload=self._overload(now))
-        opens_s = min(_LOOK_AGAIN_S, max(_SOONEST_S, min(drains_in_s, tries_in_s)))
+        opens_s = self._fleet.opens_for_all_in_s(now)
+        if opens_s == 0.0:
+            opens_s = self._fleet.drains_in_s(now, overload=self._overload(now))
+        opens_s = min(_LOOK_AGAIN_S, max(_SOONEST_S, opens_s))
         return min(self._line.next_expiry(), now + opens_s)
 
     # -- which, and how long ------------------------------------------------------------------------------------
-
-    def _has_room(self, place: int, now: float) -> bool:
-        """Whether a replica pulls now. Where it does not grant this client's part of its room, others who wait see the
-        same room at the same time: then by chance, so that all together send about as much as there is room."""
-        room_s = self._fleet.pulls_s(place, now, overload=self._overload(now))
-        alone = max(_LEAST_ALONE, 1.0 - self._fleet.company.waiting_share)
-        if room_s in (0.0, inf) or alone > _ALONE or not self._fleet.ledger.requests:
-            return room_s > 0.0
-        if now < self._tries_at.get(place, -inf):
-            return False
-        call_s = self._fleet.call_s(place)
-        self._tries_at[place] = now + call_s * (0.5 + self._rng.random())
-        return self._rng.random() * call_s < alone * room_s
 
     def _overload(self, now: float) -> bool:
         """Whether calls have been waiting without a break for as long as engines' queues last."""
         return now - self._since > self._settings.engine_queue_s
 
-    def _pulled_by(self, place: int, now: float) -> Waiting | None:
-        if self._has_room(place, now):
-            return self._best(place, now)
-        if self._line.urgent and self._fleet.takes_urgent(place, now):
-            return self._best(place, now, urgent=True)
-        return None
+    def _pulled(self, now: float, place: int | None) -> Waiting | None:
+        """The next who gets room, at ``place`` or anywhere, charged."""
+        fleet, shut = self._fleet, self._shut
+        if self._line.urgent and (
+            best := self._best(self._places(fleet.takes_urgent, now, None), now, urgent=True)
+        ):
+            return best
+        self._shut = fleet.opens_for_all_in_s(now) > 0.0
+        if self._shut:
+            return None
+        pulls = partial(fleet.pulls, overload=self._overload(now))
+        return self._best(self._places(pulls, now, None if shut else place), now)
 
-    def _best(self, place: int, now: float, *, urgent: bool = False) -> Waiting | None:
-        """Take the call that suits a replica best out of line, and charge it there."""
+    def _places(self, has_room: Callable[[int, float], bool], now: float, place: int | None) -> int:
+        """Who has room, of all or of one, as bits."""
+        places = [each for each, _ in self._fleet.places()] if place is None else [place]
+        return sum(1 << each for each in places if has_room(each, now))
+
+    def _best(self, places: int, now: float, *, urgent: bool = False) -> Waiting | None:
+        """Take the call that suits one of ``places`` best out of line, and charge it there."""
+        if not places:
+            return None
         first: Waiting | None = None
         best: Waiting | None = None
-        most = -1
+        found: Decision | None = None
         looked_at = 0
         # Where another model's calls wait, they are many, and none of them may go here.
         elsewhere: set[tuple[str | None, bool, frozenset[ReplicaId]]] = set()
@@ -269,21 +266,21 @@ class Admission:
             kind = demand.model, demand.replayable, waiter.excluded
             if kind in elsewhere:
                 continue
-            hit = self._fleet.hit_tokens(place, demand, now, waiter.excluded)
-            if hit is None:
+            decision = self._fleet.choose_among(places, demand, now, waiter.excluded)
+            if decision is None:
                 elsewhere.add(kind)
                 continue
             first = first or waiter
-            if hit > most:
-                best, most = waiter, hit
+            if found is None or decision.chosen.hit_tokens > found.chosen.hit_tokens:
+                best, found = waiter, decision
             looked_at += 1
             if looked_at == _LOOKED_AT or first.again or first.passed >= _PASSED_AT_MOST:
                 break
-        if first is None or best is None:
+        if first is None or best is None or found is None:
             return None
         if best is not first:
             first.passed += 1
-        best.pick = self._fleet.pick_at(place, best.demand, now, number=best.number)
+        best.pick = self._fleet.take(found, best.demand, now, number=best.number)
         self._line.serve(best)
         if self._drain is not None:
             self._drain.pulled(best.units, now)
@@ -318,4 +315,4 @@ class Admission:
     def _note_end(self) -> None:
         if not self._line and self._drain is not None:
             self._drain.ends()
-            self._tries_at.clear()
+        self._fleet.waits(len(self._line))

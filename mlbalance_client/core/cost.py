@@ -120,6 +120,11 @@ class PrefillRates:
             return 1.0
         return self[place] / self._guess[place] / (self._of_fleet.value() or 1.0)
 
+    @property
+    def known(self) -> bool:
+        """Whether the fleet has shown how fast it is."""
+        return len(self._of_fleet) >= _ENOUGH
+
     def samples(self, place: int) -> int:
         """How many samples of its own a replica has."""
         return len(self._of_replica[place])

@@ -135,6 +135,7 @@ class Pick:
                 self._stream = self._fleet.load.pace.stream(self.place, now)
                 self._fleet.fitness.outliers.begun(self.place, now - charge.at, now)
                 self._took(now - charge.at, 0.0, now)
+                self._fleet.answered(self.place, charge, came)
                 self._fleet.stir(self.place)
 
     def unnumbered(self) -> None:
@@ -309,6 +310,8 @@ class Fleet:
         change = MembershipChange(tuple(added), tuple(removed), tuple(changed))
         if change:
             self._rebuild()
+            if self.windows is not None:
+                self.windows.limit.members(len(self._replicas))
             self.fitness.members_changed(now)
         return change
 
@@ -357,13 +360,6 @@ class Fleet:
         decision, room = self._decide(demand, now, excluded)
         return self.take(decision, demand, now, number=number) if room else None
 
-    def pick_at(self, place: int, demand: Demand, now: float, *, number: int = 0) -> Pick:
-        """Charge the replica at ``place``, to which the call may go by ``hit_tokens``."""
-        self.ledger.sweep(now)
-        pool = next(each for each in self._pools_for(demand.model) if each.mask >> place & 1)
-        decision = self._choose(pool, ~(1 << place), demand, now)
-        return self.take(decision, demand, now, number=number)
-
     def take(self, decision: Decision, demand: Demand, now: float, *, number: int = 0) -> Pick:
         """Charge the replica that was chosen in this same breath."""
         chosen = decision.chosen
@@ -378,12 +374,12 @@ class Fleet:
             number=number,
             blind=demand.blind,
         )
+        starting = self.fitness.slow_start
         if self.windows is not None:
-            self.windows.charged(chosen.place, charge)
+            self.windows.charged(chosen.place, charge, starting=starting.active and chosen.place in starting)
         held = self.index.record(chosen.place, demand.fingerprint.chain)
         session = demand.session
         held_session = session is not None and self.index.record(chosen.place, (session,)) == 1
-        starting = self.fitness.slow_start
         on_trial = starting.taken(chosen.place) if starting.active else None
         return Pick(
             self,
@@ -439,7 +435,11 @@ class Fleet:
         """
         decision = self._choose(pool, unwilling, demand, now)
         chosen, windows = decision.chosen, self.windows
-        if windows is None or not windows.full(chosen.place, chosen.waiting_s, now):
+        if windows is None:
+            return decision, True
+        if windows.opens_in_s(now) > 0.0:
+            return decision, False
+        if not windows.full(chosen.place, chosen.waiting_s, now):
             return decision, True
         for tier in self._pools_for(demand.model):
             willing = [place for place in tier.places if not unwilling >> place & 1]
@@ -459,6 +459,12 @@ class Fleet:
         self._sight.tokens_per_block = BLOCK_BYTES / ratio
         return self._policy.choose(self._sight, demand, pool, barred, now, self._rng)
 
+    def answered(self, place: int, charge: Charge, now: float) -> None:
+        """A call's first content has come."""
+        starting = self.fitness.slow_start
+        if self.windows is not None and self.rates.known and not (starting.active and place in starting):
+            self.windows.answered(charge, now)
+
     # -- for calls that wait ------------------------------------------------------------------------------------
 
     def stir(self, place: int) -> None:
@@ -466,25 +472,24 @@ class Fleet:
         if self.on_stir is not None:
             self.on_stir(place)
 
-    def pulls_s(self, place: int, now: float, *, overload: bool) -> float:
-        """How many seconds of work that waits the replica at ``place`` may be given; infinite: any, by its own word."""
-        if place not in self._replicas:
-            return 0.0
-        return inf if self.windows is None else self.windows.pulls_s(place, now, overload=overload)
+    def pulls(self, place: int, now: float, *, overload: bool) -> bool:
+        """Whether the replica at ``place`` has room for a call that waits."""
+        return place in self._replicas and (
+            self.windows is None or self.windows.pulls(place, now, overload=overload)
+        )
+
+    def opens_for_all_in_s(self, now: float) -> float:
+        """In how many seconds this client may send one more, wherever it be; infinite: when something has happened."""
+        return 0.0 if self.windows is None else self.windows.opens_in_s(now)
+
+    def waits(self, calls: int) -> None:
+        """So many of this client's calls wait for room now."""
+        if self.windows is not None:
+            self.windows.limit.waits(calls)
 
     def takes_urgent(self, place: int, now: float) -> bool:
         """Whether there is room at ``place`` for a call that is more important than others who wait."""
         return place in self._replicas and (self.windows is None or self.windows.takes_urgent(place, now))
-
-    def call_s(self, place: int) -> float:
-        """Seconds of the mean call's prefill there."""
-        return self.load.work.units_per_call / self.rates[place]
-
-    def roomiest(self, now: float) -> list[int]:
-        """All places, those where least stands first."""
-        places = list(self._replicas)
-        standing = dict(zip(places, self.load.all_waiting_s(places, now), strict=True))
-        return sorted(places, key=standing.__getitem__)
 
     def drains_in_s(self, now: float, *, overload: bool) -> float:
         """In how many seconds somebody might have room by the mere passing of time."""
@@ -494,18 +499,17 @@ class Fleet:
             (self.windows.drains_in_s(place, now, overload=overload) for place in self._replicas), default=inf
         )
 
-    def hit_tokens(
-        self, place: int, demand: Demand, now: float, excluded: Collection[ReplicaId] = ()
-    ) -> int | None:
-        """How much of a prompt the replica at ``place`` is believed to hold; None if the call may not go there."""
+    def choose_among(
+        self, mask: int, demand: Demand, now: float, excluded: Collection[ReplicaId] = ()
+    ) -> Decision | None:
+        """The best of the places in ``mask`` for a call; None if it may go to none of them."""
         try:
             _, unwilling = self._open_pool(demand, excluded, now)
         except NoReplicas:
             return None
-        bit = 1 << place
         for pool in self._pools_for(demand.model):
-            if pool.mask & bit & ~unwilling:
-                return self._choose(pool, ~bit, demand, now).chosen.hit_tokens if self.compares else 0
+            if pool.mask & mask & ~unwilling:
+                return self._choose(pool, unwilling | ~mask, demand, now)
         return None
 
     def nobody_for(self, demand: Demand, excluded: Collection[ReplicaId]) -> NoReplicas | None:
@@ -609,9 +613,6 @@ class Fleet:
             if not charge.overtaken:  # else it waited for nobody's work
                 self.load.explained(guess, stood_s, own_s)
                 self.company.stood(stood_s, own_s)
-                if self.windows is not None:
-                    under_way = charge.account.requests + 1
-                    self.windows.answered(pick.place, stood_s, own_s + guess.reported_s, under_way)
             if charge.took_s is not None:
                 self.rates.learn(pick.place, units, charge.took_s)
         if usage.output_tokens is not None:

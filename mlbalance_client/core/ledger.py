@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict, deque
 from dataclasses import dataclass, field
+from functools import partial
 
 from .model import Verdict
 
@@ -34,11 +35,17 @@ class Charge:
     took_s: float | None = None
     settled: bool = False
 
+    @property
+    def released(self) -> bool:
+        """Whether its prompt is not waited for any more."""
+        return self not in self.account.queue
+
 
 @dataclass(slots=True, eq=False)
 class Account:
     """One replica's side of the ledger."""
 
+    ledger: Ledger
     prefill_tokens: int = 0
     decode_tokens: int = 0
     requests: int = 0
@@ -67,6 +74,8 @@ class Account:
     def leave_queue(self, charge: Charge) -> None:
         """This prompt is no longer waiting for prefill."""
         del self.queue[charge]
+        if self.open:
+            self.ledger.queued -= not charge.blind
         self.prefill_s = self.prefill_s - charge.prefill_s if self.queue else 0.0
         if not charge.known:
             self._note(charge)
@@ -112,15 +121,16 @@ class Account:
 class Ledger:
     """All accounts of one client. ``residual_s``: how long a cancelled call stays charged, in seconds.
 
-    ``accounts``: by place, each made on first use.
+    ``accounts``: by place, each made on first use. ``queued``: calls that have no first content yet, but blind ones.
     """
 
     def __init__(self, residual_s: float) -> None:
         self._residual_s = residual_s
-        self.accounts: defaultdict[int, Account] = defaultdict(Account)
+        self.accounts: defaultdict[int, Account] = defaultdict(partial(Account, self))
         self._residuals: deque[tuple[float, Charge]] = deque()
         self.tokens = 0
         self.requests = 0
+        self.queued = 0
 
     def account(self, place: int) -> Account:
         """The account of the replica at ``place``; made on first use."""
@@ -131,6 +141,7 @@ class Ledger:
         if account := self.accounts.pop(place, None):
             self.tokens -= account.tokens
             self.requests -= account.requests
+            self.queued -= sum(not charge.blind for charge in account.queue)
             account.open = False
 
     def charge(
@@ -155,6 +166,7 @@ class Ledger:
         if not account.queue:
             account.moved_at = now
         account.queue[charge] = None
+        self.queued += not blind
         account.prefill_s += prefill_s
         account.unknown_s += prefill_s
         account.unknown += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from ..errors import AttemptReport
@@ -45,6 +45,7 @@ class Explanation:
     reason: str
     candidates: tuple[Weighed, ...]
     hedge: str = ""
+    queued: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -52,6 +53,8 @@ class Explanation:
 
     def __str__(self) -> str:
         lines = [f"{self.replica} ({self.url}): {self.reason}"]
+        if self.queued:
+            lines.append(f"    {self.queued}")
         if self.hedge:
             lines.append(f"    {self.hedge}")
         for c in sorted(self.candidates, key=lambda c: c.score_s):
@@ -74,7 +77,8 @@ class CallReport:
 
     Times are seconds since the call began. ``predicted_hit_tokens`` is what the picker believed the replica to
     have cached; ``usage`` is what the replica said, once the answer has ended. ``hedged``: another replica was asked
-    as well; ``hedge_won``: and answered first. ``queued_s``: how long it waited in this client for room.
+    as well; ``hedge_won``: and answered first. ``queued_s``: how long it waited in this client
+    for room, ``queued_for``: and for whose, in words.
     """
 
     replica: str = ""
@@ -86,6 +90,7 @@ class CallReport:
     prompt_tokens: int = 0
     reason: str = ""
     queued_s: float = 0.0
+    queued_for: str = ""
     ttft_s: float | None = None
     total_s: float | None = None
     usage: Usage | None = None
@@ -109,8 +114,13 @@ class CallReport:
         if self._explanation is None:
             if self._demand is None or self._decision is None:
                 raise LookupError("no replica was picked for this call")
-            self._explanation = explain(self._demand, self._decision, self._hedge_words())
+            self._explanation = replace(
+                explain(self._demand, self._decision, self._hedge_words()), queued=self._queue_words()
+            )
         return self._explanation
+
+    def _queue_words(self) -> str:
+        return f"it waited {_time(self.queued_s)} for {self.queued_for}" if self.queued_for else ""
 
     def _hedge_words(self) -> str:
         if not self.hedged:

@@ -7,7 +7,6 @@ known of the replica     it is full when
 batch limit              running and waiting requests exceed it by an eighth
 KV memory                as ``memory`` says
 work that stands there   it is ``engine_queue_s`` seconds or more; for calls that wait in an overload a third of it
-nothing in requests      this client has as many calls there as an adaptive limit says
 ======================== =============================================================================================
 
 What was sent since a report was made is counted against it until a report counts it. Who has nothing of this client
@@ -20,7 +19,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Protocol
 
-from .gradient import Gradient
+from .delay_limit import DelayLimit
 from .ledger import Charge, Ledger
 from .load_report import LoadReport
 from .load_view import LoadView
@@ -86,7 +85,7 @@ class Windows:
         self._load = load
         self._expiry_s = expiry_s
         self._rooms: dict[int, _Room] = {}
-        self._limits: dict[int, Gradient] = {}
+        self.limit = DelayLimit(settings.engine_queue_s)
 
     def hear(self, place: int, report: LoadReport) -> None:
         """A report came that is believed. One without a grant does not end one that still counts."""
@@ -103,29 +102,26 @@ class Windows:
             if not _counts(report, charge):
                 room.add(charge)
 
-    def charged(self, place: int, charge: Charge) -> None:
-        """A call was sent there."""
+    def charged(self, place: int, charge: Charge, *, starting: bool) -> None:
+        """A call was sent there; ``starting``: to one that starts slowly, of which no delay tells of others' work."""
+        if not starting and not charge.blind:
+            self.limit.sent(charge)
         room = self._rooms.get(place)
         if room is not None and self._current(place, room, charge.at):
             room.add(charge)
 
-    def answered(self, place: int, stood_s: float, predicted_s: float, under_way: int) -> None:
-        """A call's first content came after ``stood_s``; ``under_way``: own calls there, this one included."""
-        limit = self._limits.get(place)
-        if limit is None:
-            limit = self._limits[place] = Gradient()
-        limit.sample(stood_s, predicted_s, under_way)
+    def answered(self, charge: Charge, now: float) -> None:
+        """A call's first content has come."""
+        self.limit.answered(charge, self._ledger.queued + 1, now)
+
+    def opens_in_s(self, now: float) -> float:
+        """In how many seconds this client may send one more, wherever it be; infinite: when something has happened."""
+        return self.limit.opens_in_s(self._ledger.queued, now)
 
     def shut(self, place: int, now: float) -> bool:
         """Whether nothing more may be sent there: its requests or its memory are at their limit."""
         room = self._rooms.get(place)
-        if room is not None and self._current(place, room, now):
-            if room.shut:
-                return True
-            if room.requests is not None:
-                return False
-        limit = self._limits.get(place)
-        return limit is not None and self._ledger.accounts[place].requests >= limit.value
+        return room is not None and self._current(place, room, now) and room.shut
 
     def full(self, place: int, waiting_s: float, now: float, share: float = 1.0) -> bool:
         """Whether it has enough to do. ``waiting_s``: work that stands there; ``share``: of what may stand there.
@@ -151,24 +147,23 @@ class Windows:
             requests = None if room.requests is None else max(0, int(room.requests - len(room.sent)))
             tokens = None if room.tokens is None else max(0, int(room.tokens - room.sent_tokens))
             return Window(full, requests, tokens, "granted" if room.granted else "reported")
-        if (limit := self._limits.get(place)) is not None:
-            left = max(0, int(limit.value) - self._ledger.accounts[place].requests)
-            return Window(full, left, None, "adaptive")
         return Window(full, None, None, "open")
 
     def takes_urgent(self, place: int, now: float) -> bool:
         """Whether it takes a call that is more important than others who wait; a grant is about ordinary ones."""
-        return not self.shut(place, now) and self._standing_s(place, now) < self._settings.engine_queue_s
+        if self.shut(place, now) or not self.limit.takes_urgent(self._ledger.queued):
+            return False
+        if self._load.tells_of_work(place, now):
+            standing_s = self._load.waiting_s(place, now)
+        else:
+            standing_s = sum(self._ledger.accounts[place].standing_s(now))
+        return standing_s < self._settings.engine_queue_s
 
-    def pulls_s(self, place: int, now: float, *, overload: bool) -> float:
-        """How many seconds of work it may be given that waits here; 0 if it pulls none, infinite where it grants."""
+    def pulls(self, place: int, now: float, *, overload: bool) -> bool:
+        """Whether it has room for a call that waits."""
         if (room := self._granting(place, now)) is not None:
-            used_up = room.shut or (room.tokens is not None and room.tokens <= room.sent_tokens)
-            return 0.0 if used_up or self.shut(place, now) else inf
-        standing_s = self._standing_s(place, now)
-        if self.full(place, standing_s, now, _PULL_SHARE if overload else 1.0):
-            return 0.0
-        return self._settings.engine_queue_s - standing_s
+            return not (room.shut or (room.tokens is not None and room.tokens <= room.sent_tokens))
+        return not self.full(place, self._load.waiting_s(place, now), now, _PULL_SHARE if overload else 1.0)
 
     def drains_in_s(self, place: int, now: float, *, overload: bool) -> float:
         """In how many seconds it pulls by the mere draining of work; infinite if that is not what it wants."""
@@ -185,7 +180,6 @@ class Windows:
     def drop(self, place: int) -> None:
         """The replica is gone."""
         self._rooms.pop(place, None)
-        self._limits.pop(place, None)
 
     def _current(self, place: int, room: _Room, now: float) -> bool:
         if now - room.at < self._expiry_s:

@@ -66,9 +66,7 @@ class Clients:
             Fleet(settings, Random(self._rng.random()), published=published, windows=admission)
             for _ in range(count)
         ]
-        self.queues = (
-            [] if admission is None else [Admission(admission, fleet, self._rng) for fleet in self.fleets]
-        )
+        self.queues = [] if admission is None else [Admission(admission, fleet) for fleet in self.fleets]
         self._wishes = wishes
         self._waiting: dict[Waiting, Job] = {}
         self._placed: list[tuple[Job, int]] = []

@@ -85,6 +85,7 @@ class Outcome:
     urgent_burst_s: float
     urgent_refused: int
     refused: int
+    refused_calm: int
     most_waiting: int
     least_busy: float
     mean_busy: float
@@ -142,7 +143,8 @@ def burst(
         burst_s=ttft(hot),
         urgent_burst_s=ttft(of(begins, ends, high=True)),
         urgent_refused=sum(r.error is not None for r in of(begins, ends, high=True)),
-        refused=sum(r.error is not None for r in records),
+        refused=sum(r.error is not None for r in hot),
+        refused_calm=sum(r.error is not None for r in calm),
         most_waiting=_most_waiting(records, due),
         least_busy=min(shares),
         mean_busy=sum(shares) / len(shares),
@@ -193,7 +195,7 @@ def _recovered(
 
 
 def steady(
-    clients: int, told: Callable[[], Told] | None, admission: AdmissionConfig | None
+    clients: int, told: Callable[[], Told] | None, admission: AdmissionConfig | None, seed: int = 1
 ) -> tuple[float, float]:
     """At 75 % busy, of which the first calls only warm caches: mean TTFT, and the share of calls that waited."""
     trace = load("conversation").at_rate(RATE).window(FIRST - 600, FIRST + 900)
@@ -201,7 +203,7 @@ def steady(
         trace,
         PickingConfig(),
         clients=clients,
-        seed=1,
+        seed=seed,
         fingerprints=fingerprint_of,
         told=told() if told else None,
         admission=admission,

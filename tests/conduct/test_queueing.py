@@ -114,6 +114,9 @@ async def test_calls_wait_in_order_of_priority_and_tell_of_it(slow: tuple[Slow, 
     assert replica.order == ["first", "urgent", "usual"]
     assert reports["first"].queued_s == 0.0
     assert reports["usual"].queued_s > 0.0
+    assert "it waited" in str(reports["usual"].explain())
+    assert "had enough to do" in reports["usual"].explain().queued
+    assert not reports["first"].explain().queued
     assert [e.waiting for e in events if isinstance(e, Queued)] == [1, 2]
     assert [e.priority for e in events if isinstance(e, Pulled)] == [5, 0]
 

@@ -16,6 +16,7 @@ from mlbalance_client.core.fingerprint import fingerprint
 from mlbalance_client.core.fleet import Fleet, Pick
 from mlbalance_client.core.load_report import LoadReport
 from mlbalance_client.core.model import Replica, ReplicaId, Verdict
+from mlbalance_client.core.picker import Decision
 from mlbalance_client.errors import ClientClosed, DeadlineExceeded, NoCapacity, NoReplicas, QueueTimeout
 
 NAMES = [ReplicaId(name) for name in "abc"]
@@ -28,7 +29,7 @@ class Scene:
         config = AdmissionConfig(**admission)  # type: ignore[arg-type]
         self.fleet = Fleet(PickingConfig(), Random(1), windows=config)
         self.fleet.update(Replica(name, f"http://{name}") for name in NAMES[:replicas])
-        self.queue = Admission(config, self.fleet, Random(2))
+        self.queue = Admission(config, self.fleet)
         self.seq = 0
         self.grant(0.0, *[0] * replicas)
 
@@ -73,6 +74,9 @@ def test_a_replica_pulls_the_call_whose_prefix_it_holds_but_passes_over_the_firs
     for turn in range(10):
         scene.grant(0.1 + turn / 100, 1, 0)
         pulled += scene.queue.pull(0.1 + turn / 100, 0)
+        for each in pulled:
+            assert each.pick
+            each.pick.first_content(0.1 + turn / 100)
 
     assert pulled[:8] == others[:8]
     assert pulled[8] is first
@@ -81,16 +85,16 @@ def test_a_replica_pulls_the_call_whose_prefix_it_holds_but_passes_over_the_firs
 def test_many_that_wait_for_another_model_are_judged_once(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene()
     scene.fleet.update(Replica(name, f"http://{name}", models=frozenset({name})) for name in NAMES[:2])
-    judge, judged = scene.fleet.hit_tokens, 0
+    judge, judged = scene.fleet.choose_among, 0
 
-    def hit_tokens(*given: Any) -> int | None:
+    def choose_among(*given: Any) -> Decision | None:
         nonlocal judged
         judged += 1
         return judge(*given)
 
     for _ in range(50):
         scene.queue.enter(scene.waiting(model="a"), 0.0)
-    monkeypatch.setattr(scene.fleet, "hit_tokens", hit_tokens)
+    monkeypatch.setattr(scene.fleet, "choose_among", choose_among)
     other = scene.waiting(model="b")
     scene.queue.enter(other, 0.0)
 
@@ -104,7 +108,7 @@ def test_calls_do_not_wait_for_work_that_is_only_guessed_at(priority: int) -> No
     config = AdmissionConfig()
     fleet = Fleet(PickingConfig(), Random(1), windows=config)
     fleet.update([Replica(NAMES[0], "http://a")])
-    queue = Admission(config, fleet, Random(2))
+    queue = Admission(config, fleet)
     demand = fleet.demand(fingerprint(b"x"), text_bytes=1, prompt_tokens=30_000)
     picks = []
     while (pick := fleet.try_pick(demand, 0.0)) is not None:
@@ -128,7 +132,7 @@ def test_what_cancelled_calls_were_charged_gives_room_while_others_wait() -> Non
     config = AdmissionConfig()
     fleet = Fleet(PickingConfig(residual_s=1.0), Random(1), windows=config)
     fleet.update([Replica(NAMES[0], "http://a")])
-    queue = Admission(config, fleet, Random(2))
+    queue = Admission(config, fleet)
     demand = fleet.demand(fingerprint(b"x"), text_bytes=1, prompt_tokens=100_000)
     picks = []
     while (pick := fleet.try_pick(demand, 0.0)) is not None:

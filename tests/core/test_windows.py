@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from random import Random
 
-import pytest
-
 from mlbalance_client.config import AdmissionConfig, PickingConfig
 from mlbalance_client.core.fingerprint import fingerprint
 from mlbalance_client.core.fleet import Fleet, Pick
-from mlbalance_client.core.gradient import Gradient
 from mlbalance_client.core.load_report import LoadReport
 from mlbalance_client.core.model import Demand, Replica, ReplicaId, Usage, Verdict
 
@@ -82,9 +79,9 @@ def test_granted_tokens_are_used_up_too() -> None:
     fleet.hear(A, report(0.0, free_tokens=500, prefill_tokens=0))
 
     assert sent(fleet, 0.1, tokens=400)
-    assert fleet.pulls_s(0, 0.1, overload=True) > 0, "a call may overdraw: else a long one would never fit"
+    assert fleet.pulls(0, 0.1, overload=True), "a call may overdraw: else a long one would never fit"
     assert sent(fleet, 0.1, tokens=9_000)
-    assert fleet.pulls_s(0, 0.1, overload=True) == 0
+    assert not fleet.pulls(0, 0.1, overload=True)
     assert sent(fleet, 0.1)
 
 
@@ -170,44 +167,3 @@ def test_the_best_for_its_prefix_may_have_enough_to_do_while_others_have_room_bu
 
     fleet.hear(home, report(11.0, expected_wait_s=0.0, free_requests=0))
     assert fleet.choose(long, 11.0).chosen.place != first.place
-
-
-@pytest.mark.parametrize("prompt_s", [0.1, 30.0])
-def test_the_adaptive_limit_does_not_shrink_for_long_prompts(prompt_s: float) -> None:
-    limit = Gradient()
-    for _ in range(300):
-        limit.sample(0.1, 0.1, 300)
-    before = limit.value
-    for _ in range(300):
-        limit.sample(prompt_s, prompt_s, int(limit.value))
-
-    assert limit.value > before
-
-
-def test_the_adaptive_limit_shrinks_when_calls_come_later_than_predicted() -> None:
-    limit = Gradient()
-    for _ in range(600):
-        limit.sample(1.0, 1.0, 200)
-    before = limit.value
-    for _ in range(30):
-        limit.sample(10.0, 1.0, int(limit.value))
-
-    assert 8.0 <= limit.value < before / 2
-
-
-def test_the_adaptive_limit_grows_only_while_it_is_used() -> None:
-    limit = Gradient()
-    before = limit.value
-    for _ in range(1000):
-        limit.sample(1.0, 1.0, 10)
-
-    assert limit.value == before
-
-
-@pytest.mark.parametrize("figure", [float("nan"), float("inf"), -1.0])
-def test_the_adaptive_limit_takes_no_absurd_sample(figure: float) -> None:
-    limit = Gradient()
-    for took_s, predicted_s in ((figure, 1.0), (1.0, figure)):
-        limit.sample(took_s, predicted_s, 1_000)
-
-    assert limit.value == Gradient().value

@@ -1,0 +1,127 @@
+"""How many own calls may stand before their first content, at all replicas together: a window on queueing delay.
+
+What a first content comes later than its own prefill takes, it has queued. Up to the target the limit grows while half
+of it is used, by one a round, or by one for each call of a client that finds nobody else's work. What is not used
+fades, so that a burst does not begin with what was never tried. Beyond the target it is cut to target over delay, once
+for all that were under way; the oldest of them may show that before its content comes. A few
+are always open to a client of which no more wait than are under way: its own chance clusters are no overload. One
+limit for all replicas: a client among many has too few calls at each to learn from. Own work is no reason to cut:
+``Windows`` bounds it by replica.
+
+After Swift (Kumar et al., SIGCOMM 2020: target delay, increase by one a round, one cut a round)
+and RFC 7661 (what is not used is not kept).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from math import inf
+
+from .ledger import Charge
+
+_START = 2.0
+_ALWAYS = 4.0
+_FLOOR = 1.0
+_CEILING = 65_536.0
+_ALONE = 0.25
+# A call that is later by so many targets hangs: it keeps no place from others, who may go elsewhere.
+_LOST = 4.0
+_STEP = 0.1
+_FADE = 0.1
+_LEAST_LEFT = 0.3
+
+
+class DelayLimit:
+    """One client's limit, in calls. ``target_s``: how long calls may stand behind others' work."""
+
+    __slots__ = (
+        *("_before", "_cut_at", "_cut_before", "_lost", "_others_s", "_replicas"),
+        *("_target_s", "_under_way", "_untried", "_waiting", "value"),
+    )
+
+    def __init__(self, target_s: float) -> None:
+        self.value = _ALWAYS
+        self._target_s = target_s
+        self._replicas = 0
+        self._untried = True
+        # In company until own calls show nobody else's work.
+        self._others_s = target_s
+        self._waiting = 0
+        self._lost: list[Charge] = []
+        self._under_way: deque[Charge] = deque()
+        self._cut_at = self._cut_before = -inf
+        self._before = self.value
+
+    def members(self, replicas: int) -> None:
+        """The fleet has so many now."""
+        self._replicas = replicas
+        if self._untried:
+            self.value = max(_ALWAYS, _START * replicas)
+
+    def sent(self, charge: Charge) -> None:
+        """A call is on its way."""
+        calls = self._under_way
+        while calls and calls[0].released:
+            calls.popleft()
+        calls.append(charge)
+
+    def waits(self, calls: int) -> None:
+        """So many wait for room now."""
+        self._waiting = calls
+        if not calls:
+            self.value = max(self.value, _ALWAYS)
+
+    def answered(self, charge: Charge, under_way: int, now: float) -> None:
+        """A call's first content has come; ``under_way``: own calls that had not had theirs, this one included."""
+        queued_s = now - charge.at - charge.prefill_s
+        others_s = queued_s - charge.waiting_s
+        target_s = self._target_s
+        self._untried = False
+        self._others_s += _STEP * (min(max(0.0, others_s), target_s) - self._others_s)
+        if queued_s > target_s:
+            self._late(queued_s, charge.at, now)
+        elif 2 * under_way >= self.value:
+            self.value = min(_CEILING, self.value + (1.0 if self._alone else 1.0 / max(1.0, self.value)))
+        else:
+            enough = max(2.0 * under_way, _START * self._replicas if self._alone else _ALWAYS)
+            self.value -= _FADE * max(0.0, self.value - enough)
+
+    def opens_in_s(self, under_way: int, now: float) -> float:
+        """0 if one more may be sent, else infinite: not before one of those ``under_way`` has its content."""
+        if under_way + 1 > min(self.value, _ALWAYS):
+            self._look(now)
+            under_way -= len(self._lost)
+        return 0.0 if under_way + 1 <= self.value else inf
+
+    def takes_urgent(self, under_way: int) -> bool:
+        """Whether one more may be sent that is more important than those who wait: as much again is kept for such."""
+        return under_way + 1 <= 2.0 * max(1.0, self.value)
+
+    @property
+    def _alone(self) -> bool:
+        return self._others_s < _ALONE * self._target_s
+
+    def _look(self, now: float) -> None:
+        """The oldest call under way may be late already: to wait for its content would be too late."""
+        calls, target_s = self._under_way, self._target_s
+        self._lost = [charge for charge in self._lost if not charge.released]
+        while calls:
+            oldest = calls[0]
+            queued_s = now - oldest.at - oldest.prefill_s
+            if not oldest.released and queued_s <= _LOST * target_s:
+                if queued_s > target_s and not self._untried:
+                    self._late(queued_s, oldest.at, now)
+                return
+            calls.popleft()
+            if not oldest.released:
+                self._lost.append(oldest)
+
+    def _late(self, queued_s: float, sent_at: float, now: float) -> None:
+        if self._alone or sent_at <= self._cut_before:
+            return
+        if sent_at > self._cut_at:
+            self._cut_before, self._cut_at = self._cut_at, now
+            self._before = self.value
+        least = _FLOOR if self._waiting >= self.value else min(self.value, _ALWAYS)
+        left = max(_LEAST_LEFT, self._target_s / queued_s)
+        self.value = max(least, min(self.value, self._before * left))

@@ -1,0 +1,145 @@
+"""One limit for all replicas: calls that have no content yet, by how long first contents stand behind others' work."""
+
+from __future__ import annotations
+
+from math import inf
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlbalance_client.core.delay_limit import DelayLimit
+from mlbalance_client.core.ledger import Charge, Ledger
+
+TARGET_S = 3.0
+
+
+class Scene:
+    """One client of ``replicas``, of which one gets all calls: they are told apart by time only."""
+
+    def __init__(self, replicas: int = 8) -> None:
+        self.ledger = Ledger(0.0)
+        self.limit = DelayLimit(TARGET_S)
+        self.limit.members(replicas)
+
+    def send(self, now: float, own_s: float = 1.0, place: int = 0) -> Charge:
+        charge = self.ledger.charge(place, prefill_tokens=1, decode_tokens=0, prefill_s=own_s, now=now)
+        self.limit.sent(charge)
+        return charge
+
+    def answer(self, charge: Charge, now: float, under_way: int | None = None) -> None:
+        self.limit.answered(charge, self.ledger.queued if under_way is None else under_way, now)
+        self.ledger.first_content(charge, now)
+
+    def rounds(
+        self, count: int, stood_s: float, waiting: int = 0, under_way: int = 3, now: float = 0.0
+    ) -> float:
+        """One call after another, each of which stands for so long; the time after them."""
+        for _ in range(count):
+            self.limit.waits(waiting)
+            self.answer(self.send(now), now + stood_s, under_way)
+            now += stood_s + 0.1
+        return now
+
+
+def test_it_begins_with_two_calls_a_replica_and_grows_as_fast_as_it_is_used() -> None:
+    scene = Scene(8)
+    assert scene.limit.opens_in_s(15, 0.0) == 0.0
+    assert scene.limit.opens_in_s(16, 0.0) == inf
+
+    scene.rounds(100, 1.0, under_way=1_000)
+
+    assert scene.limit.opens_in_s(90, 0.0) == 0.0
+
+
+def test_own_work_is_no_crowd_however_long() -> None:
+    scene = Scene()
+    scene.rounds(50, 1.0, under_way=100)
+    before = scene.limit.value
+    calls = [scene.send(1_000.0) for _ in range(60)]
+    for at, call in enumerate(calls):  # the last one stands behind a minute of own work
+        scene.answer(call, 1_001.0 + at, under_way=100)
+
+    assert scene.limit.value > before
+
+
+def test_others_work_cuts_it_to_a_few_and_to_one_only_while_more_wait_than_are_under_way() -> None:
+    scene = Scene()
+    now = scene.rounds(50, 12.0)
+    assert 4.0 <= scene.limit.value <= 5.0
+
+    now = scene.rounds(50, 12.0, waiting=10, now=now)
+    assert scene.limit.value < 2.0
+    assert scene.limit.opens_in_s(1, now) == inf
+    assert scene.limit.opens_in_s(0, now) == 0.0
+
+    scene.limit.waits(0)
+    assert scene.limit.value >= 4.0
+
+
+def test_those_sent_before_a_cut_do_not_cut_again() -> None:
+    scene = Scene(50)
+    calls = [scene.send(0.0, place=at) for at in range(30)]
+    scene.answer(calls[0], 100.0)
+    after_one = scene.limit.value
+    assert after_one < 100.0
+    for call in calls[1:]:
+        scene.answer(call, 100.0)
+
+    assert scene.limit.value >= after_one * 0.99
+
+
+def test_a_call_that_is_late_already_cuts_it_before_its_content_comes() -> None:
+    scene = Scene()
+    now = scene.rounds(1, 1.0)
+    before = scene.limit.value
+    for place in range(10):
+        scene.send(now, place=place)
+    assert scene.limit.opens_in_s(10, now + 3.0) == 0.0
+
+    assert scene.limit.opens_in_s(10, now + 12.0) == inf
+    assert scene.limit.value < before
+
+
+def test_a_call_that_hangs_keeps_no_other_from_being_sent() -> None:
+    scene = Scene()
+    now = scene.rounds(50, 12.0, waiting=10)
+    scene.limit.waits(10)
+    scene.send(now)
+    assert scene.limit.opens_in_s(1, now + 2.0) == inf
+
+    assert scene.limit.opens_in_s(1, now + 20.0) == 0.0
+
+
+def test_what_is_not_used_fades() -> None:
+    scene = Scene(100)
+    scene.rounds(100, 3.0, under_way=1)
+
+    assert scene.limit.value < 6.0
+
+
+def test_as_many_again_are_kept_for_urgent_calls() -> None:
+    scene = Scene()
+    scene.rounds(50, 12.0, waiting=10)
+
+    assert scene.limit.opens_in_s(1, 10_000.0) == inf
+    assert scene.limit.takes_urgent(1)
+    assert not scene.limit.takes_urgent(2)
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 1e9), st.floats(0, 1e9), st.integers(1, 1_000), st.integers(0, 100)),
+        max_size=60,
+    )
+)
+def test_whatever_comes_one_may_be_under_way(
+    samples: list[tuple[float, float, int, int]],
+) -> None:
+    scene = Scene()
+    now = 0.0
+    for own_s, stood_s, under_way, waiting in samples:
+        scene.limit.waits(waiting)
+        scene.answer(scene.send(now, own_s), now + stood_s, under_way)
+        now += stood_s
+
+        assert scene.limit.opens_in_s(0, now) == 0.0
