@@ -196,7 +196,9 @@ async def scene(calls: int, seed: int) -> None:
     assert ends["200"] > 0
     assert set(ends) <= {
         "200", "400", "429", "500", "503", "cancelled", "AttemptsExhausted", "DeadlineExceeded", "StreamInterrupted",
+        "NoCapacity",
     }  # fmt: skip
+    assert ends["NoCapacity"] <= calls / 100  # deadlines that could not be met
 
 
 def _on_asyncio() -> bool:
