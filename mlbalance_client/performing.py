@@ -27,7 +27,7 @@ from .core.model import Demand, ReplicaId, Usage, Verdict
 from .core.outlier import Failure, failure_of, failure_of_status
 from .core.picker import Decision
 from .core.report import CallReport
-from .dialects import Dialect, Sign
+from .dialects import Dialect, Lacks, Sign
 from .errors import (
     AttemptReport,
     AttemptsExhausted,
@@ -358,10 +358,19 @@ class Performer:
             await flow.aclose(Verdict.FAILED)
         now = self._clock()
         hints = read_hints(flow.wire.headers, time.time())
-        if status in RETRIED_STATUSES:
+        lacks = None if flow.in_band_error is None else flow.in_band_error.lacks(status)
+        if lacks is Lacks.MODEL:
+            attempt.pick.lacks_model(now)
+        elif status in RETRIED_STATUSES:
             attempt.pick.failed(now, hints.after_s, failure_of_status(status, hints.after_s))
         others = self._fleet.others(call.demand, call.plan.tried, now)
-        command = call.plan.refused(attempt.number, status, now, held=held, hints=hints, others=others)
+        command = call.plan.refused(
+            *(attempt.number, status, now),
+            held=held,
+            hints=hints,
+            others=others,
+            lacks_model=lacks is not None,
+        )
         if not held and not _delivers(command, attempt.number):
             call.flows.pop(attempt.number, None)
             # Now: a second attempt that fails while this is being closed cuts that short with its command.
