@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import tempfile
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from ..registries.process import free_ports
+from . import install
 
 MODEL = "tiny"
 BATCH, QUEUE = 4, 6
@@ -21,8 +23,8 @@ BLOCK_TOKENS, BLOCKS = 128, 128
 SLOTS = 2
 
 
-class Engine:
-    """Engines have processes of their own, so all of the session that they were started in are ended."""
+class Engine(ABC):
+    """Installed, not started. Engines have processes of their own: all of the session that one began are ended."""
 
     def __init__(self) -> None:
         (self.port,) = free_ports(1)
@@ -30,6 +32,14 @@ class Engine:
         self.target = f"static://127.0.0.1:{self.port}"
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the engine
         self._process: subprocess.Popen[bytes] | None = None
+
+    @abstractmethod
+    def start(self) -> None:
+        """It serves some time after this, or ends."""
+
+    @abstractmethod
+    def load(self) -> tuple[float, float]:
+        """Requests running and waiting, as it says itself."""
 
     def _spawn(self, command: Sequence[str | Path], environment: Mapping[str, str]) -> None:
         assert self._process is None
@@ -79,9 +89,9 @@ class Vllm(Engine):
     What it calls the most queued requests is the most unfinished ones.
     """
 
-    def __init__(self, python: Path, model: Path) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._python, self._model = python, model
+        self._python, self._model = install.vllm_python(), install.models() / "llama"
         self.events_port, self.replay_port = free_ports(2)
 
     def start(self, *, reporter: str = "", kv_events: bool = False) -> None:
@@ -112,7 +122,6 @@ class Vllm(Engine):
         self._spawn(command, own)
 
     def load(self) -> tuple[float, float]:
-        """Requests running and waiting."""
         found = self.metrics()
         return found["vllm:num_requests_running"], found["vllm:num_requests_waiting"]
 
@@ -125,9 +134,9 @@ class Vllm(Engine):
 class LlamaServer(Engine):
     """llama.cpp's server on one core, with ``SLOTS`` calls at once."""
 
-    def __init__(self, program: Path, model: Path) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._program, self._model = program, model
+        self._program, self._model = install.llama_server(), install.models() / "llama.gguf"
 
     def start(self) -> None:
         command: list[str | Path] = [
@@ -137,6 +146,5 @@ class LlamaServer(Engine):
         self._spawn(command, {})
 
     def load(self) -> tuple[float, float]:
-        """Requests running and waiting."""
         found = self.metrics()
         return found["llamacpp:requests_processing"], found["llamacpp:requests_deferred"]

