@@ -358,11 +358,14 @@ class Performer:
             await flow.aclose(Verdict.FAILED)
         now = self._clock()
         hints = read_hints(flow.wire.headers, time.time())
-        lacks = None if flow.in_band_error is None else flow.in_band_error.lacks(status)
+        error = flow.in_band_error
+        lacks = None if error is None else error.lacks(status)
         if lacks is Lacks.MODEL:
             attempt.pick.lacks_model(now)
         elif status in RETRIED_STATUSES:
-            attempt.pick.failed(now, hints.after_s, failure_of_status(status, hints.after_s))
+            says_busy = error is not None and error.busy
+            kind = failure_of_status(status, hints.after_s, says_busy=says_busy)
+            attempt.pick.failed(now, hints.after_s, kind)
         others = self._fleet.others(call.demand, call.plan.tried, now)
         command = call.plan.refused(
             *(attempt.number, status, now),

@@ -25,6 +25,7 @@ from .core.load_format import HEADER, LoadFormatError, PrefixDelta, decode_heade
 from .core.load_report import LoadReport
 from .core.model import Demand, Replica, ReplicaId
 from .core.prefix_delta import KEYED_SCHEME
+from .errors import ClientClosed
 from .load_reports import Auto, Complaints, Forbidden, Format, NoAnswer, NotThere, ReportError, orca
 from .load_reports.shared import Key, SharedPrefixes
 from .load_reports.stream import CALL_HEADER, StreamReader
@@ -265,6 +266,8 @@ class Reporting:
                     except ReportError as error:
                         logger.debug("load report of %s: %s", followed.replica.id, error)
                         pause_s = self._missed(followed, error)
+                    except ClientClosed:
+                        return
                     except Exception as error:
                         if "failure" not in followed.told:
                             logger.debug("following %s failed", followed.replica.id, exc_info=True)

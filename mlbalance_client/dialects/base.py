@@ -56,12 +56,13 @@ class Lacks(Enum):
 class InBandError:
     """An engine's error, as its answer's body tells it. ``status``: the code it gives there, 500 if none.
 
-    ``missing``: what its words say is not there.
+    ``missing``: what its words say is not there; ``busy``: whether they say that there is too much to do.
     """
 
     status: int
     message: str
     missing: Lacks | None = None
+    busy: bool = False
 
     def lacks(self, status: int) -> Lacks | None:
         """What the replica does not have, if the answer's status is one that says so."""

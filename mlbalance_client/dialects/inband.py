@@ -28,6 +28,9 @@ _NO_MODEL = re.compile(
 )
 _NO_ADAPTER = re.compile(r"(?:the following requested )?lora adapters? are not loaded", re.IGNORECASE)
 
+# vLLM's, SGLang's, Ollama's and TGI's words. None of the first three says when to come again.
+_BUSY = re.compile(r"\bbusy\b|\bqueue is full\b|\boverloaded\b", re.IGNORECASE)
+
 
 def error_in(kind: str, event: Fields) -> InBandError | None:
     """The error in an event of this kind, or in a whole body, in any of the shapes that engines give it.
@@ -44,7 +47,8 @@ def error_in(kind: str, event: Fields) -> InBandError | None:
     named = fields.get("type"), fields.get("code"), event.get("error_type")
     said = message or next(filter(None, named), "an error without a message")
     words = str(said)[:_MESSAGE_CHARS]
-    return InBandError(_status(fields, event, named), words, _missing(words, named))
+    busy = _BUSY.search(words) is not None
+    return InBandError(_status(fields, event, named), words, _missing(words, named), busy)
 
 
 def _missing(words: str, named: tuple[object, ...]) -> Lacks | None:

@@ -213,6 +213,28 @@ def test_an_error_tells_whether_a_model_or_an_adapter_is_missing(
     assert (error.lacks(status) if error else None) is lacks
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "busy"),
+    [
+        (CHAT, {"error": {"message": "The engine is currently busy and cannot accept new requests."}}, True),
+        (CHAT, {"object": "error", "message": "The request queue is full.", "code": 503}, True),
+        (CHAT, {"error": "server busy, please try again.  maximum pending requests exceeded"}, True),
+        (CHAT, {"error": "Model is overloaded", "error_type": "overloaded"}, True),
+        (CHAT, {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}, False),
+        (INFER, {"error": "Model with name double is not ready."}, False),
+    ],
+)
+def test_an_error_tells_whether_the_engine_has_too_much_to_do(
+    path: str, body: dict[str, Any], busy: bool
+) -> None:
+    watch = find("POST", path).watch(503, JSON)
+    watch.passed(json.dumps(body).encode())
+    error = watch.end().error
+
+    assert error is not None
+    assert error.busy is busy
+
+
 def test_an_error_after_content_spoils_the_end() -> None:
     _, _, ending = watched(
         CHAT,

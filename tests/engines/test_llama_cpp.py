@@ -44,15 +44,28 @@ def test_auto_finds_out_what_it_is(started: Start) -> None:
 
 
 async def test_its_load_is_told_as_it_is_for_it_refuses_nobody(engine: LlamaServer) -> None:
-    async with client(engine.url) as using:
-        async with streams(using, SLOTS + 6):
+    async with client(engine.url) as using, client(engine.url, kind="none") as filling:
+        await using.post(CHAT, json=body())
+        async with streams(filling, SLOTS + 6):
             report = await until_told(using, engine, SLOTS, 6)
         await until_told(using, engine, 0, 0)
-        left = using.snapshot().outstanding_tokens
+        left = filling.snapshot().outstanding_tokens
     print(f"llama.cpp busy ({SLOTS} running, 6 waiting): {report}")
 
     assert report["batch_limit"] == SLOTS
     assert left == 0
+
+
+async def test_what_is_too_much_for_it_waits_in_the_client(engine: LlamaServer) -> None:
+    async with client(engine.url) as using:
+        await using.post(CHAT, json=body())
+        await until_told(using, engine, 0, 0)
+        async with streams(using, SLOTS + 6):
+            await until(lambda: using.snapshot().queued > 0, using.snapshot)
+            loads = [await anyio.to_thread.run_sync(engine.load) for _ in range(10)]
+    print(f"llama.cpp, {SLOTS + 6} streams of a client that knows its slots: running and waiting {loads}")
+
+    assert max(running + waiting for running, waiting in loads) <= SLOTS + 1
 
 
 @pytest.mark.parametrize("streamed", [True, False])

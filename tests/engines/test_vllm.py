@@ -66,11 +66,12 @@ def test_auto_finds_out_what_it_is(started: Start) -> None:
 
 
 async def test_its_load_is_told_as_it_is(engine: Vllm) -> None:
-    async with client(engine.url) as using:
-        async with streams(using, BATCH + 5):
+    async with client(engine.url) as using, client(engine.url, kind="none") as filling:
+        await using.post(CHAT, json=body())
+        async with streams(filling, BATCH + 5):
             report = await until_told(using, engine, BATCH, 5)
         await until_told(using, engine, 0, 0)
-        left = using.snapshot().outstanding_tokens
+        left = filling.snapshot().outstanding_tokens
     print(f"vLLM busy ({BATCH} running, 5 waiting): {report}")
 
     assert 0 < report["kv_used"] <= 1
@@ -103,7 +104,7 @@ async def _refused(using: mlb.AsyncClient, *, stream: bool) -> httpx.Response:
 
 
 async def test_what_it_says_when_it_is_full_comes_back_if_there_is_nobody_else(engine: Vllm) -> None:
-    async with client(engine.url) as filling, client(engine.url) as using:
+    async with client(engine.url, kind="none") as filling, client(engine.url, kind="none") as using:
         async with full(filling, engine):
             plain = await _refused(using, stream=False)
             streamed = await _refused(using, stream=True)
@@ -121,7 +122,7 @@ async def test_a_call_that_it_refuses_is_served_elsewhere(engine: Vllm) -> None:
     with Fleet(1, spec=EngineSpec().scaled(20), model=MODEL) as other:
         urls = (engine.url, *other.urls)
         async with (
-            client(engine.url) as filling,
+            client(engine.url, kind="none") as filling,
             client(*urls, kind="none", policy="round_robin") as using,
         ):
             async with full(filling, engine):
@@ -264,11 +265,11 @@ def reporting(installed: Vllm, restarted: dict[str, Any]) -> Vllm:
 
 
 async def test_the_middleware_tells_the_engines_load_and_each_call_once(reporting: Vllm) -> None:
-    async with client(reporting.url, kind="stream") as using:
-        await using.post(CHAT, json=body())
-        await until(lambda: told(using).get("source") == "stream", using.snapshot)
-        async with streams(using, BATCH + 3):
-            await until(lambda: "acked" in told(using), using.snapshot)
+    async with client(reporting.url, kind="stream") as using, client(reporting.url, kind="none") as filling:
+        for _ in range(3):
+            await using.post(CHAT, json=body())
+            await until(lambda: told(using).get("source") == "stream", using.snapshot)
+        async with streams(filling, BATCH + 3):
             report = await until_told(using, reporting, BATCH, 3)
         await until_told(using, reporting, 0, 0)
     print(f"vLLM's middleware while it is busy ({BATCH} running, 3 waiting): {report}")
@@ -276,7 +277,19 @@ async def test_the_middleware_tells_the_engines_load_and_each_call_once(reportin
     assert report["state"] == "ready"
     assert report["kv_capacity_tokens"] == BLOCKS * BLOCK_TOKENS  # read from the engine, inside its process
     assert report["batch_limit"] == BATCH
-    assert report["acked"] >= BATCH + 3
+    assert report["acked"] == 3  # all of this client's
+
+
+async def test_what_is_too_much_for_it_waits_in_the_client(reporting: Vllm) -> None:
+    async with client(reporting.url, kind="stream") as using:
+        await using.post(CHAT, json=body())
+        await until_told(using, reporting, 0, 0)
+        async with streams(using, BATCH + 6):
+            await until(lambda: using.snapshot().queued > 0, using.snapshot)
+            loads = [await anyio.to_thread.run_sync(reporting.load) for _ in range(10)]
+    print(f"vLLM, {BATCH + 6} streams of a client that pulls: running and waiting {loads}")
+
+    assert max(running + waiting for running, waiting in loads) <= BATCH + 1
 
 
 async def test_published_prefixes_are_what_the_engine_finds(reporting: Vllm) -> None:

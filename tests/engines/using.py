@@ -57,6 +57,7 @@ def client(*urls: str, kind: str = "auto", policy: str = "prefix_tokens") -> mlb
             discovery={"kind": "static", "replicas": list(urls)},
             load_reports={"kind": kind, "interval_s": 0.1, "timeout_s": 30, "expiry_s": 120},
             picking={"policy": policy, "residual_s": 0.0},
+            admission={"queue_timeout_s": WITHIN_S},
         ),
         timeout=WITHIN_S,
     )
@@ -105,7 +106,10 @@ async def until_told(of: mlb.AsyncClient, engine: Engine, running: int, waiting:
 
 @asynccontextmanager
 async def streams(of: mlb.AsyncClient, count: int) -> AsyncIterator[None]:
-    """So many streams that are read, each begun again when it ends, until the block ends; then they are cancelled."""
+    """So many streams that are read, each begun again when it ends, until the block ends; then they are cancelled.
+
+    A client that is told that the engine is full would keep calls back: to fill it takes one with ``kind="none"``.
+    """
 
     async def read(number: int) -> None:
         text = f"{number} {ENDLESS['messages'][0]['content']}"
