@@ -245,7 +245,7 @@ class Fitness:
                     found.append(Unproven(replica, ejection.needs))
             elif self.slow_start.on_trial(place):
                 found.append(Unproven(replica, Proof.MODEL))
-            elif now - self._heard_at[place] >= older_than_s:
+            elif now - max(self._heard_at[place], self.outliers.alive_at(place)) >= older_than_s:
                 found.append(Unproven(replica, Proof.SYSTEM))
         return found
 

@@ -239,6 +239,10 @@ class Outliers:
         if self._silences:
             self._silences.pop(place, None)
 
+    def alive_at(self, place: int) -> float:
+        """When it last did; before all time if never."""
+        return self._alive_at.get(place, float("-inf"))
+
     def begun(self, place: int, now: float) -> None:
         """The replica began to answer a call."""
         self._begun_at[place] = now
