@@ -19,6 +19,7 @@ from . import install
 
 MODEL = "tiny"
 BATCH, QUEUE = 4, 6
+CONTEXT = 15_000
 BLOCK_TOKENS, BLOCKS = 128, 128
 SLOTS = 2
 
@@ -105,9 +106,9 @@ class Vllm(Engine):
         }  # fmt: skip
         command: list[str | Path] = [
             self._python, "-m", "vllm.entrypoints.cli.main", "serve", self._model, "--host", "127.0.0.1",
-            "--port", str(self.port), "--served-model-name", MODEL, "--dtype", "float32", "--max-model-len", "4096",
-            "--max-num-seqs", str(BATCH), "--max-num-queued-reqs", str(BATCH + QUEUE), "--enforce-eager",
-            "--enable-prompt-tokens-details", "--num-gpu-blocks-override", str(BLOCKS),
+            "--port", str(self.port), "--served-model-name", MODEL, "--dtype", "float32",
+            "--max-model-len", str(CONTEXT), "--max-num-seqs", str(BATCH), "--max-num-queued-reqs", str(BATCH + QUEUE),
+            "--enforce-eager", "--enable-prompt-tokens-details", "--num-gpu-blocks-override", str(BLOCKS),
         ]  # fmt: skip
         if reporter:
             own |= {"MLBALANCE_REPORTER_REPLICA": reporter, "MLBALANCE_REPORTER_BATCH_LIMIT": str(BATCH)}
@@ -141,7 +142,7 @@ class LlamaServer(Engine):
     def start(self) -> None:
         command: list[str | Path] = [
             self._program, "-m", self._model, "--host", "127.0.0.1", "--port", str(self.port), "--alias", MODEL,
-            "--metrics", "--slots", "-np", str(SLOTS), "-c", str(4096 * SLOTS), "-t", "1", "--no-webui",
+            "--metrics", "--slots", "-np", str(SLOTS), "-c", str(CONTEXT * SLOTS), "-t", "1", "--no-webui",
         ]  # fmt: skip
         self._spawn(command, {})
 

@@ -5,6 +5,7 @@ vLLM takes about 4 GB and some minutes; llama.cpp's server is compiled, in about
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -47,7 +48,7 @@ def _finish_vllm(python: Path) -> None:
 
 def models() -> Path:
     """The folder with ``llama/`` for vLLM and ``llama.gguf`` for llama.cpp: random weights, a tokenizer of bytes."""
-    folder = ENGINES / "models"
+    folder = ENGINES / f"models-{hashlib.sha256(_MODELS.read_bytes()).hexdigest()[:12]}"
     if not folder.exists():
         ENGINES.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=ENGINES) as name:

@@ -160,6 +160,23 @@ async def test_a_burst_that_it_takes_in_part_is_served_elsewhere_for_the_rest(en
     assert not [event for answer in found for event in events(answer.content) if "error" in event]
 
 
+async def test_a_model_that_it_does_not_have_is_served_elsewhere(engine: Vllm) -> None:
+    asked = body() | {"model": "another"}
+    with Fleet(1, spec=EngineSpec().scaled(20), model="another") as other:
+        async with client(engine.url, *other.urls, kind="none", policy="round_robin") as using:
+            answers = [await using.post(CHAT, json=asked) for _ in range(4)]
+        async with client(engine.url, kind="none") as alone:
+            unknown = await alone.post(CHAT, json=asked)
+    attempts = [answer.extensions["mlbalance"].attempts for answer in answers]
+    print(
+        f"vLLM without a model: {unknown.text}; with another: {[[str(a) for a in each] for each in attempts]}"
+    )
+
+    assert {answer.status_code for answer in answers} == {200}
+    assert (404, 200) in {tuple(attempt.status for attempt in each) for each in attempts}
+    assert unknown.status_code == 404
+
+
 @pytest.mark.parametrize("way", ["left", "cancelled", "timed out", "not streamed"])
 async def test_it_gives_up_a_call_that_is_given_up(way: str, engine: Vllm) -> None:
     await until_said(engine.load, (0, 0))
@@ -314,7 +331,7 @@ async def test_published_prefixes_follow_kv_cache_events(reporting: Vllm) -> Non
 async def _published(engine: Vllm, how: str) -> None:
     """Prompts that do not all fit into the cache, asked for again and again, by one client; another one hears of it."""
     chance = Random(7)
-    prompts = [prose(chance.choice(range(200, 224)), 1000) for _ in range(60)]
+    prompts = [prose(chance.choice(range(200, 224)), 1000) for _ in range(40)]
     async with client(engine.url, kind="stream") as observer, client(engine.url, kind="none") as caller:
         for number in range(8):  # it learns how many bytes a token has
             await observer.post(CHAT, json=body(prose(number, 1000)))

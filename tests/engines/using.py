@@ -48,7 +48,9 @@ def prose(seed: int, words: int = 1000) -> str:
     return " ".join(Random(seed).choices(WORDS, k=words))
 
 
-ENDLESS = body(max_tokens=3500, stream=True, ignore_eos=True)
+ENDLESS = body(max_tokens=12_000, stream=True, ignore_eos=True)
+LONG_TOKENS = 3_500
+"""As many as each of a whole batch of calls can have in vLLM's cache."""
 
 
 def client(*urls: str, kind: str = "auto", policy: str = "prefix_tokens") -> mlb.AsyncClient:
@@ -114,7 +116,7 @@ async def streams(of: mlb.AsyncClient, count: int) -> AsyncIterator[None]:
     async def read(number: int) -> None:
         text = f"{number} {ENDLESS['messages'][0]['content']}"
         while True:
-            async with of.stream("POST", CHAT, json={**ENDLESS, **body(text, 3500)}) as answer:
+            async with of.stream("POST", CHAT, json={**ENDLESS, **body(text, LONG_TOKENS)}) as answer:
                 async for _ in answer.aiter_raw():
                     pass
             await anyio.sleep(0.01)
