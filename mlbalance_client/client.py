@@ -191,12 +191,16 @@ class _Cookies(library.Cookies):
 class _Spared:
     """Spares a client of the library what costs as much as a pick and comes to the same for every call to a model."""
 
-    _MOST_URLS = 256
+    _MOST_KNOWN = 256
+    # All that a request may differ in from one before without being taken apart anew.
+    _OWN = frozenset({"content", "json", "headers", "timeout", "extensions"})
 
     def _spare(self, cookies: Any) -> None:
         self._jar = _Cookies(cookies)
         self._base: library.URL | None = None
         self._absolute: dict[str, library.URL] = {}
+        self._sent: list[tuple[bytes, bytes]] = []
+        self._merged: dict[tuple[tuple[str, str], ...], library.Headers] = {}
 
     @property
     def cookies(self) -> library.Cookies:
@@ -208,18 +212,65 @@ class _Spared:
         self._jar = _Cookies(cookies)
 
     def build_request(self, method: str, url: library.URL | str, **given: Any) -> library.Request:
-        """As the library's; a path that was asked for before is not taken apart again."""
+        """As the library's; a path and headers that were given before are not taken apart again."""
         client: Any = self
         if client.base_url is not self._base:
             self._base, self._absolute = client.base_url, {}
         plain = given.get("params") is None and not client.params
         path = url if plain and isinstance(url, str) else None
         known = None if path is None else self._absolute.get(path)
+        if (
+            known is not None
+            and not self._jar
+            and self._OWN.issuperset(name for name, value in given.items() if value is not None)
+        ):
+            headers = self._known_headers(client, given.get("headers"))
+            if headers is not None:
+                return self._known_request(client, method, known, headers, given)
         # A mixin's super is not known to be the library's client.
         request: library.Request = super().build_request(method, known or url, **given)  # type: ignore[misc]
-        if path is not None and known is None and len(self._absolute) < self._MOST_URLS:
+        if path is not None and known is None and len(self._absolute) < self._MOST_KNOWN:
             self._absolute[path] = request.url
         return request
+
+    @staticmethod
+    def _known_request(
+        client: Any, method: str, url: library.URL, headers: library.Headers, given: dict[str, Any]
+    ) -> library.Request:
+        extensions = given.get("extensions") or {}
+        if "timeout" not in extensions:
+            timeout = given.get("timeout", library.USE_CLIENT_DEFAULT)
+            if timeout is library.USE_CLIENT_DEFAULT:
+                timeout = client.timeout
+            extensions = {**extensions, "timeout": library.Timeout(timeout).as_dict()}
+        return library.Request(
+            method,
+            url,
+            headers=headers,
+            content=given.get("content"),
+            json=given.get("json"),
+            extensions=extensions,
+        )
+
+    def _known_headers(self, client: Any, given: Any) -> library.Headers | None:
+        """The client's headers with those of a call, if these are plain text."""
+        if given is None:
+            return library.Headers(client.headers)
+        if type(given) is not dict:
+            return None
+        own = client.headers.raw
+        if own != self._sent:
+            self._sent, self._merged = own, {}
+        try:
+            merged = self._merged.get(key := tuple(given.items()))
+        except TypeError:
+            return None
+        if merged is None:
+            merged = library.Headers(client.headers)
+            merged.update(given)
+            if len(self._merged) < self._MOST_KNOWN:
+                self._merged[key] = merged
+        return merged
 
 
 class AsyncClient(_Spared, library.AsyncClient):

@@ -15,9 +15,8 @@ BalancerError
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 
 class FailureKind(StrEnum):
@@ -48,8 +47,7 @@ class FailureKind(StrEnum):
         return self in (FailureKind.READ_TIMEOUT, FailureKind.WRITE_TIMEOUT, FailureKind.REQUEST)
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptReport:
+class AttemptReport(NamedTuple):
     """What one attempt did. Times in seconds since the call began."""
 
     number: int

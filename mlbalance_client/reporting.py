@@ -107,6 +107,7 @@ class Reporting:
         self._down: dict[ReplicaId, anyio.Event] = {}
         self._askable = False
         self._look_again_at = 0.0
+        self._looks = load_reports.shared_looks()
         self.client = ""
         load_reports.create(config)  # a plugin that is not there is an error now, not a line in the log later
 
@@ -248,7 +249,7 @@ class Reporting:
         return _Followed(
             replica,
             asking,
-            load_reports.create(config, replica.models),
+            load_reports.create(config, replica.models, self._looks),
             streams=config.kind in ("auto", "stream"),
             cadence=Cadence(config.interval_s, self._rng),
         )

@@ -100,14 +100,7 @@ class Telling:
                 AttemptEnded(now, call, number, replica.id, now - began, status, failure, detail)
             )
         return AttemptReport(
-            number=number,
-            replica=replica.id,
-            url=replica.url,
-            started_s=began - call_began,
-            ended_s=now - call_began,
-            status=status,
-            failure=failure,
-            detail=detail,
+            number, replica.id, replica.url, began - call_began, now - call_began, status, failure, detail
         )
 
     def settled(

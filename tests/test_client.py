@@ -877,23 +877,47 @@ def test_after_a_fork_a_used_client_refuses_and_an_unused_one_draws_anew() -> No
     assert len(set(said[1:])) == 4
 
 
-async def test_cookies_and_urls_are_as_the_librarys(fleet: Fleet) -> None:
-    client = mlb.AsyncClient(",".join(fleet.urls[:1]), cookies={"a": "1"})
-    plain = httpx.AsyncClient(base_url="http://fleet", cookies={"a": "1"})
+async def test_requests_are_built_as_by_the_library(fleet: Fleet) -> None:
+    client = mlb.AsyncClient(
+        ",".join(fleet.urls[:1]), cookies={"a": "1"}, headers={"x-own": "ours"}, timeout=3.0
+    )
+    plain = httpx.AsyncClient(
+        base_url="http://fleet", cookies={"a": "1"}, headers={"x-own": "ours"}, timeout=3.0
+    )
+    asked: list[tuple[Any, dict[str, Any]]] = [
+        ("/v1/models", {}),
+        ("/v1/models?x=1", {}),
+        ("/v1/models", {"params": {"y": "2"}}),
+        ("v1/%41", {"cookies": {"b": "2"}}),
+        (httpx.URL("/v1/models"), {}),
+        ("/v1/models", {"json": {"a": [1, "ä"]}}),
+        ("/v1/models", {"content": b"x", "headers": {"Content-Type": "text/plain", "X-Own": "called"}}),
+        ("/v1/models", {"content": b"x", "headers": {"x-other": "1"}, "timeout": None}),
+        ("/v1/models", {"content": b"", "headers": [("x-other", "1"), ("x-other", "2")]}),
+        ("/v1/models", {"content": b"x", "timeout": httpx.Timeout(5.0, read=7.0)}),
+        ("/v1/models", {"content": b"x", "timeout": 9.0, "extensions": {"sni_hostname": "s"}}),
+        ("/v1/models", {"content": b"x", "extensions": {"timeout": {"read": 1.0}}}),
+        ("/v1/models", {"data": {"a": "b"}, "headers": {"x-other": "1"}}),
+        ("/v1/models", {"headers": {"x-other": "1", "host": "elsewhere"}}),
+        ("/v1/models", {"headers": {b"x-bytes": b"\xff"}}),
+    ]
+    parts = ("method", "url", "headers", "content", "extensions")
     try:
-        for _ in range(2):
-            for url, given in (
-                ("/v1/models", {}),
-                ("/v1/models?x=1", {}),
-                ("/v1/models", {"params": {"y": "2"}}),
-                ("v1/%41", {"cookies": {"b": "2"}}),
-                (httpx.URL("/v1/models"), {}),
-            ):
-                ours, theirs = (
-                    client.build_request("GET", url, **given),
-                    plain.build_request("GET", url, **given),
-                )
-                assert (ours.url, ours.headers) == (theirs.url, theirs.headers)
+        for cookies in ({"a": "1"}, {}):
+            for own in ("ours", "changed"):
+                for each in (client, plain):
+                    each.cookies = cookies
+                    each.headers["x-own"] = own
+                for _ in range(2):
+                    for url, given in asked:
+                        ours = client.build_request("POST", url, **given)
+                        theirs = plain.build_request("POST", url, **given)
+                        assert ours.headers.raw == theirs.headers.raw
+                        assert [getattr(ours, part) for part in parts] == [
+                            getattr(theirs, part) for part in parts
+                        ]
+        for each in (client, plain):
+            each.cookies = {"a": "1"}
         for each in (client, plain):
             each.base_url = "http://fleet/below"
             each.params = {"p": "1"}

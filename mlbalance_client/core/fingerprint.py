@@ -9,8 +9,8 @@ hash is blake2b-64 keyed by it, over the same bytes: a seeded xxh3 keeps no secr
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from hashlib import blake2b
+from typing import NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
@@ -18,8 +18,7 @@ BLOCK_BYTES = 1024
 SCHEME = f"xxh3-64/{BLOCK_BYTES}/1"
 
 
-@dataclass(frozen=True, slots=True)
-class Fingerprint:
+class Fingerprint(NamedTuple):
     """``chain``: one unsigned 64-bit hash per full block. ``whole``: the key of the entire prompt."""
 
     chain: tuple[int, ...]

@@ -311,17 +311,9 @@ class Fleet:
             prompt_tokens = int(text_bytes / self.costs.ratio(model).value) + extra_tokens
         output_tokens = self.costs.expected_output(model, route, output_limit)
         return Demand(
-            fingerprint=fingerprint,
-            prompt_tokens=max(1, prompt_tokens),
-            output_tokens=output_tokens,
-            text_bytes=text_bytes,
-            extra_tokens=extra_tokens,
-            model=model,
-            route=route,
-            session=session,
-            blind=blind,
-            replayable=replayable,
-        )
+            fingerprint, max(1, prompt_tokens), output_tokens, text_bytes, extra_tokens,
+            model, route, session, blind, replayable,
+        )  # fmt: skip
 
     def pick(
         self, demand: Demand, now: float, excluded: Collection[ReplicaId] = (), *, number: int = 0

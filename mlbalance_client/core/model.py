@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import NewType
+from typing import NamedTuple, NewType
 
 from .fingerprint import Fingerprint
 
@@ -55,8 +55,7 @@ class Replica:
         return not self.models or model is None or model in self.models
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """What a replica said it did, in tokens; ``None`` where it did not say."""
 
     prompt_tokens: int | None = None
@@ -73,8 +72,7 @@ class Verdict(StrEnum):
     ABANDONED = "abandoned"
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
+class Demand(NamedTuple):
     """What one call asks of a replica, as far as picking goes.
 
     ``prompt_tokens`` and ``output_tokens`` are estimates. ``text_bytes`` is what the prompt estimate rests on

@@ -133,9 +133,14 @@ class Windows:
         """
         if self.shut(place, now):
             return True
-        if waiting_s < share * self._settings.engine_queue_s:
-            return False
-        return bool(self._ledger.accounts[place].queue) or self._load.tells_of_work(place, now)
+        return waiting_s >= share * self._settings.engine_queue_s and not self._guessed(place, now)
+
+    def _guessed(self, place: int, now: float) -> bool:
+        """Whether work is there only by what calls before have found: nothing of it would ever end by itself."""
+        return not self._ledger.accounts[place].queue and not self._load.tells_of_work(place, now)
+
+    def _standing_s(self, place: int, now: float) -> float:
+        return 0.0 if self._guessed(place, now) else self._load.waiting_s(place, now)
 
     def window(self, place: int, now: float) -> Window:
         """What is left of it."""
@@ -152,24 +157,24 @@ class Windows:
 
     def takes_urgent(self, place: int, now: float) -> bool:
         """Whether it takes a call that is more important than others who wait; a grant is about ordinary ones."""
-        return not self.shut(place, now) and self._load.waiting_s(place, now) < self._settings.engine_queue_s
+        return not self.shut(place, now) and self._standing_s(place, now) < self._settings.engine_queue_s
 
     def pulls_s(self, place: int, now: float, *, overload: bool) -> float:
         """How many seconds of work it may be given that waits here; 0 if it pulls none, infinite where it grants."""
         if (room := self._granting(place, now)) is not None:
             used_up = room.shut or (room.tokens is not None and room.tokens <= room.sent_tokens)
             return 0.0 if used_up or self.shut(place, now) else inf
-        waiting_s = self._load.waiting_s(place, now)
-        if self.full(place, waiting_s, now, _PULL_SHARE if overload else 1.0):
+        standing_s = self._standing_s(place, now)
+        if self.full(place, standing_s, now, _PULL_SHARE if overload else 1.0):
             return 0.0
-        return max(0.0, self._settings.engine_queue_s - waiting_s)
+        return self._settings.engine_queue_s - standing_s
 
     def drains_in_s(self, place: int, now: float, *, overload: bool) -> float:
         """In how many seconds it pulls by the mere draining of work; infinite if that is not what it wants."""
         if self._granting(place, now) is not None or self.shut(place, now):
             return inf
         share = _PULL_SHARE if overload else 1.0
-        left_s = self._load.waiting_s(place, now) - share * self._settings.engine_queue_s
+        left_s = self._standing_s(place, now) - share * self._settings.engine_queue_s
         return left_s if left_s > 0.0 else inf
 
     def _granting(self, place: int, now: float) -> _Room | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from mlbalance_client.core.model import Usage
 
@@ -13,8 +13,7 @@ from mlbalance_client.core.model import Usage
 _LACKING = frozenset({400, 404})
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """What a dialect reads from one request.
 
     prompt:       canonical bytes to fingerprint (docs/dialects.md); empty if there is nothing to place by
@@ -69,8 +68,7 @@ class InBandError:
         return self.missing if status in _LACKING else None
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(NamedTuple):
     """What an answer's end tells. ``complete``: the dialect's own mark of a whole answer was seen."""
 
     usage: Usage | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from json import JSONDecoder
 from math import prod
 from urllib.parse import unquote
@@ -51,10 +51,10 @@ class _ModelDialect:
         try:
             reading, parameters = self._read(model, path, body)
         except (Unreadable, RecursionError):
-            return replace(read_bytes(body), model=model)
+            return read_bytes(body)._replace(model=model)
         # A sequence has its state on one replica (Triton's sequence extension).
         sequence = parameters.get("sequence_id")
-        return replace(reading, session=str(sequence), replayable=False) if sequence else reading
+        return reading._replace(session=str(sequence), replayable=False) if sequence else reading
 
     def watch(self, status: int, content_type: str) -> AnswerWatch:
         """Errors are read, nothing else."""
@@ -89,7 +89,7 @@ class InferDialect(_ModelDialect):
         if not canonical.text_bytes:
             canonical.hashed("body", body)
         size = min(sum(tensor.size for tensor in tensors), _MOST_BYTES)
-        reading = replace(canonical.reading(self.name), prompt_bytes=size)
+        reading = canonical.reading(self.name)._replace(prompt_bytes=size)
         return reading, mapping(fields.get("parameters"))
 
 

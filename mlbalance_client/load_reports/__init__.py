@@ -15,6 +15,7 @@ from .base import MOST_BYTES, Fetch, Forbidden, Format, NoAnswer, NotThere, Page
 from .complaints import Complaints
 from .kserve import KServe
 from .llama_cpp import LlamaCpp
+from .looks import Looks
 from .nim import Nim
 from .ollama import Ollama
 from .ray_serve import RayServe
@@ -32,30 +33,40 @@ __all__ = [
     "Fetch",
     "Forbidden",
     "Format",
+    "Looks",
     "NoAnswer",
     "NotThere",
     "Page",
     "ReportError",
     "create",
     "orca",
+    "shared_looks",
 ]
 
 _NOT_POLLED = frozenset({"orca", "stream", "none"})
 
 
-def create(config: LoadReportsConfig, models: Collection[str] = ()) -> Format | None:
+def create(
+    config: LoadReportsConfig, models: Collection[str] = (), looks: Looks | None = None
+) -> Format | None:
     """The reader of one replica, which remembers what it has seen of it; None if the kind is not read by asking.
 
-    ``models``: those that the replica is known to serve. Raises ConfigError if the kind is not installed.
+    ``models``: those that the replica is known to serve; ``looks``: what readers of a client's replicas share. Raises
+    ConfigError if the kind is not installed.
     """
     if config.kind in _NOT_POLLED:
         return None
     makers = _makers(config.metrics_port, models)
     if config.kind == "auto":
-        return Auto(makers)
+        return Auto(makers, looks)
     if (maker := makers.get(config.kind)) is not None:
         return maker()
     return cast(Format, report_kinds.load(config.kind)(config))
+
+
+def shared_looks() -> Looks:
+    """For all replicas of one client."""
+    return Looks(tuple(_makers(None, ())))
 
 
 def _makers(port: int | None, models: Collection[str]) -> dict[str, Callable[[], Format]]:

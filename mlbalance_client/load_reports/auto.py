@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from mlbalance_client.core.load_report import LoadReport
 
 from .base import Fetch, Format, NoAnswer, NotThere, ReportError
+from .looks import Looks, Turn
 from .probes import Once
 
 _FIRST_PAUSE_S = 1.0
@@ -73,12 +74,16 @@ class Search:
 
 
 class Auto:
-    """Reads a replica in the format that it turns out to speak. ``makers``: a fresh format by its kind."""
+    """Reads a replica in the format that it turns out to speak. ``makers``: a fresh format by its kind.
+
+    ``looks``: shared with those who read the client's other replicas, if there are any.
+    """
 
     kind = "auto"
 
-    def __init__(self, makers: Mapping[str, Callable[[], Format]]) -> None:
+    def __init__(self, makers: Mapping[str, Callable[[], Format]], looks: Looks | None = None) -> None:
         self._makers = makers
+        self._looks = Looks(tuple(makers)) if looks is None else looks
         self._search = Search(tuple(makers))
         self._format: Format | None = None
 
@@ -112,8 +117,11 @@ class Auto:
         return report
 
     async def _recognised(self, kinds: tuple[str, ...], fetch: Fetch) -> Format | None:
+        turn = Turn()
         for kind in kinds:
+            await self._looks.may_ask_for(kind, turn)
             candidate = self._makers[kind]()
             if await candidate.recognises(fetch):
+                self._looks.found(kind)
                 return candidate
         return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Any
 
 from ..core.load_format import HEADER
@@ -106,7 +105,7 @@ class WatchedCall:
             except Exception as error:
                 self._blind(error)
         if reading.dialect in _NO_OUTPUT:
-            reading = replace(reading, output_limit=0)
+            reading = reading._replace(output_limit=0)
         self._call = self._board.begin_reading(reading, self._call_id)
 
     def _head(self, message: Message) -> Message:

@@ -98,6 +98,31 @@ def test_many_that_wait_for_another_model_are_judged_once(monkeypatch: pytest.Mo
     assert judged < 10
 
 
+@pytest.mark.parametrize("priority", [0, 1])
+def test_calls_do_not_wait_for_work_that_is_only_guessed_at(priority: int) -> None:
+    """What calls have found at replicas that tell nothing is a mean of the past: of itself it never ends."""
+    config = AdmissionConfig()
+    fleet = Fleet(PickingConfig(), Random(1), windows=config)
+    fleet.update([Replica(NAMES[0], "http://a")])
+    queue = Admission(config, fleet, Random(2))
+    demand = fleet.demand(fingerprint(b"x"), text_bytes=1, prompt_tokens=30_000)
+    picks = []
+    while (pick := fleet.try_pick(demand, 0.0)) is not None:
+        picks.append(pick)
+    calls = [queue.waiting(demand, 0.0, priority=priority) for _ in range(5)]
+    ended = [each for call in calls for each in queue.enter(call, 0.0)]
+    for pick in picks:
+        pick.first_content(50.0)
+        pick.settle(Verdict.OK, 50.0)
+    assert fleet.load.waiting_s(0, 50.0) > config.engine_queue_s
+    assert not fleet.ledger.requests
+
+    ended += queue.tick(50.0)
+
+    assert any(call.pick for call in ended)
+    assert fleet.ledger.requests
+
+
 def test_what_cancelled_calls_were_charged_gives_room_while_others_wait() -> None:
     """A cancelled call stays charged for a while; a queue that is never empty must not keep it so for ever."""
     config = AdmissionConfig()
