@@ -57,7 +57,7 @@ def client(*urls: str, kind: str = "auto", policy: str = "prefix_tokens") -> mlb
     return mlb.AsyncClient(
         mlb.BalancerConfig(
             discovery={"kind": "static", "replicas": list(urls)},
-            load_reports={"kind": kind, "interval_s": 0.1, "timeout_s": 30, "expiry_s": 120},
+            load_reports={"kind": kind, "interval_s": 0.1, "timeout_s": 10, "expiry_s": 120},
             picking={"policy": policy, "residual_s": 0.0},
             admission={"queue_timeout_s": WITHIN_S},
         ),
