@@ -9,6 +9,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -19,8 +20,9 @@ from . import install
 
 MODEL = "tiny"
 BATCH, QUEUE = 4, 6
-CONTEXT = 15_000
 BLOCK_TOKENS, BLOCKS = 128, 128
+# Whole blocks, or vLLM reckons its cache a little smaller than it is; and not all of them, or it does not start.
+CONTEXT = 117 * BLOCK_TOKENS
 SLOTS = 2
 
 
@@ -75,13 +77,19 @@ class Engine(ABC):
     def metrics(self) -> Counter[str]:
         """The engine's own figures, by name and by ``name{reason}``."""
         found: Counter[str] = Counter()
-        page = httpx.get(self.url + "/metrics", trust_env=False, timeout=30).text
-        for family in text_string_to_metric_families(page):
+        for family in text_string_to_metric_families(self._page("/metrics")):
             for sample in family.samples:
                 found[sample.name] += sample.value
                 if reason := sample.labels.get("finished_reason"):
                     found[f"{sample.name}{{{reason}}}"] += sample.value
         return found
+
+    def _page(self, path: str) -> str:
+        """Asked for until it comes: llama.cpp may leave a connection waiting until some stream ends."""
+        for _ in range(60):
+            with suppress(httpx.TimeoutException):
+                return httpx.get(self.url + path, trust_env=False, timeout=10).text
+        raise AssertionError(f"no answer from {path}")
 
 
 class Vllm(Engine):

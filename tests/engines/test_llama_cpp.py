@@ -65,7 +65,8 @@ async def test_what_is_too_much_for_it_waits_in_the_client(engine: LlamaServer) 
             loads = [await anyio.to_thread.run_sync(engine.load) for _ in range(10)]
     print(f"llama.cpp, {SLOTS + 6} streams of a client that knows its slots: running and waiting {loads}")
 
-    assert max(running + waiting for running, waiting in loads) <= SLOTS + 1
+    # One beyond its slots; and once more what was on its way there when it was asked, of which it says nothing.
+    assert max(running + waiting for running, waiting in loads) <= 2 * (SLOTS + 1) - 1
 
 
 @pytest.mark.parametrize("streamed", [True, False])

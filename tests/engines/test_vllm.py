@@ -331,7 +331,7 @@ async def test_published_prefixes_follow_kv_cache_events(reporting: Vllm) -> Non
 async def _published(engine: Vllm, how: str) -> None:
     """Prompts that do not all fit into the cache, asked for again and again, by one client; another one hears of it."""
     chance = Random(7)
-    prompts = [prose(chance.choice(range(200, 224)), 1000) for _ in range(40)]
+    prompts = [prose(chance.choice(range(200, 224)), 1000) for _ in range(30)]
     async with client(engine.url, kind="stream") as observer, client(engine.url, kind="none") as caller:
         for number in range(8):  # it learns how many bytes a token has
             await observer.post(CHAT, json=body(prose(number, 1000)))
