@@ -16,6 +16,10 @@ import anyio
 logger = logging.getLogger("mlbalance_client")
 
 _SWEPT_FROM = 64
+# For how long it is remembered that timers rang late.
+_REMEMBERED_S = 2.0
+_ROUNDS = 4.0
+_ROUND_S = 0.25
 
 # When, on the client's clock, and a number: values that the garbage collector need not visit.
 Alarm = tuple[float, int]
@@ -31,6 +35,8 @@ class Alarms:
         self._numbers = count()
         self._wakes_at = inf
         self._woken: anyio.Event | None = None
+        self._late_s = self._late_before_s = 0.0
+        self._late_since = -inf
 
     def __len__(self) -> int:
         return len(self._rings)
@@ -43,6 +49,30 @@ class Alarms:
         if at < self._wakes_at and self._woken is not None:
             self._woken.set()
         return alarm
+
+    def late_s(self, now: float) -> float:
+        """How much later than it came this client may see what comes, by how late its timers have rung lately.
+
+        A busy loop goes round several times until a first content is known: its head, then itself, read and resumed.
+        """
+        if now - self._late_since >= _REMEMBERED_S:
+            self._note_late(0.0, now)
+        return _ROUNDS * max(self._late_s, self._late_before_s)
+
+    def seen_at(self, began: float, slow_s: float, now: float) -> float:
+        """When to look whether what began then is slow: after ``slow_s``, or a little later if that is not yet seen."""
+        late_s = self.late_s(now)
+        slow_at = began + slow_s
+        if late_s > slow_s / 4 and now < slow_at + late_s:
+            return max(slow_at, min(slow_at + late_s, now + _ROUND_S))
+        return slow_at
+
+    def _note_late(self, late_s: float, now: float) -> None:
+        since_s = now - self._late_since
+        if since_s >= _REMEMBERED_S:
+            self._late_before_s = self._late_s if since_s < 2 * _REMEMBERED_S else 0.0
+            self._late_s, self._late_since = 0.0, now
+        self._late_s = max(self._late_s, late_s)
 
     def cancel(self, alarm: Alarm) -> None:
         """It will not ring. Idempotent."""
@@ -59,6 +89,9 @@ class Alarms:
                 self._wakes_at = self._ring_due()
                 with anyio.move_on_after(self._wakes_at - self.clock()):
                     await self._woken.wait()
+                if not self._woken.is_set():
+                    now = self.clock()
+                    self._note_late(now - self._wakes_at, now)
         finally:
             self._woken = None
 

@@ -179,9 +179,13 @@ class Flow:
 
     async def stop(self, verdict: Verdict, kind: FailureKind, why: str) -> None:
         """Close what the caller still holds; whoever reads on will hear why."""
+        self.condemn(kind, why)
+        await self.aclose(verdict)
+
+    def condemn(self, kind: FailureKind, why: str) -> None:
+        """It is about to be closed, if it has not ended by then."""
         if not self.settled:
             self.stopped = Stopped(kind, why)
-        await self.aclose(verdict)
 
 
 class AnswerBody:

@@ -8,6 +8,7 @@ from math import inf
 from types import TracebackType
 from typing import Self
 
+from .alarms import Alarm
 from .calls import Call
 from .core.fleet import Pick
 from .core.model import Replica, Usage, Verdict
@@ -16,6 +17,7 @@ from .dialects.plain import reading_of
 from .engine import Engine
 from .events import Subscriber
 from .face import Target
+from .performing import LONG_DELAYS
 
 __all__ = ["Balancer", "Lease"]
 
@@ -24,12 +26,19 @@ class Lease:
     """One picked and charged replica. Say how it went; leaving without a verdict means cancelled.
 
     An exception that leaves the block means that the replica has failed the call, unless a verdict was given before.
+    One that is slow to begin counts against its replica as a call of ours does, if callers say of any when it begins.
     """
 
-    def __init__(self, pick: Pick, report: CallReport, engine: Engine, began: float) -> None:
+    def __init__(self, owner: Balancer, pick: Pick, report: CallReport, engine: Engine, began: float) -> None:
+        self._owner = owner
         self._pick = pick
         self._engine = engine
         self._began = began
+        self._sent_at = self._looked_at = engine.clock()
+        self._expected = engine.hedging.expect(pick)
+        self._slow_s = engine.hedging.slow_after_s(self._expected)
+        self._look_at = self._sent_at + self._slow_s
+        self._alarm: Alarm | None = engine.alarms.set(self._look_at, self._look)
         self._id = engine.new_id()
         self._settled = False
         self.report = report
@@ -46,6 +55,8 @@ class Lease:
         now = self._engine.clock()
         if self.report.ttft_s is None:
             self.report.ttft_s = now - self._began
+            self._learn(now, None)
+        self._owner.hears_of_first_content = True
         self._pick.first_content(now)
 
     def more_content(self) -> None:
@@ -60,6 +71,8 @@ class Lease:
         output_tokens: int | None = None,
     ) -> None:
         """The call went well; figures as the replica gave them, where it did."""
+        if self._pick.demand.blind and not self._settled:
+            self._learn(self._engine.clock(), output_tokens)
         self._settle(Verdict.OK, Usage(prompt_tokens, cached_tokens, output_tokens))
 
     def fail(self, error: BaseException | str) -> None:
@@ -71,11 +84,43 @@ class Lease:
 
     def release(self) -> None:
         """End the lease without a verdict, as if the call was cancelled; nothing if there was one."""
+        if self._alarm is not None and not self._settled and self._says_when_it_begins:
+            now = self._engine.clock()
+            self._engine.hedging.cut_short(self._expected, now - self._sent_at, now)
+            self._pick.cut_short(now)
         self._settle(Verdict.CANCELLED)
+
+    @property
+    def _says_when_it_begins(self) -> bool:
+        return self._owner.hears_of_first_content and not self._pick.demand.blind
+
+    def _learn(self, now: float, output_tokens: int | None) -> None:
+        """It has begun; of one that is not streamed: ended."""
+        self._engine.hedging.answered(self._expected, now - self._sent_at, now, output_tokens)
+        self._look_no_more()
+
+    def _look(self) -> None:
+        """It is slow to begin."""
+        now = self._engine.clock()
+        stood_s = now - self._sent_at
+        if (seen_at := self._engine.alarms.seen_at(self._sent_at, self._slow_s, now)) > now:
+            self._look_at = seen_at
+        else:
+            if self._pick.demand.blind or self._says_when_it_begins:
+                self._pick.silent(now, self._looked_at, patient=stood_s < LONG_DELAYS * self._slow_s)
+            self._looked_at = now
+            self._look_at = now + max(self._slow_s, stood_s / 2)
+        self._alarm = self._engine.alarms.set(self._look_at, self._look)
+
+    def _look_no_more(self) -> None:
+        if self._alarm is not None:
+            self._engine.alarms.cancel(self._alarm)
+            self._alarm = None
 
     def _settle(self, verdict: Verdict, usage: Usage | None = None) -> None:
         if not self._settled:
             self._settled = True
+            self._look_no_more()
             self._pick.settle(verdict, self._engine.clock(), usage)
             self._engine.tell.settled(self._id, self._pick, self.report, self._began, verdict, usage)
 
@@ -87,6 +132,7 @@ class Balancer:
         from .config import BalancerConfig
 
         self._engine = Engine(BalancerConfig.from_target(target))
+        self.hears_of_first_content = False
 
     async def __aenter__(self) -> Self:
         self._engine.start()
@@ -120,7 +166,7 @@ class Balancer:
             pick = await engine.queueing.wait(
                 engine.new_id(), demand, call.options, report, deadline=deadline
             )
-        lease = Lease(pick, report, engine, began)
+        lease = Lease(self, pick, report, engine, began)
         try:
             yield lease
         except Exception as error:

@@ -123,8 +123,10 @@ class Engine:
             config.http.call_timeout_s,
         )
         self._sender = Sender(config.http, self.wire, self.reporting)
-        alarms = Alarms(clock)
-        self.queueing = Queueing(config.admission, self.fleet, self.tell, alarms, self._rng)
+        self.alarms = Alarms(clock)
+        self.fleet.late_s = self.alarms.late_s
+        self.hedging = Hedging(config.hedging)
+        self.queueing = Queueing(config.admission, self.fleet, self.tell, self.alarms, self._rng)
         changed = partial(_call_weakly, WeakMethod(self._on_change))
         self._roster = Roster(config.discovery, self.fleet, self.events, Random(config.seed), clock, changed)
         self._strategies = RetryStrategies(config.retries, self._rng)
@@ -133,9 +135,9 @@ class Engine:
             config.http,
             self.fleet,
             self._sender,
-            Hedging(config.hedging),
+            self.hedging,
             self.queueing,
-            alarms,
+            self.alarms,
             self.reporting,
             self._roster,
             self.held,
@@ -161,7 +163,8 @@ class Engine:
             self.reporting.start(self._client_id, int(self._client_id, 16))
             self.held.start(EventLoop())
             self._loops.append(Loop("streams", self.held.tend, owner=self))
-            self._loops.append(Loop("alarms", self._performer.alarms.tend, owner=self))
+            self._loops.append(Loop("connections", self.wire.tend, owner=self))
+            self._loops.append(Loop("alarms", self.alarms.tend, owner=self))
             self._loops += self._roster.start(owner=self)
             if self.reporting.runs:
                 self._loops.append(Loop("load reports", self.reporting.run, owner=self))
@@ -185,6 +188,7 @@ class Engine:
             await self._end()
 
     async def _end(self) -> None:
+        self.held.condemn()
         for loop in self._loops:
             loop.cancel()
         try:

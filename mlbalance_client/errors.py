@@ -119,7 +119,7 @@ class ClientClosed(BalancerError, RuntimeError):
 
 
 class AttemptsExhausted(BalancerError):
-    """Every attempt failed and none got an HTTP answer. ``attempts``: one report each, in order.
+    """Every attempt failed and none got an HTTP answer. ``attempts``: one report each, as they were started.
 
     ``retry_after_s``: in how many seconds a replica may be tried again, if all rest.
     """
@@ -132,8 +132,9 @@ class AttemptsExhausted(BalancerError):
 
     @property
     def kind(self) -> FailureKind:
-        """How the last attempt failed; a face chooses its library's class by it."""
-        return self.attempts[-1].failure or FailureKind.PROTOCOL
+        """How the attempt failed that ended last; a face chooses its library's class by it."""
+        last = max(reversed(self.attempts), key=lambda told: told.ended_s or 0.0)
+        return last.failure or FailureKind.PROTOCOL
 
 
 class StreamInterrupted(BalancerError):

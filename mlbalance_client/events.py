@@ -84,7 +84,10 @@ class HedgeStarted:
 
 @dataclass(frozen=True, slots=True)
 class HedgeEnded:
-    """A hedged call is answered by ``replica``; ``won``: by an attempt that was started beside another."""
+    """A hedged call is answered by ``replica``; ``won``: by an attempt that was started beside another.
+
+    ``attempt`` is 0 and ``replica`` empty if the call ended without an answer.
+    """
 
     at: float
     call: str

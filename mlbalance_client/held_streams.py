@@ -19,6 +19,7 @@ from .wire import Wire
 
 # A reader who does not come back for so long does not read; long enough to hand on what it has read.
 _BETWEEN_READS_S = 0.2
+_CLOSED = FailureKind.CANCELLED, "the client was closed"
 
 
 class HeldStreams:
@@ -92,10 +93,15 @@ class HeldStreams:
         finally:
             await self._wire.aclose()
 
+    def condemn(self) -> None:
+        """The client closes: whoever reads on will hear so, whichever end of it he notices first."""
+        for flow in self._open:
+            flow.condemn(*_CLOSED)
+
     async def stop_all(self) -> None:
-        """The client closes: whoever reads on will hear so."""
+        """End them."""
         for flow in list(self._open):
-            await flow.stop(Verdict.CANCELLED, FailureKind.CANCELLED, "the client was closed")
+            await flow.stop(Verdict.CANCELLED, *_CLOSED)
 
     def _drop(self, flow: Flow) -> None:
         """The caller dropped a body. Runs in a finalizer: any thread, any moment; hence only a note and a wake-up."""

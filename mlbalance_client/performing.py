@@ -103,13 +103,18 @@ class CallUnderWay:
     scope: anyio.CancelScope | None = None
     told: Command | None = None
     alarm: Alarm | None = None
-    delivered: Pick | None = None
+    delivered: bool = False
     over: bool = False
 
     @property
     def main(self) -> Attempt | None:
         """The attempt in the caller's own task, if one is under way."""
         return next((attempt for attempt in self.running.values() if not attempt.hedge), None)
+
+    @property
+    def told_in_order(self) -> tuple[AttemptReport, ...]:
+        """What there is to report of its attempts that are over, as they were started."""
+        return tuple(sorted(self.attempts, key=lambda told: told.number))
 
     def interrupt(self, command: Command) -> None:
         """Let the caller's task do this instead of what it waits for."""
@@ -212,8 +217,10 @@ class Performer:
                 self.alarms.cancel(call.alarm)
             if call.running:
                 self._leave_others(call, None)
+            if call.report.hedged and not call.delivered:
+                self._tell.hedge_in_vain(call.id)
             for number, flow in list(call.flows.items()):
-                if number not in call.running:  # it has won, and its caller has gone
+                if number not in call.running:  # it was second in the same breath, or its caller has gone
                     await flow.aclose(Verdict.CANCELLED)
             call.flows.clear()  # a flow knows its call: without the circle both go at once, not at the next collection
 
@@ -296,7 +303,7 @@ class Performer:
             command = call.plan.moved(attempt.number)
         elif attempt.overdue and command is _WAIT:
             attempt.pick.failed(self._clock(), kind=Failure.SILENT)
-            command = call.plan.failed(attempt.number, FailureKind.FIRST_CONTENT_TIMEOUT, self._clock())
+            command = self._failed(call, attempt, FailureKind.FIRST_CONTENT_TIMEOUT)
         return command
 
     async def _exchange(self, call: CallUnderWay, attempt: Attempt) -> Command:
@@ -316,19 +323,22 @@ class Performer:
             if (failure := failure_of(error.kind)) is not None:
                 attempt.pick.failed(self._clock(), kind=failure)
             self._ended(call, attempt, failure=error.kind, detail=str(error))
-            return call.plan.failed(attempt.number, error.kind, self._clock())
-        except BaseException:
-            self._cut_short(attempt)
+            return self._failed(call, attempt, error.kind)
+        except BaseException as error:
+            if isinstance(error, anyio.get_cancelled_exc_class()):
+                self._cut_short(attempt)
             overdue, winner = attempt.overdue, call.plan.winner
             await self._drop(call, attempt, Verdict.FAILED if overdue else Verdict.CANCELLED)
             kind = FailureKind.FIRST_CONTENT_TIMEOUT if overdue else FailureKind.CANCELLED
             self._ended(call, attempt, failure=kind, detail=_beaten_by(winner))
             raise
-        if not _delivers(command, attempt.number) and not attempt.flow.settled:
-            # another was first in the same breath
-            await self._drop(call, attempt, Verdict.CANCELLED)
         self._ended(call, attempt, status=attempt.flow.wire.status)
         return command
+
+    def _failed(self, call: CallUnderWay, attempt: Attempt, kind: FailureKind) -> Command:
+        now = self._clock()
+        others = self._fleet.others(call.demand, call.plan.tried, now)
+        return call.plan.failed(attempt.number, kind, now, others=others)
 
     async def _until_commit(self, call: CallUnderWay, attempt: Attempt, flow: Flow) -> Command:
         status = flow.wire.status
@@ -353,7 +363,11 @@ class Performer:
         return await self._refused(call, attempt, flow, error.status if error is not None else 0)
 
     async def _refused(self, call: CallUnderWay, attempt: Attempt, flow: Flow, status: int) -> Command:
-        held = flow.whole or await flow.hold()
+        held = flow.whole
+        if not held:
+            with anyio.move_on_after(_TEXT_WITHIN_S) as text:
+                held = await flow.hold()
+            held = held or text.cancelled_caught  # what has come of it will do: the status tells what to do
         if held:
             await flow.aclose(Verdict.FAILED)
         now = self._clock()
@@ -411,15 +425,15 @@ class Performer:
 
     def _look(self, call: CallUnderWay, now: float) -> None:
         """A call is slow: that speaks against its replica. Hedge it or move it, if that is of use; else look again."""
-        first, late_s = call.main, now - call.look_at
+        first = call.main or next(iter(call.running.values()), None)
         call.look_at = inf
         if first is None or self._closed:
             return
-        if late_s > max(_LATE_S, first.slow_s / 4):  # we stood still: first read what has come meanwhile
-            call.look_at = now + _LATE_S
+        if (seen_at := self.alarms.seen_at(first.began, first.slow_s, now)) > now:
+            call.look_at = seen_at  # or it is a second one that is left alone
             return
         stood_s = now - first.began
-        first.pick.silent(now, first.looked_at, patient=stood_s < _LONG_DELAYS * first.slow_s)
+        first.pick.silent(now, first.looked_at, patient=stood_s < LONG_DELAYS * first.slow_s)
         first.looked_at = now
         call.look_at = now + max(first.slow_s, stood_s / 2)
         if not call.plan.may_hedge and not call.plan.may_move(now):
@@ -427,15 +441,15 @@ class Performer:
         decision = self._fleet.alternative(call.demand, call.plan.tried, now)
         if decision is None:
             return
-        left_s = call.deadline_at - now
+        left_s, outliers = call.deadline_at - now, self._fleet.fitness.outliers
         if call.plan.may_hedge and self._hedging.may(
             decision, call.demand, stood_s, left_s, call.request.options.hedge
         ):
             self._hedge(call, first, decision, now)
         elif call.plan.may_move(now) and (
-            self._fleet.fitness.outliers.ejection(first.pick.place) is not None
+            outliers.ejection(first.pick.place) is not None
             or (
-                stood_s >= _LONG_DELAYS * first.slow_s
+                (stood_s >= LONG_DELAYS * first.slow_s or outliers.doubts(first.pick.place))
                 and first.pick.mute
                 and self._hedging.sooner(decision, call.demand, stood_s, left_s)
             )
@@ -458,12 +472,11 @@ class Performer:
 
     async def _second(self, call: CallUnderWay, attempt: Attempt) -> None:
         """A second attempt, in a task of its own."""
-        number = attempt.number
         try:
             command = await self._try(call, attempt)
         except Exception as error:
             self._ended(call, attempt, failure=FailureKind.PROTOCOL, detail=str(error))
-            command = call.plan.failed(number, FailureKind.PROTOCOL, self._clock())
+            command = self._failed(call, attempt, FailureKind.PROTOCOL)
         finally:
             self._seconds.pop(attempt, None)
         if call.over:  # its caller has gone in this very moment
@@ -515,16 +528,18 @@ class Performer:
         del call.flows[number]
         self._leave_others(call, number)
         report = call.report
-        report.attempts = tuple(sorted(call.attempts, key=lambda told: told.number))
+        report.attempts = call.told_in_order
         if report.hedged:
             self._tell_of_hedge(call, number, flow.pick)
-        call.delivered = flow.pick
+        call.delivered = True
         headers = flow.wire.headers
         if exhausted:
             headers = self._final(headers, call)
         body: AnswerBody | HeldBody
         if flow.settled:
             body = HeldBody(flow.buffered)
+            if not flow.whole:
+                headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
             report.total_s = self._clock() - call.began
         else:
             body = self._held.hand_out(flow)
@@ -552,7 +567,7 @@ class Performer:
         if now >= call.deadline_at:
             return DeadlineExceeded(f"no answer began within {call.deadline_at - call.began:g} s")
         rests_s = self._fleet.opens_in_s(call.demand, now)
-        return AttemptsExhausted(call.attempts, retry_after_s=rests_s or None)
+        return AttemptsExhausted(call.told_in_order, retry_after_s=rests_s or None)
 
     def _cut_short(self, attempt: Attempt) -> None:
         flow = attempt.flow
@@ -568,17 +583,18 @@ class Performer:
             await attempt.flow.aclose(verdict)
         elif call.running.pop(attempt.number, None) is not None:
             attempt.pick.settle(verdict, self._clock())
-            self._settled(call, attempt.pick, verdict, None)
+            self._settled(call, attempt.number, attempt.pick, verdict, None)
 
     def _on_end(self, call: CallUnderWay, flow: Flow, verdict: Verdict, usage: Usage | None) -> None:
         self._held.remove(flow)
-        self._settled(call, flow.pick, verdict, usage)
+        self._settled(call, flow.number, flow.pick, verdict, usage)
 
-    def _settled(self, call: CallUnderWay, pick: Pick, verdict: Verdict, usage: Usage | None) -> None:
-        # Of several attempts the delivered one has the last word, whichever is settled last.
-        counts = pick is call.delivered or (
-            call.delivered is None and (verdict is Verdict.OK or not call.report.hedged)
-        )
+    def _settled(
+        self, call: CallUnderWay, number: int, pick: Pick, verdict: Verdict, usage: Usage | None
+    ) -> None:
+        # Of several attempts the winner has the last word, whichever is settled last.
+        winner = call.plan.winner
+        counts = verdict is Verdict.OK or not call.report.hedged if winner is None else number == winner
         self._tell.settled(call.id, pick, call.report, call.began, verdict, usage, counts=counts)
 
     def _ended(self, call: CallUnderWay, attempt: Attempt, **how: Any) -> None:
@@ -595,10 +611,10 @@ class Performer:
 
 
 _WAIT = Wait()
-# What looks at a call so much too late was late itself.
-_LATE_S = 0.25
 # A call that has stood for so many times what is slow has stood for long.
-_LONG_DELAYS = 3.0
+LONG_DELAYS = 3.0
+# For the text of an error, which is short and there when its status is; one who cannot send it hangs.
+_TEXT_WITHIN_S = 1.0
 
 
 def _beaten_by(winner: int | None) -> str:

@@ -81,6 +81,10 @@ class Telling:
         """A hedged call is answered by the picked replica."""
         self._events.emit(HedgeEnded(self._clock(), call, number, pick.replica.id, won))
 
+    def hedge_in_vain(self, call: str) -> None:
+        """A hedged call ends without an answer."""
+        self._events.emit(HedgeEnded(self._clock(), call, 0, "", won=False))
+
     def ended(
         self,
         call: str,

@@ -7,9 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import settings
 
 from mlbalance_client.simulator.model.fleet import Fleet
 from mlbalance_client.simulator.model.spec import EngineSpec
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def pytest_collection_finish() -> None:

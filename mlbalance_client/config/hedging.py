@@ -66,12 +66,13 @@ class HedgingConfig(Section):
         default=32_768,
         ge=0,
         description="And so many besides, filled up again by traffic only, so that a client with little of it can "
-        "hedge too. The reserves of all clients of a fleet add up: 100 of them may send 3.3 million tokens at once.",
+        "hedge too. It is the most that can be saved up: no call of more tokens is hedged, and at 0 none is. The "
+        "reserves of all clients of a fleet add up: 100 of them may send 3.3 million tokens at once.",
     )
     saturated_at: Annotated[float, Unit("mean calls")] = Field(
         default=3.0,
         gt=0,
         le=1_000,
-        description="Nothing is hedged while the median replica has more work standing than so many mean calls bring: "
-        "a fleet that is merely busy gets no faster by more calls.",
+        description="Nothing is hedged while the median of the replicas that were weighed for the second attempt has "
+        "more work standing than so many mean calls bring: a fleet that is merely busy gets no faster by more calls.",
     )

@@ -35,7 +35,7 @@ class RetriesConfig(Section):
         default=20,
         ge=0,
         description="And so many besides, filled up again by traffic only: what a replica had in hand when it died is "
-        "sent again at once.",
+        "sent again at once. It is the most that can be saved up: at 0 nothing is retried.",
     )
     first_wait_s: Annotated[float, Unit("s")] = Field(
         default=0.0,

@@ -11,8 +11,8 @@ before its status.
 
 Besides, a second attempt may *hedge* the first while that is under way. The first content of any ends the others; one
 that fails leaves the others running, and only when none is under way does another start. An answer in hand is
-delivered rather than an error raised: a failing answer is held while others are tried. A second attempt that failed
-while the first goes on may be replaced, once each. After the commit point no attempt starts.
+delivered rather than an error raised: a failing answer is held while others are tried. One of them that failed while
+the other goes on may be replaced, once. After the commit point no attempt starts.
 """
 
 from __future__ import annotations
@@ -126,6 +126,7 @@ class Attempts:
     _open: set[int] = field(default_factory=set)
     _held: int | None = None
     _anew: bool = False
+    _unsent: bool = False
     _barred: bool = False
     _end: Deliver | GiveUp | None = None
 
@@ -154,12 +155,11 @@ class Attempts:
 
     @property
     def may_hedge(self) -> bool:
-        """Whether a second attempt may start beside the one under way."""
+        """Whether another attempt may start beside those under way."""
         return (
             self._may_go_on
-            and len(self._hedges & self._open) < self.max_hedges
+            and 0 < len(self._open) <= self.max_hedges
             and len(self._hedges) < 2 * self.max_hedges
-            and bool(self._open)
         )
 
     def started(self, replica: ReplicaId, *, hedge: bool = False) -> int:
@@ -171,6 +171,7 @@ class Attempts:
             self._hedges |= {self._numbers}
         else:
             self._sent += 1
+            self._unsent = False
         return self._numbers
 
     @property
@@ -248,27 +249,28 @@ class Attempts:
         if self._open:
             return _WAIT
         needed = Others.WILLING if absent or status in _PUSHBACK else Others.RESTING
-        command = self._after_sent(now, hints, elsewhere=others >= needed)
+        command = self._next(now, hints, elsewhere=others >= needed)
         if held or not isinstance(command, Deliver | GiveUp):
             return command
         self._end = Deliver(number, exhausted=True)
         return self._end
 
-    def failed(self, number: int, kind: FailureKind, now: float) -> Command:
-        """An attempt ended without any answer."""
+    def failed(
+        self, number: int, kind: FailureKind, now: float, *, others: Others = Others.WILLING
+    ) -> Command:
+        """An attempt ended without any answer. ``others``: as in ``refused``."""
         self._open.discard(number)
         if self._end is not None:
             return self._end
-        unsent = kind.never_sent and number not in self._hedges
         if not kind.never_sent:
             self._in_vain(number)
-        self._sent -= unsent
+        elif number not in self._hedges:
+            self._sent -= 1
+            self._unsent = True
         self._barred = self._barred or kind.by_caller
         if self._open:
             return _WAIT
-        if unsent and not self._barred and (self.replayable or not self._sent):
-            return Start(self._tried)
-        return self._after_sent(now, NO_HINTS, elsewhere=True)
+        return self._next(now, NO_HINTS, elsewhere=others > Others.NOBODY)
 
     def resumed(self) -> Command:
         """The pause is over."""
@@ -282,7 +284,9 @@ class Attempts:
         """The call's deadline has passed."""
         return self._end or self._finish()
 
-    def _after_sent(self, now: float, hints: Hints, *, elsewhere: bool) -> Command:
+    def _next(self, now: float, hints: Hints, *, elsewhere: bool) -> Command:
+        if self._unsent and not self._barred:
+            return Start(self._tried)
         elapsed_s = now - self.began
         if not self.replayable or self._barred or self.strategies.stops(self._sent, elapsed_s):
             return self._finish()

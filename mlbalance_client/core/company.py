@@ -14,6 +14,8 @@ _KEEP = 0.95
 _BASE_QUANTILE = 0.1
 _PRIOR_TOKENS = 4096.0
 _PRIOR_KEEP = 0.8
+# Others are at work for certain from this share on.
+_IN_COMPANY = 0.3
 
 
 class Company:
@@ -34,6 +36,11 @@ class Company:
         """The stronger of the two signs."""
         cached = (self._others_cached + self._prior) / (self._cached + self._prior)
         return min(1.0, max(self.waiting_share, cached))
+
+    @property
+    def degree(self) -> float:
+        """From 0 (as good as alone) to 1: how much of what is not explained by own calls others may have caused."""
+        return min(1.0, self.share / _IN_COMPANY)
 
     @property
     def waiting_share(self) -> float:

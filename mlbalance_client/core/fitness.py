@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from ..events import PanicChanged, ReplicaEjected, ReplicaReturned
 from .absences import Absences
-from .fullness import Fullness
 from .load_report import LoadReport
+from .memory import Fullness
 from .model import Replica, ReplicaId
 from .outlier import Ejection, Failure, Outliers, Proof
 from .pushback import Pushback
@@ -54,6 +54,16 @@ def unheard(news: News) -> None:
     """Nobody listens."""
 
 
+def _never(place: int) -> float:
+    """No stream has come from anywhere."""
+    return float("-inf")
+
+
+def _idle(place: int) -> bool:
+    """Nobody is known to wait."""
+    return True
+
+
 def _nothing(place: int) -> None:
     """Nobody has learned anything that is to be forgotten."""
 
@@ -61,7 +71,8 @@ def _nothing(place: int) -> None:
 class Fitness:
     """One client's. ``replicas`` and ``places``: the fleet's own tables, which change under it.
 
-    ``forget``: called with the place of a replica whose speed is to be learned anew; ``changed``: when who is out has.
+    ``forget``: called with the place of a replica whose speed is to be learned anew; ``changed``: when who is out has;
+    ``idle``: whether no call waits at a place for its first content; ``streamed_at``: when a piece last came from it.
     """
 
     def __init__(
@@ -86,6 +97,8 @@ class Fitness:
         self.fullness = Fullness(expiry_s)
         self.forget: Callable[[int], None] = _nothing
         self.changed: Callable[[], None] = lambda: None
+        self.idle: Callable[[int], bool] = _idle
+        self.streamed_at: Callable[[int], float] = _never
         self._tell = tell
         self._panicked = False
         self._heard_at: dict[int, float] = {}
@@ -120,15 +133,22 @@ class Fitness:
         return self.readiness.closed(model, now) | self.absences.lacking(model, now)
 
     def _kept_out(self, now: float, *, replayable: bool) -> int:
-        """Who is ejected, or on trial and not to get this call."""
+        """Who is ejected, or may be silent or is on trial, and not to get this call."""
+        self.pass_to(now)
+        kept_out = self.outliers.barred
+        if self.outliers.doubtful:
+            kept_out |= sum(1 << place for place in self.outliers.doubtful if not self.idle(place))
+        if self.slow_start.active:
+            kept_out |= self.slow_start.barred(now, replayable=replayable)
+        return kept_out
+
+    def pass_to(self, now: float) -> None:
+        """Let back and eject those for whom it is time: at every pick, check and snapshot, and so without calls too."""
         if self.outliers.due(now):
             for place in self.outliers.returned(now):
                 self._come_back(place, now)
             for ejection in self.outliers.overdue(now):
                 self.eject(ejection, now)
-        if not self.slow_start.active:
-            return self.outliers.barred
-        return self.outliers.barred | self.slow_start.barred(now, replayable=replayable)
 
     # -- what is learned of them --------------------------------------------------------------------------------
 
@@ -215,7 +235,7 @@ class Fitness:
             self.outliers.release(place, now)
             self._come_back(place, now)
         if proof is Proof.MODEL:
-            self.outliers.begun(place, now)
+            self.outliers.begun(place, 0.0, now)
             self.served(place, now, now)
 
     def reached(self, id_: ReplicaId, now: float) -> None:
@@ -235,6 +255,7 @@ class Fitness:
 
         Not those of whom only callers' calls can tell, nor those that take no calls by their own word or a registry's.
         """
+        self.pass_to(now)
         closed = self.readiness.closed(None, now)
         found = []
         for place, replica in self._replicas.items():
@@ -245,7 +266,7 @@ class Fitness:
                     found.append(Unproven(replica, ejection.needs))
             elif self.slow_start.on_trial(place):
                 found.append(Unproven(replica, Proof.MODEL))
-            elif now - max(self._heard_at[place], self.outliers.alive_at(place)) >= older_than_s:
+            elif now - max(self._heard_at[place], self.streamed_at(place)) >= older_than_s:
                 found.append(Unproven(replica, Proof.SYSTEM))
         return found
 

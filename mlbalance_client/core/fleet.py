@@ -41,6 +41,8 @@ _SLACK_BLOCKS = 2
 _RENAMED_AFTER_S = 10.0
 # Below this no figure of a call's time tells a slow replica from a small call.
 _FLOOR_S = 0.05
+# Of a time of which this client's own lateness may be more than so much, nothing is its replica's for certain.
+_OWN_SHARE = 0.25
 # Usual for one of many sequences in a batch on a data-centre GPU.
 _DECODE_S_PER_TOKEN = 0.02
 
@@ -84,12 +86,17 @@ class MembershipChange:
         return bool(self.added or self.removed or self.changed)
 
 
+def _in_time(now: float) -> float:
+    """A client that sees at once what comes."""
+    return 0.0
+
+
 class Pick:
     """One chosen and charged replica; tell it what became of the attempt, in any order, as often as you like."""
 
     __slots__ = (
         *("_charge", "_fleet", "_guess", "_on_trial", "_stream"),
-        *("decision", "demand", "place", "replica"),
+        *("decision", "demand", "held", "held_session", "place", "replica"),
     )
 
     def __init__(
@@ -101,8 +108,14 @@ class Pick:
         charge: Charge,
         guess: Guess,
         on_trial: float | None,
+        held: int,
+        *,
+        held_session: bool,
     ) -> None:
+        """``held``: how many blocks of its prompt had been sent there before; ``held_session``: any of its session."""
         self._fleet = fleet
+        self.held = held
+        self.held_session = held_session
         self._on_trial = on_trial
         self._charge = charge
         self._guess = guess
@@ -116,10 +129,11 @@ class Pick:
         """The replica showed its first content: its prefill is done."""
         charge = self._charge
         if not charge.settled and charge.first_content_at is None:
-            self._fleet.ledger.first_content(charge, now)
+            came = self._came(now)
+            self._fleet.ledger.first_content(charge, came)
             if charge.account.open:  # else the replica is gone and its place may be another's
                 self._stream = self._fleet.load.pace.stream(self.place, now)
-                self._fleet.fitness.outliers.begun(self.place, now)
+                self._fleet.fitness.outliers.begun(self.place, now - charge.at, now)
                 self._took(now - charge.at, 0.0, now)
                 self._fleet.stir(self.place)
 
@@ -131,7 +145,6 @@ class Pick:
         """More of a stream, for which its reader asked at ``asked``, came at ``arrived``."""
         if self._stream is not None and self._charge.account.open:
             self._stream.piece(asked, arrived)
-            self._fleet.fitness.outliers.alive(self.place, arrived)
 
     def failed(self, now: float, retry_after_s: float | None = None, kind: Failure = Failure.ERROR) -> None:
         """The replica failed the call, which speaks against it; when it will take calls again, if it said so."""
@@ -146,12 +159,13 @@ class Pick:
             self._fleet.fitness.absences.said(self.place, self.demand.model, now)
 
     def silent(self, now: float, since: float | None = None, *, patient: bool = True) -> None:
-        """The call is slow, and nothing has come of it; nor of any other there since then, as far as that tells.
+        """The call is slow, and nothing has come of it; nor was any other begun there since then, as far as that tells.
 
-        ``patient``: that is no wonder of a replica that starts slowly.
+        ``patient``: that is no wonder of a replica that starts slowly, unless it was silent before.
         """
         fitness, charge = self._fleet.fitness, self._charge
-        if charge.account.open and not (patient and self.place in fitness.slow_start):
+        starts = self.place in fitness.slow_start and not fitness.outliers.unheard(self.place)
+        if charge.account.open and not (patient and starts):
             began = charge.at if since is None else since
             fitness.eject(fitness.outliers.silent(self.place, charge, began, now), now)
 
@@ -162,8 +176,12 @@ class Pick:
         return charge.account.open and self._fleet.fitness.outliers.mute(self.place, charge.at)
 
     def cut_short(self, now: float) -> None:
-        """The call was given up after it had stood for so long without content: it would have taken longer yet."""
+        """The call was given up after it had stood for so long without content: it would have taken longer yet.
+
+        Its prompt is not believed to be there: what has not begun to answer may never have read it.
+        """
         if self._charge.account.open and self._charge.first_content_at is None:
+            self._fleet.forget_prompt(self)
             self._took(now - self._charge.at, 0.0, now, at_least=True)
 
     def settle(self, verdict: Verdict, now: float, usage: Usage | None = None) -> None:
@@ -180,11 +198,17 @@ class Pick:
             self._took(now - charge.at, tokens * _DECODE_S_PER_TOKEN, now)
         self._fleet.on_settled(self, charge, self._guess, verdict, now, usage)
 
+    def _came(self, now: float) -> float:
+        """When what is seen now has come, if this client is late itself."""
+        return max(self._charge.at, now - self._fleet.late_s(now))
+
     def _took(self, took_s: float, decode_s: float, now: float, *, at_least: bool = False) -> None:
         """Told as a multiple of what the call would need at a replica that is as fast as its weight says."""
         fleet, place, chosen = self._fleet, self.place, self.decision.chosen
         fitness = fleet.fitness
         if fitness.slow_start.active and place in fitness.slow_start:
+            return
+        if fleet.late_s(now) > _OWN_SHARE * took_s:
             return
         work_s = (chosen.waiting_s + chosen.own_s) * fleet.rates.relative(place)
         multiple = (took_s + _FLOOR_S) / (work_s + decode_s + _FLOOR_S)
@@ -221,9 +245,11 @@ class Fleet:
         blocks = int(settings.cache_tokens * settings.bytes_per_token / BLOCK_BYTES)
         self.index = PrefixIndex(max(64, blocks))
         self.rates = PrefillRates()
-        self.load = LoadView(self.ledger, settings.others_memory_s, expiry_s, self.rates.__getitem__)
-        self.publishers = Publishers(PublishedPrefixes() if published is None else published)
         self.company = Company()
+        self.load = LoadView(
+            self.ledger, settings.others_memory_s, expiry_s, self.rates.__getitem__, self.company
+        )
+        self.publishers = Publishers(PublishedPrefixes() if published is None else published)
         self._tiered = False
         self.fitness = Fitness(
             self._replicas,
@@ -237,8 +263,11 @@ class Fleet:
         )
         self.fitness.forget = self._forget_speed
         self.fitness.changed = self._out_changed
+        self.fitness.streamed_at = self.load.pace.last_at
+        self.fitness.idle = lambda place: not self.ledger.accounts[place].queue
         self.windows = None if windows is None else Windows(windows, self.ledger, self.load, expiry_s)
         self.on_stir: Callable[[int], None] | None = None
+        self.late_s: Callable[[float], float] = _in_time
         self._identities: dict[int, str] = {}
         self._named_at: dict[int, float] = {}
         self._sight = Sight(
@@ -344,6 +373,7 @@ class Fleet:
     def take(self, decision: Decision, demand: Demand, now: float, *, number: int = 0) -> Pick:
         """Charge the replica that was chosen in this same breath."""
         chosen = decision.chosen
+        self._policy.taken()
         guess = self.load.guess(chosen.place, now)
         charge = self.ledger.charge(
             chosen.place,
@@ -356,12 +386,22 @@ class Fleet:
         )
         if self.windows is not None:
             self.windows.charged(chosen.place, charge)
-        self.index.record(chosen.place, demand.fingerprint.chain)
-        if demand.session is not None:
-            self.index.record(chosen.place, (demand.session,))
+        held = self.index.record(chosen.place, demand.fingerprint.chain)
+        session = demand.session
+        held_session = session is not None and self.index.record(chosen.place, (session,)) == 1
         starting = self.fitness.slow_start
         on_trial = starting.taken(chosen.place) if starting.active else None
-        return Pick(self, self._replicas[chosen.place], demand, decision, charge, guess, on_trial)
+        return Pick(
+            self,
+            self._replicas[chosen.place],
+            demand,
+            decision,
+            charge,
+            guess,
+            on_trial,
+            held,
+            held_session=held_session,
+        )
 
     def others(self, demand: Demand, excluded: Collection[ReplicaId], now: float) -> Others:
         """Who serves the call besides ``excluded``."""
@@ -544,12 +584,11 @@ class Fleet:
         open_ = charge.account.open
         self.ledger.settle(charge, verdict, now)
         if verdict is Verdict.FAILED and charge.first_content_at is None and open_:
-            known = round(pick.decision.chosen.hit_tokens / self._sight.tokens_per_block)
-            self.index.forget(pick.place, pick.demand.fingerprint.chain[known:])
+            self.forget_prompt(pick)
         if verdict is Verdict.OK and open_:
             fitness = self.fitness
             if charge.first_content_at is None:
-                fitness.outliers.begun(pick.place, now)
+                fitness.outliers.begun(pick.place, now - charge.at, now)
             fitness.served(pick.place, charge.at, now)
             fitness.absences.served(pick.place, pick.demand.model, charge.at)
             if (lag := self.load.pace.lag(pick.place)) > 1.0 and pick.place not in fitness.slow_start:
@@ -557,6 +596,13 @@ class Fleet:
             self._learn(pick, charge, guess, usage or Usage())
         if open_:
             self.stir(pick.place)
+
+    def forget_prompt(self, pick: Pick) -> None:
+        """A call's replica is not believed to hold more of its prompt, or session, than it did before."""
+        demand = pick.demand
+        self.index.forget(pick.place, demand.fingerprint.chain[pick.held :])
+        if demand.session is not None and not pick.held_session:
+            self.index.forget(pick.place, (demand.session,))
 
     def _learn(self, pick: Pick, charge: Charge, guess: Guess, usage: Usage) -> None:
         demand, chosen = pick.demand, pick.decision.chosen
@@ -566,12 +612,13 @@ class Fleet:
             units = prefill_units(max(1, prompt - cached), prompt, self._settings.knee_tokens)
             own_s = charge.waiting_s + units / self.rates[pick.place]
             stood_s = charge.first_content_at - charge.at
-            self.load.explained(guess, stood_s, own_s)
             self.load.work.learn(units, max(1, prompt - cached))
-            self.company.stood(stood_s, own_s)
-            if self.windows is not None:
-                under_way = charge.account.requests + 1
-                self.windows.answered(pick.place, stood_s, own_s + guess.reported_s, under_way)
+            if not charge.overtaken:  # else it waited for nobody's work
+                self.load.explained(guess, stood_s, own_s)
+                self.company.stood(stood_s, own_s)
+                if self.windows is not None:
+                    under_way = charge.account.requests + 1
+                    self.windows.answered(pick.place, stood_s, own_s + guess.reported_s, under_way)
             if charge.took_s is not None:
                 self.rates.learn(pick.place, units, charge.took_s)
         if usage.output_tokens is not None:

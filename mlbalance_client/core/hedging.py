@@ -15,7 +15,7 @@ left out, the quantile would drift down with every hedge that is won.
 
 from __future__ import annotations
 
-from math import inf, log
+from math import exp, inf, log
 from statistics import median_low
 from typing import Protocol
 
@@ -112,6 +112,11 @@ class _Route:
         self.decode_tokens = _TRUST_TOKENS
         self.decode_s = _TRUST_TOKENS * _DECODE_S_PER_TOKEN
 
+    @property
+    def usual(self) -> float | None:
+        """The multiple that is typical of the median replica, once there are samples enough."""
+        return exp(self._usual) if self._usual < inf else None
+
     def add(self, replica: ReplicaId, multiple: float, now: float) -> None:
         """Take in one sample, above 0, if its replica is not unusually slow."""
         sample, typical = log(multiple), self._typical.get(replica)
@@ -186,8 +191,15 @@ class Hedging:
         return self.budget.covers(_tokens(demand))
 
     def sooner(self, decision: Decision, demand: Demand, stood_s: float, left_s: float = inf) -> bool:
-        """Whether the chosen replica would take less than the call has stood already, and than it has left."""
-        return self._work_s(decision.chosen, demand, self._route(demand)) <= min(stood_s, left_s)
+        """Whether the chosen replica would take less than the call has stood already, and than it has left.
+
+        By what calls of this kind usually take: of answers whose length is not told it is guessed many times too long.
+        """
+        route = self._route(demand)
+        work_s = self._work_s(decision.chosen, demand, route)
+        if (usual := route.usual) is not None:
+            work_s = usual * (self._settings.floor_s + work_s)
+        return work_s <= min(stood_s, left_s)
 
     def begun(self, demand: Demand) -> None:
         """A second attempt was sent."""

@@ -4,7 +4,8 @@ A charge is made in the same breath as the pick. Its prefill part is released at
 when it is settled, once, whatever the way out. A cancelled call stays charged for a short while, since the
 engine needs time to notice (residual). A replica's prefill backlog in seconds drains as time passes: engines
 prefill first come, first served, so the oldest prompt is the one under way. Of a *blind* call (not streamed) no
-first content is seen; its prefill counts as done when its predicted time has passed.
+first content is seen; its prefill counts as done when its predicted time has passed. So does that of one which a
+later call has *overtaken*: what keeps it is its own affair, and does not stand before others.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class Charge:
     waiting_s: float
     number: int = 0
     blind: bool = False
+    overtaken: bool = False
     known: bool = False
     first_content_at: float | None = None
     took_s: float | None = None
@@ -69,6 +71,13 @@ class Account:
         if not charge.known:
             self._note(charge)
 
+    def overtake(self, charge: Charge) -> None:
+        """This prompt was prefilled before those that came before it."""
+        for earlier in self.queue:
+            if earlier is charge:
+                return
+            earlier.overtaken = True
+
     def reported(self, at: float, acked: int | None) -> None:
         """A report came that held at ``at``: the charges that it counts are known from now on.
 
@@ -88,7 +97,7 @@ class Account:
     def _head(self, now: float) -> Charge | None:
         while self.queue:
             head = next(iter(self.queue))
-            if not head.blind or now - self.moved_at < head.prefill_s:
+            if not (head.blind or head.overtaken) or now - self.moved_at < head.prefill_s:
                 return head
             self.leave_queue(head)
             self.moved_at += head.prefill_s
@@ -161,8 +170,10 @@ class Ledger:
         if charge in account.queue:
             if next(iter(account.queue)) is charge:
                 charge.took_s = now - account.moved_at
+                account.moved_at = max(account.moved_at, now)
+            else:
+                account.overtake(charge)
             account.leave_queue(charge)
-            account.moved_at = now
         self._add(account, -charge.prefill_tokens, 0, 0)
 
     def settle(self, charge: Charge, verdict: Verdict, now: float) -> None:

@@ -57,6 +57,7 @@ _ORDER = (
     "decode_tokens_per_s", "expected_wait_s", "batch_limit", "kv_used", "kv_capacity_tokens", "gpu_utilization",
     "gpu_memory_used_bytes", "gpu_memory_total_bytes",
 )  # fmt: skip
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 _TEXTS = frozenset({"epoch", "replica", "state"})
 _UNSAFE, _QUOTED = re.compile(r"[^0-9A-Za-z._~-]+"), re.compile(rb"%([0-9A-Fa-f]{2})")
 _STATES = {state.value: state for state in State if state is not State.ASLEEP}
@@ -92,7 +93,7 @@ def personal(
     ]
     own = f',"free":{{{",".join(free)}}}' if free else ""
     if acked:
-        own += f',"acked":{json.dumps(dict(acked), separators=(",", ":"))}'
+        own += f',"acked":{_ENCODER.encode(dict(acked))}'
     return b"%b%b}" % (common[:-1], own.encode("ascii")) if own else common
 
 
@@ -209,4 +210,4 @@ def _unquoted(text: str) -> str:
 
 
 def _dumped(fields: Mapping[str, Any]) -> bytes:
-    return json.dumps(fields, separators=(",", ":"), allow_nan=False).encode("ascii")
+    return _ENCODER.encode(fields).encode("ascii")

@@ -27,11 +27,6 @@ class State(StrEnum):
     OVERLOADED = "overloaded"
     ASLEEP = "asleep"
 
-    @property
-    def takes_calls(self) -> bool:
-        """Whether a call sent there now would be served."""
-        return self in (State.READY, State.WARMING, State.OVERLOADED)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadReport:

@@ -3,7 +3,8 @@
 The newest load report, drained as time passes, plus own charges that it cannot know yet. What a report leaves open,
 and all of others' work where there is none, is guessed: what own calls have found on average at replicas that looked
 alike by the pace of own streams (free, busy, busy for long, unseen) and by what they reported. A report loses its say
-as it ages, to nothing at its expiry. A call that is overdue says more than any of them.
+as it ages, to nothing at its expiry. A call that is overdue says more than any of them; one alone, where there are no
+other clients whose work it may wait for, says no more of its replica than that it is as slow again as was predicted.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from math import exp
 
+from .company import Company
 from .ledger import Account, Ledger
 from .levelling import levelled
 from .load_report import LoadReport
@@ -83,7 +85,12 @@ class LoadView:
     """
 
     def __init__(
-        self, ledger: Ledger, memory_s: float, expiry_s: float, rate: Callable[[int], float]
+        self,
+        ledger: Ledger,
+        memory_s: float,
+        expiry_s: float,
+        rate: Callable[[int], float],
+        company: Company | None = None,
     ) -> None:
         self.pace = Pace()
         self.work = Work()
@@ -91,6 +98,7 @@ class LoadView:
         self._memory_s = memory_s
         self._expiry_s = expiry_s
         self._rate = rate
+        self._company = Company() if company is None else company
         self._reports: dict[int, tuple[LoadReport, Basis, float]] = {}
         self._under_way: defaultdict[int, UnderWay] = defaultdict(UnderWay)
         self._looks = {basis_: _Looks() for basis_ in Basis}
@@ -124,7 +132,7 @@ class LoadView:
     def waiting_s(self, place: int, now: float) -> float:
         """Seconds of prefill that stand before a call sent now."""
         account = self._ledger.account(place)
-        own_s, overdue_s = account.standing_s(now) if account.queue else (0.0, 0.0)
+        own_s, overdue_s = self._standing_s(account, now) if account.queue else (0.0, 0.0)
         guessed_s = own_s + max(overdue_s, self._looked_s(place, now, Basis.NOTHING))
         known = self._reports.get(place)
         if known is None or known[1] is Basis.NOTHING:
@@ -149,13 +157,22 @@ class LoadView:
             if place in reports or place in paced:
                 seconds.append(self.waiting_s(place, now))
             elif accounts[place].queue:
-                own_s, overdue_s = accounts[place].standing_s(now)
+                own_s, overdue_s = self._standing_s(accounts[place], now)
                 seconds.append(own_s + max(overdue_s, unseen_s))
             else:
                 seconds.append(unseen_s)
         if reports and others > 0.0:
             return levelled(seconds, self._ages_s(places, now), _INFLOW * others)
         return seconds
+
+    def _standing_s(self, account: Account, now: float) -> tuple[float, float]:
+        """Of own calls: what stands there, and how long the oldest is overdue as far as that tells of its replica."""
+        own_s, overdue_s = account.standing_s(now)
+        if overdue_s > 0.0 and len(account.queue) == 1:
+            again_s = next(iter(account.queue)).prefill_s
+            if overdue_s > again_s:
+                overdue_s = again_s + (overdue_s - again_s) * self._company.degree
+        return own_s, overdue_s
 
     def _ages_s(self, places: Iterable[int], now: float) -> list[float | None]:
         """How old the reports at hand are; None where none rules.

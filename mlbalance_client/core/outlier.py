@@ -6,8 +6,10 @@ Evidence against a replica, each weighed against what the others show, so that a
 failures   so many in a row (of broken connections fewer), while most others do not fail
 refusals   of connections, likewise: *unreachable*, which is out in any case and does not count as ejected
 rate       the lower Wilson bound of its share of failed calls is above ``failure_share`` and twice the others'
-silence    three slow calls, and no piece of any answer since they were sent, while others have begun some; one call
-           is its own affair
+silence    five slow calls, or three of which one has stood three times as long, and no answer begun since, while most
+           that others began came sooner than these are slow; streams that go on say nothing of whether prompts are
+           served. After two such calls it gets one at a time. One alone is its own affair, but for a replica that is
+           back from silence
 slowness   even the quicker quarter of its recent calls took ``slow_factor`` times what the others' took, each
            as a multiple of what a replica of its declared weight would need: long prompts and queues that are
            known do not count, and a replica somewhat slower is not ejected but weighed by its learned rate
@@ -36,7 +38,10 @@ _WINDOW_S = 30.0
 _LEAST_FAILURES = 3
 _Z = 1.64
 _BROKEN_COUNTS = 5 / 3
-_SILENT_CALLS = 3
+_DOUBTFUL_CALLS = 2
+_LONG_SILENT_CALLS = 3
+_LONG_LOOKS = 3
+_SILENT_CALLS = 5
 _SAMPLES = 16
 _ENOUGH = 6
 _QUICKER = 0.25
@@ -139,10 +144,22 @@ class _Record:
 
 @dataclass(slots=True)
 class _Silence:
-    """Since ``began`` nothing came of a replica, to these slow calls."""
+    """Since ``began`` a replica has begun no answer, with these ``calls`` there, each found slow so many times.
+
+    Each stood for ``stood_s`` at least. Of the answers that others have begun meanwhile, so many came ``sooner`` than
+    that, so many ``later``.
+    """
 
     began: float
-    calls: set[Hashable] = field(default_factory=set)
+    stood_s: float
+    calls: dict[Hashable, int] = field(default_factory=dict)
+    sooner: int = 0
+    later: int = 0
+
+    @property
+    def odd(self) -> bool:
+        """Whether others are not as slow."""
+        return self.sooner > self.later
 
 
 class Outliers:
@@ -158,7 +175,7 @@ class Outliers:
         self._members: frozenset[int] = frozenset()
         self._out: dict[int, Ejection] = {}
         self._silences: dict[int, _Silence] = {}
-        self._alive_at: dict[int, float] = {}
+        self._mute: set[int] = set()
         self._begun_at: dict[int, float] = {}
         self._barred = 0
         self._unreachable = 0
@@ -228,25 +245,22 @@ class Outliers:
         self._records.pop(place, None)
         self._out.pop(place, None)
         self._silences.pop(place, None)
-        self._alive_at.pop(place, None)
+        self._mute.discard(place)
         self._begun_at.pop(place, None)
 
     # -- evidence -----------------------------------------------------------------------------------------------
 
-    def alive(self, place: int, now: float) -> None:
-        """The replica gave a sign of life: a piece of an answer."""
-        self._alive_at[place] = now
+    def begun(self, place: int, stood_s: float, now: float) -> None:
+        """The replica began to answer a call, which had stood there for ``stood_s``."""
+        self._begun_at[place] = now
+        self._mute.discard(place)
         if self._silences:
             self._silences.pop(place, None)
-
-    def alive_at(self, place: int) -> float:
-        """When it last did; before all time if never."""
-        return self._alive_at.get(place, float("-inf"))
-
-    def begun(self, place: int, now: float) -> None:
-        """The replica began to answer a call."""
-        self._begun_at[place] = now
-        self.alive(place, now)
+            for silence in self._silences.values():
+                if stood_s < silence.stood_s:
+                    silence.sooner += 1
+                else:
+                    silence.later += 1
 
     def served(self, place: int, now: float) -> None:
         """The replica served a call to its end."""
@@ -269,6 +283,8 @@ class Outliers:
             record.count(0.0, 1.0, now)
         record.row += _BROKEN_COUNTS if broken else 1.0
         record.broken = record.broken + 1 if kind is Failure.UNREACHABLE else 0
+        if kind is Failure.SILENT:
+            self._mute.add(place)
         if on_trial:
             unreachable, needs = kind is Failure.UNREACHABLE, max(record.needed, Proof.MODEL)
             return self._eject(place, f"it {kind} on trial", now, unreachable=unreachable, needs=needs)
@@ -313,27 +329,51 @@ class Outliers:
 
     def silent(self, place: int, call: Hashable, since: float, now: float) -> Ejection | None:
         """A call has been slow since then; told as often as it is looked at, each time since the last."""
-        if place not in self._records or place in self._out or self._alive_at.get(place, since) > since:
+        if place not in self._records or place in self._out or self._begun_at.get(place, since) > since:
             return None
         silence = self._silences.get(place)
         if silence is None:
-            silence = self._silences[place] = _Silence(since)
-        if len(silence.calls) < _SILENT_CALLS:  # where no other is heard there may be very many
-            silence.calls.add(call)
+            silence = self._silences[place] = _Silence(since, now - since)
+        silence.stood_s = min(silence.stood_s, now - since)
+        looks = silence.calls.get(call, 0)
+        if looks or len(silence.calls) < _SILENT_CALLS:  # where no other is heard there may be very many
+            silence.calls[call] = looks + 1
         return self._by_silence(place, now)
 
     def mute(self, place: int, since: float) -> bool:
         """Whether it has begun no answer since then, though others have."""
         return self._begun_at.get(place, since) <= since and self._heard(place, since)
 
+    def unheard(self, place: int) -> bool:
+        """Whether it was silent when it was last asked, and has begun no answer since."""
+        return place in self._mute
+
+    @property
+    def doubtful(self) -> Iterable[int]:
+        """Those that may be silent: they are to get one call at a time."""
+        return filter(self.doubts, self._silences)
+
+    def doubts(self, place: int) -> bool:
+        """Whether it may be silent."""
+        silence = self._silences.get(place)
+        return silence is not None and len(silence.calls) >= _DOUBTFUL_CALLS and silence.odd
+
     # -- rules --------------------------------------------------------------------------------------------------
 
     def _by_silence(self, place: int, now: float) -> Ejection | None:
         silence = self._silences[place]
-        if len(silence.calls) < _SILENT_CALLS or not self._heard(place, silence.began):
+        calls = silence.calls
+        needed = _SILENT_CALLS
+        if place in self._mute:
+            needed = 1
+        elif max(calls.values()) >= _LONG_LOOKS:
+            needed = _LONG_SILENT_CALLS
+        if len(calls) < needed or not silence.odd:
             return None
         del self._silences[place]
-        why = f"nothing came of it for {now - silence.began:.1f} s, to {len(silence.calls)} slow calls"
+        self._mute.add(place)
+        why = f"it began no answer for {now - silence.began:.1f} s, with {len(calls)} slow calls there; "
+        why += f"of the others' answers {silence.sooner} of {silence.sooner + silence.later} came sooner"
         return self._eject(place, why, now)
 
     def _heard(self, place: int, since: float) -> bool:

@@ -180,13 +180,17 @@ class Policy(Protocol):
         self, sight: Sight, demand: Demand, pool: Pool, excluded: int, now: float, rng: Random
     ) -> Decision: ...
 
+    def taken(self) -> None:
+        """The call goes to the replica that was chosen last; it was not only asked for."""
+        return
+
 
 # So that what is nearly free counts as well where capacity is only a share of itself.
 _STANDS_S = 0.05
-_ALONE, _IN_COMPANY = 0.1, 0.3
+_ALONE = 0.1
 
 
-class PrefixTokens:
+class PrefixTokens(Policy):
     """Sticky by prefix, least outstanding estimated seconds of tokens; cost does not grow with the fleet."""
 
     name = "prefix_tokens"
@@ -233,8 +237,7 @@ class PrefixTokens:
         mean = (ledger.tokens + demand.prompt_tokens) / len(pool)
         bound = max(settings.bound_floor_tokens, settings.bound_factor * mean)
         # Homes stand for what others sent; whoever finds no others at work knows better from own record.
-        company = min(1.0, max(_ALONE, sight.company.share / _IN_COMPANY))
-        confidence = settings.prior_confidence * company
+        confidence = settings.prior_confidence * max(_ALONE, sight.company.degree)
         published = sight.publishers.mask
         starting = sight.slow_start if sight.slow_start.active else None
         for depth, key in anchors(demand, settings.anchor_depths):
@@ -264,7 +267,7 @@ def anchors(demand: Demand, depths: tuple[int, ...]) -> list[tuple[int, int]]:
     return found
 
 
-class Contrast:
+class Contrast(Policy):
     """The policies that know nothing of prefixes; a full scan, least ``load`` for its weight, ties by weight."""
 
     def __init__(self, name: str, load: Callable[[Sight, int], float]) -> None:
@@ -290,26 +293,33 @@ class Contrast:
 _TIE = 1e-9
 
 
-class RoundRobin:
+class RoundRobin(Policy):
     """Each in turn, from a random start; by weight, evenly spread (nginx's smooth weighted round robin)."""
 
     name = "round_robin"
 
     def __init__(self) -> None:
         self._credit: dict[int, float] = {}
+        self._next: dict[int, float] = {}
 
     def choose(
         self, sight: Sight, demand: Demand, pool: Pool, excluded: int, now: float, rng: Random
     ) -> Decision:
         """Who has waited longest for its weight, of those that are not excluded."""
-        allowed = [place for place in pool.places if not excluded >> place & 1]
-        credit = self._credit
-        for place in allowed:
-            weight = pool.replicas[place].weight
-            credit[place] = credit.get(place, rng.random() * _TIE) + weight
-        chosen = max(allowed, key=credit.__getitem__)
-        credit[chosen] -= sum(pool.replicas[place].weight for place in allowed)
+        before, credit, total = self._credit, {}, 0.0
+        for place in pool.places:
+            if not excluded >> place & 1:
+                weight = pool.replicas[place].weight
+                credit[place] = before.get(place, rng.random() * _TIE) + weight
+                total += weight
+        chosen = max(credit, key=credit.__getitem__)
+        credit[chosen] -= total
+        self._next = credit
         return _only(sight, chosen, demand, pool, now, self.name)
+
+    def taken(self) -> None:
+        """That was its turn."""
+        self._credit.update(self._next)
 
 
 def _only(sight: Sight, place: int, demand: Demand, pool: Pool, now: float, name: str) -> Decision:

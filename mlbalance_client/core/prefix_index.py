@@ -30,20 +30,23 @@ class PrefixIndex:
     def __len__(self) -> int:
         return len(self._holders)
 
-    def record(self, place: int, chain: Sequence[int]) -> None:
-        """Note that the replica at ``place`` is being sent a prompt with this chain."""
+    def record(self, place: int, chain: Sequence[int]) -> int:
+        """Note that the replica at ``place`` is being sent a prompt with this chain; how many blocks it had before."""
         held = self._held.get(place)
         if held is None:
             held = self._held[place] = OrderedDict()
             self._limits.setdefault(place, float(self._believed_blocks))
         holders, bit, renew = self._holders, 1 << place, held.move_to_end
+        known = len(chain)
         for block in reversed(chain):
             if block in held:
                 renew(block)
             else:
                 held[block] = None
                 holders[block] = holders.get(block, 0) | bit
+                known -= 1
         self._trim(place, held)
+        return known
 
     def deepest(self, chain: Sequence[int], among: int, most: int) -> list[tuple[int, int]]:
         """Up to ``most`` (place, depth in blocks) of replicas in the bit set ``among``, deepest first."""

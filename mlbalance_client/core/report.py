@@ -241,6 +241,7 @@ def snapshot(
     last_check: Callable[[ReplicaId], LastCheck | None] = _unchecked,
 ) -> FleetSnapshot:
     """What ``fleet`` believes at ``now``."""
+    fleet.fitness.pass_to(now)
     rows = tuple(_replicas(fleet, now, last_check))
     return FleetSnapshot(policy, fleet.ledger.requests, fleet.ledger.tokens, queued, rows)
 

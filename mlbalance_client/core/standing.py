@@ -8,11 +8,13 @@ the report tells         work that stands there
 ``waiting_tokens``       the same, of the waiting ones; what has left the queue is under way until its time passes
 ``waiting`` alone        own waiting calls by their known size, the others x the mean call's work
 ``utilization``          u / (1 - u) mean calls (Pollaczek-Khinchine)
-``gpu_utilization``      of an idle one: what own calls have found at such; of another: as if it told nothing
+``running``, else        of an idle one: what own calls have found at such; of another: as if it told nothing
+``gpu_utilization``
 ======================== ==================================================================================
 
 A GPU's utilization is used only where it is all there is: an engine under any load sits at 100 %, so that only an idle
-GPU tells anything. To count u / (1 - u) or u mean calls for it places worse than to know nothing.
+GPU tells anything. To count u / (1 - u) or u mean calls for it places worse than to know nothing. So does counting
+for each running call what own calls have found beside one: most are past their prefill.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ class Basis(StrEnum):
     EMPTY_QUEUE = "empty queue"
     QUEUE = "queue"
     SHARE = "share in use"
-    IDLE_GPU = "idle GPU"
+    IDLE = "idle"
 
 
 # Those by which the replica itself tells what stands there.
@@ -54,9 +56,13 @@ def basis(report: LoadReport) -> Basis:
         return Basis.QUEUE if report.waiting else Basis.EMPTY_QUEUE
     if report.utilization is not None:
         return Basis.SHARE
-    if report.gpu_utilization is not None and report.gpu_utilization < _IDLE:
-        return Basis.IDLE_GPU
-    return Basis.NOTHING
+    return Basis.IDLE if _idle(report) else Basis.NOTHING
+
+
+def _idle(report: LoadReport) -> bool:
+    if report.running is not None:
+        return not report.running
+    return report.gpu_utilization is not None and report.gpu_utilization < _IDLE
 
 
 def tells(report: LoadReport) -> int:
@@ -67,7 +73,8 @@ def tells(report: LoadReport) -> int:
         return 3
     if report.waiting is not None:
         return 2
-    return 0 if report.utilization is None and report.gpu_utilization is None else 1
+    known = (report.utilization, report.running, report.gpu_utilization)
+    return int(any(figure is not None for figure in known))
 
 
 class Work:

@@ -5,7 +5,7 @@ known of the replica     it is full when
 ======================== =============================================================================================
 ``free`` (a grant)       the requests that it granted this client are used up; for calls that wait also the tokens
 batch limit              running and waiting requests exceed it by an eighth
-KV memory                running requests hold it, and what was sent since exceeds it by an eighth
+KV memory                as ``memory`` says
 work that stands there   it is ``engine_queue_s`` seconds or more; for calls that wait in an overload a third of it
 nothing in requests      this client has as many calls there as an adaptive limit says
 ======================== =============================================================================================
@@ -24,6 +24,7 @@ from .gradient import Gradient
 from .ledger import Charge, Ledger
 from .load_report import LoadReport
 from .load_view import LoadView
+from .memory import left_tokens
 
 # An engine's own queue keeps it busy between two of its reports.
 _QUEUE_SHARE = 1 / 8
@@ -198,13 +199,11 @@ def _room(report: LoadReport) -> tuple[float | None, float | None]:
         return report.free_requests, report.free_tokens
     if report.partial:  # what one of several processes runs is not what the replica runs
         return None, None
-    requests = tokens = None
+    requests = None
     if report.batch_limit and report.running is not None:
         limit = report.batch_limit + max(1.0, report.batch_limit * _QUEUE_SHARE)
         requests = limit - report.running - (report.waiting or 0)
-    if report.kv_capacity_tokens and report.kv_used is not None:
-        tokens = report.kv_capacity_tokens * (1.0 + _QUEUE_SHARE - report.kv_used)
-    return requests, tokens
+    return requests, left_tokens(report)
 
 
 def _counts(report: LoadReport, charge: Charge) -> bool:

@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from threading import RLock
 
 from ..core.fingerprint import SCHEME, fingerprint
@@ -99,7 +100,7 @@ class LoadBoard:
                 self.acks.count(call_id, self.publisher.seq)
             call = self.beliefs.begin(self, reading, chain, prompt_tokens, now)
             self._work.begin(call.work)
-            self.publisher.mutated(now)
+            self.publisher.mutated(now, call.work.uncached)
         return call
 
     def prefilled(self, call: BoardCall) -> None:
@@ -107,7 +108,7 @@ class LoadBoard:
         with self.lock:
             now = self.clock()
             self._work.first_content(call.work, now)
-            self.publisher.mutated(now)
+            self.publisher.mutated(now, call.work.uncached)
 
     def end(self, call: BoardCall, usage: Usage | None, *, served: bool) -> None:
         """The call is over."""
@@ -121,9 +122,9 @@ class LoadBoard:
                 output = usage.output_tokens
             self.beliefs.end(call, usage, output, served=served)
             self._work.end(call.work, now, output_tokens=output, whole=served)
-            if served:
-                self.readiness.succeeded(call.model, call.work.began)
-            self.publisher.mutated(now)
+            news = served and self.readiness.succeeded(call.model, call.work.began)
+            moved_tokens = 0 if call.work.decoding else call.work.uncached
+            self.publisher.mutated(now, inf if news else moved_tokens)
 
     # -- the server's life --------------------------------------------------------------------------------------
 

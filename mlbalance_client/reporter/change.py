@@ -1,9 +1,10 @@
 """What is worth telling a subscriber before its time: what it could not have foreseen.
 
 A subscriber drains the tokens that it was told of at the rates that it was told, as the design has it. So a steady
-drain is no change; what departs from it by more than a tenth is. Such a change is *large* if it is also more than
-200 ms of the replica's work, or of its state: that is told as soon as the format allows. Small ones, such as
-a short call on an idle replica, move no pick, come in great number, and wait a little longer.
+drain is no change; what departs from it by more than a tenth is. Such a change is *large* if it moves picks: more than
+200 ms of prefill, or of the replica's state; and of requests or of output to come only where room is *scarce*, near the
+limits of batch or memory. That is told as soon as the format allows. Small ones, such as a short call on an idle
+replica, come in great number, and wait a little longer.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from ..core.load_report import LoadReport
 
 _SHARE = 0.1
 _LARGE_S = 0.2
-_LARGE_REQUESTS = 4
+LARGE_REQUESTS = 4
+_SCARCE = 0.75
 _UNKNOWN_RATE = 10_000.0
 
 
@@ -27,7 +29,10 @@ class Change(IntEnum):
 
 
 class Expectation:
-    """What a report lets one expect; made once a report, and asked many times."""
+    """What a report lets one expect; made once a report, and asked many times.
+
+    ``large_tokens``: how many of prefill make a change large. ``limited``: so may requests, near a limit that is known.
+    """
 
     __slots__ = (
         "_at",
@@ -37,9 +42,12 @@ class Expectation:
         "_prefill",
         "_prefill_rate",
         "_running",
+        "_scarce",
         "_state",
         "_waiting",
-    )
+        "large_tokens",
+        "limited",
+    )  # fmt: skip
 
     def __init__(self, told: LoadReport) -> None:
         self._at = told.at
@@ -51,35 +59,38 @@ class Expectation:
         self._decode = told.decode_tokens or 0
         self._prefill_rate = told.prefill_tokens_per_s or 0.0
         self._decode_rate = told.decode_tokens_per_s or 0.0
+        self.large_tokens = _LARGE_S * (self._prefill_rate or _UNKNOWN_RATE)
+        self.limited = told.batch_limit is not None or told.kv_used is not None
+        self._scarce = _scarce(told)
 
     def change(self, fresh: LoadReport) -> Change:
         """How far ``fresh`` is off."""
         if fresh.state is not self._state or fresh.models is not self._models:
             return Change.LARGE
         passed_s = fresh.at - self._at
-        waiting, running = self._waiting, self._running
         prefill = max(0.0, self._prefill - self._prefill_rate * passed_s)
+        off_prefill = abs((fresh.prefill_tokens or 0) - prefill)
+        if off_prefill > _SHARE * prefill and off_prefill > self.large_tokens:
+            return Change.LARGE
+        waiting, running = self._waiting, self._running
         decode = max(0.0, self._decode - self._decode_rate * passed_s)
         off_waiting, off_running = abs((fresh.waiting or 0) - waiting), abs((fresh.running or 0) - running)
-        off_prefill, off_decode = (
-            abs((fresh.prefill_tokens or 0) - prefill),
-            abs((fresh.decode_tokens or 0) - decode),
-        )
-        if (
-            (
-                off_prefill > _SHARE * prefill
-                and off_prefill > _LARGE_S * (self._prefill_rate or _UNKNOWN_RATE)
-            )
-            or (off_decode > _SHARE * decode and off_decode > _LARGE_S * (self._decode_rate or _UNKNOWN_RATE))
-            or (off_waiting > _LARGE_REQUESTS and off_waiting > _SHARE * waiting)
-            or (off_running > _LARGE_REQUESTS and off_running > _SHARE * running)
+        off_decode = abs((fresh.decode_tokens or 0) - decode)
+        much_decode, much_waiting = off_decode > _SHARE * decode, off_waiting > _SHARE * waiting
+        much_running = off_running > _SHARE * running
+        if (self._scarce or _scarce(fresh)) and (
+            (much_decode and off_decode > _LARGE_S * (self._decode_rate or _UNKNOWN_RATE))
+            or (much_waiting and off_waiting > LARGE_REQUESTS)
+            or (much_running and off_running > LARGE_REQUESTS)
         ):
             return Change.LARGE
-        if (
-            off_prefill > _SHARE * prefill
-            or off_decode > _SHARE * decode
-            or off_waiting > _SHARE * waiting
-            or off_running > _SHARE * running
-        ):
+        if off_prefill > _SHARE * prefill or much_decode or much_waiting or much_running:
             return Change.SMALL
         return Change.NONE
+
+
+def _scarce(report: LoadReport) -> bool:
+    requests = (report.running or 0) + (report.waiting or 0)
+    return (report.batch_limit is not None and requests > _SCARCE * report.batch_limit) or (
+        report.kv_used is not None and report.kv_used > _SCARCE
+    )

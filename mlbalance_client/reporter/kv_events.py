@@ -133,11 +133,6 @@ class KvIndex:
     def __len__(self) -> int:
         return len(self._blocks)
 
-    @property
-    def linked(self) -> int:
-        """How many blocks of text are linked."""
-        return len(self._holders)
-
     def apply(self, events: Iterable[Event]) -> None:
         """Follow the engine."""
         for event in events:

@@ -6,10 +6,12 @@ but its place, so that a slow one holds no memory.
 
 from __future__ import annotations
 
+from math import inf
+
 from ..core.load_format import PrefixDelta, encode_prefixes, personal
 from ..core.load_report import LoadReport
 from .chains import Page
-from .change import Change
+from .change import LARGE_REQUESTS, Change
 from .grants import Grant, Grants
 from .subscriber import Subscriber, Waiter
 from .told import Source, Told, event
@@ -19,8 +21,35 @@ SMALL_S, SMALL_TIMES = 0.5, 4  # for small changes, see change
 MOST_S = 1.9  # the format asks for 2.0, and the way takes time
 STUCK_S = 20.0
 _LOOK_S = 5.0
-_SHARED_PART = 5.0  # a report serves all who ask within this part of the least spacing
+_SHARED_PART = 2.0  # a report serves all who ask within this part of the least spacing
+_MOVED_PART = 0.5  # of a large change: who has been told within less can wait for its time
 _PAGE_S = 0.1
+
+
+class _Armed:
+    """Subscribers who wait, by what they were told."""
+
+    __slots__ = ("_groups",)
+
+    def __init__(self) -> None:
+        self._groups: dict[Told, dict[int, Subscriber]] = {}
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def add(self, subscriber: Subscriber, told: Told) -> None:
+        self._groups.setdefault(told, {})[id(subscriber)] = subscriber
+
+    def discard(self, subscriber: Subscriber, told: Told) -> None:
+        if group := self._groups.get(told):
+            group.pop(id(subscriber), None)
+            if not group:
+                del self._groups[told]
+
+    def take(self, report: LoadReport, least: Change) -> list[Subscriber]:
+        """Those for whom it is such a change."""
+        found = [told for told in self._groups if told.expects.change(report) >= least]
+        return [subscriber for told in found for subscriber in self._groups.pop(told).values()]
 
 
 class BoardFull(Exception):
@@ -46,34 +75,43 @@ class Publisher:
         self._pages: dict[int, bytes] = {}
         self._everything: tuple[int, bytes] | None = None
         self._subscribers: dict[int, Subscriber] = {}
-        self._armed: dict[Told, dict[int, Subscriber]] = {}
-        self._fresh: LoadReport | None = None
+        self._hasty = _Armed()
+        self._calm = _Armed()
         self._mutations = 0
+        self._moved_tokens = 0.0
         self._looked_at = self._page_at
         self._space()
 
-    def told(self, now: float, *, newer_than_s: float | None = None) -> Told:
-        """A report that is new enough: by default as new as the spacing asks for."""
-        limit = self.shared_s if newer_than_s is None else newer_than_s
-        if self._told is None or not 0 <= now - self._told.made_at <= limit:
-            self._seal(now)
-            self.seq += 1
-            report = self._board.report(now, self.seq, len(self._subscribers))
-            self._told = Told(report, self._board.room(report), self._mutations)
-            if now - self._looked_at >= _LOOK_S:
-                self._give_up(now)
-        return self._told
+    def told(self, now: float) -> Told:
+        """A report as new as the spacing asks for, with all in it that may be large."""
+        known = self._recent(now, self.shared_s)
+        return self.tell(now) if known is None or self._outdated(known) else known
 
     def newest(self, now: float) -> Told:
         """A report that knows all that has happened."""
-        known = self._told is not None and self._told.mutations == self._mutations
-        return self.told(now, newer_than_s=None if known else -1.0)
+        known = self._recent(now, self.shared_s)
+        return self.tell(now) if known is None or known.mutations != self._mutations else known
 
-    def fresh(self, now: float) -> LoadReport:
-        """The load, with all that has happened; what only time has changed may be left out for a moment."""
-        if self._fresh is None or not 0 <= now - self._fresh.at <= self.shared_s:
-            self._fresh = self._board.report(now)
-        return self._fresh
+    def _recent(self, now: float, most_s: float) -> Told | None:
+        known = self._told
+        return known if known is not None and 0 <= now - known.made_at <= most_s else None
+
+    def _outdated(self, told: Told) -> bool:
+        """Whether what has happened since may be a large change to somebody."""
+        return self._moved_tokens >= _MOVED_PART * told.expects.large_tokens or (
+            told.expects.limited and self._mutations - told.mutations > LARGE_REQUESTS
+        )
+
+    def tell(self, now: float) -> Told:
+        """A new report."""
+        self._seal(now)
+        self.seq += 1
+        report = self._board.report(now, self.seq, len(self._subscribers))
+        told = self._told = Told(report, self._board.room(report), self._mutations)
+        self._moved_tokens = 0.0
+        if now - self._looked_at >= _LOOK_S:
+            self._give_up(now)
+        return told
 
     def load(self, told: Told, client: str | None, grant: Grant | None, now: float) -> bytes:
         """A report's JSON for one client."""
@@ -87,7 +125,7 @@ class Publisher:
 
     def header(self, client: str | None, now: float) -> str:
         """The short form for an answer to ``client``, whose newest call it counts in."""
-        told = self.told(now, newer_than_s=LEAST_S / _SHARED_PART)
+        told = self._recent(now, LEAST_S / _SHARED_PART) or self.tell(now)
         acked = self._board.acks.acked(client, told.seq)
         return told.short if acked is None else f"{told.short};acked={acked}"
 
@@ -110,31 +148,31 @@ class Publisher:
         self.grants.drop(subscriber.grant)
         self.disarm(subscriber)
 
-    def arm(self, subscriber: Subscriber, told: Told) -> None:
-        """Wake the subscriber when there is more than ``told`` lets it expect."""
-        self._armed.setdefault(told, {})[id(subscriber)] = subscriber
+    def arm(self, subscriber: Subscriber, told: Told, *, calm: bool) -> None:
+        """Wake the subscriber when there is more than ``told`` lets it expect: much more, or anything if ``calm``."""
+        (self._calm if calm else self._hasty).add(subscriber, told)
 
     def disarm(self, subscriber: Subscriber) -> None:
         """It is awake."""
-        told = subscriber.told
-        if told is not None and (group := self._armed.get(told)):
-            group.pop(id(subscriber), None)
-            if not group:
-                del self._armed[told]
+        if subscriber.told is not None:
+            self._calm.discard(subscriber, subscriber.told)
+            self._hasty.discard(subscriber, subscriber.told)
 
-    def mutated(self, now: float) -> None:
-        """Something has changed on the board; wake those for whom it is news."""
-        self._fresh = None
+    def mutated(self, now: float, prefill_tokens: float = inf) -> None:
+        """Something has changed on the board, by so many tokens of prefill; wake those for whom it is news.
+
+        Looking costs more than most changes do: it is done when, with those before, they might be large.
+        """
         self._mutations += 1
-        if not self._armed:
+        self._moved_tokens += prefill_tokens
+        if not (self._calm or self._hasty):
             return
-        fresh = self.fresh(now)
-        for told, group in list(self._armed.items()):
-            found = told.expects.change(fresh)
-            if found is Change.NONE:
-                continue
-            for subscriber in [each for each in group.values() if each.hears(found, now)]:
-                self.disarm(subscriber)
+        if self._calm or self._told is None or self._outdated(self._told):
+            report = self.tell(now).report
+            for subscriber in (
+                *self._calm.take(report, Change.SMALL),
+                *self._hasty.take(report, Change.LARGE),
+            ):
                 subscriber.waiter.wake(False)
 
     def wake_all(self) -> None:

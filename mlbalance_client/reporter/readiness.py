@@ -30,13 +30,16 @@ class Readiness:
             return State.OVERLOADED
         return State.READY if self._warm else State.WARMING
 
-    def succeeded(self, model: str | None, began: float) -> None:
-        """A call that came at ``began`` got what it asked for."""
+    def succeeded(self, model: str | None, began: float) -> bool:
+        """A call that came at ``began`` got what it asked for; whether that is news."""
+        news = not self._warm
         self._warm = True
         if self._refused_at is not None and began >= self._refused_at:
-            self._refused_at = None
+            self._refused_at, news = None, True
         if model is not None and self.models.get(model) != State.READY.value:
             self.set_model(model, State.READY)
+            news = True
+        return news
 
     def refused(self, now: float) -> None:
         """The server said that it is too busy, or not up yet."""

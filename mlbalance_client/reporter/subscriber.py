@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ..core.load_report import LoadReport
 from .change import Change
 from .grants import Grant
 from .told import Source, Told, event
@@ -16,13 +15,12 @@ class Feed(Protocol):
     spacing_s: float
     small_s: float
     most_s: float
-    shared_s: float
 
-    def fresh(self, now: float) -> LoadReport: ...
-    def told(self, now: float, *, newer_than_s: float | None = None) -> Told: ...
+    def told(self, now: float) -> Told: ...
+    def tell(self, now: float) -> Told: ...
     def load(self, told: Told, client: str | None, grant: Grant | None, now: float) -> bytes: ...
     def prefixes(self, number: int | None) -> tuple[int, list[bytes]]: ...
-    def arm(self, subscriber: Subscriber, told: Told) -> None: ...
+    def arm(self, subscriber: Subscriber, told: Told, *, calm: bool) -> None: ...
     def disarm(self, subscriber: Subscriber) -> None: ...
     def drop(self, subscriber: Subscriber) -> None: ...
 
@@ -65,7 +63,7 @@ class Subscriber:
             now = board.clock()
             self._feed.disarm(self)
             closing = board.readiness.closing
-            told = self._feed.told(now, newer_than_s=-1.0 if closing else None)
+            told = self._feed.tell(now) if closing else self._feed.told(now)
             if not (closing or self._due(told, now)):
                 return None
             self._ended = closing
@@ -75,25 +73,22 @@ class Subscriber:
             return b"".join((*events, event("load", data, told.seq)))
 
     def pause(self) -> tuple[float, bool]:
-        """How many seconds to wait, and whether ``wake`` may end it before; what is not due yet cannot be woken."""
+        """How many seconds to wait, and whether ``wake`` may end it before; news that waits for its time cannot."""
         with self._board.lock:
             self.sending = False
             now = self._board.clock()
             since_s = now - self.sent_at
             feed = self._feed
-            if since_s < feed.spacing_s:
-                return feed.spacing_s - since_s, False
             assert self.told is not None
-            found = self.told.expects.change(feed.fresh(now))
-            if found is Change.LARGE or (found is Change.SMALL and since_s >= feed.small_s):
-                return feed.shared_s, False  # the report that all share does not know yet
-            feed.arm(self, self.told)
-            until_s = feed.small_s if since_s < feed.small_s else feed.most_s
-            return max(0.0, until_s - since_s), True
-
-    def hears(self, found: Change, now: float) -> bool:
-        """Whether a change is enough to wake it now."""
-        return found is Change.LARGE or (found is Change.SMALL and now - self.sent_at >= self._feed.small_s)
+            found = self.told.expects.change(feed.told(now).report)
+            if since_s < feed.spacing_s:
+                if found is Change.LARGE:
+                    return feed.spacing_s - since_s, False
+            elif self._hears(found, since_s):
+                return 0.0, False
+            calm = since_s >= feed.small_s
+            feed.arm(self, self.told, calm=calm)
+            return max(0.0, (feed.most_s if calm else feed.small_s) - since_s), True
 
     def close(self) -> None:
         """It hears no more."""
@@ -108,4 +103,8 @@ class Subscriber:
             return False
         if since_s >= self._feed.most_s:
             return True
-        return self.hears(self.told.expects.change(told.report), now)
+        return self._hears(self.told.expects.change(told.report), since_s)
+
+    def _hears(self, found: Change, since_s: float) -> bool:
+        """Whether a change is enough to be told now."""
+        return found is Change.LARGE or (found is Change.SMALL and since_s >= self._feed.small_s)

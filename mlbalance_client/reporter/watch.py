@@ -66,16 +66,15 @@ class WatchedCall:
 
     def send(self, message: Message) -> Awaitable[None]:
         """What the app has for the server. No coroutine of our own: most messages are single tokens."""
-        if message["type"] == "http.response.body":
-            if self._passing is not None and message.get("more_body"):
-                self._work.produced += 1
-                try:
-                    self._passing(message.get("body", b""))
-                except Exception as error:
-                    self._blind(error)
-                return self._send(message)
+        if self._passing is not None and message.get("more_body"):
+            self._work.produced += 1
+            try:
+                self._passing(message.get("body", b""))
+            except Exception as error:
+                self._blind(error)
+        elif message["type"] == "http.response.body":
             return self._body(message)
-        if message["type"] == "http.response.start":
+        elif message["type"] == "http.response.start":
             message = self._head(message)
         return self._send(message)
 

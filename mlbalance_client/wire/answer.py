@@ -11,8 +11,9 @@ import httpcore
 
 from mlbalance_client.errors import FailureKind
 
+from .closing import CLOSE_WITHIN_S
 from .errors import EXPECTED, WireError, translate
-from .pool import CLOSE_WITHIN_S, Connection, Pool, close_all
+from .pool import Connection, Pool, close_all
 
 
 class WireAnswer:

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-import anyio
 import httpcore
+
+from .closing import Closing
 
 
 class WatchedNetwork(httpcore.AsyncNetworkBackend):
@@ -20,8 +21,9 @@ class WatchedNetwork(httpcore.AsyncNetworkBackend):
     ``cut``: a write has failed, so that the other side cannot have had all that was to be sent.
     """
 
-    def __init__(self, backend: httpcore.AsyncNetworkBackend | None = None) -> None:
+    def __init__(self, backend: httpcore.AsyncNetworkBackend | None, closing: Closing) -> None:
         self._backend = backend
+        self.closing = closing
         self.silent = True
         self.cut = False
 
@@ -45,6 +47,7 @@ class _WatchedStream(httpcore.AsyncNetworkStream):
     def __init__(self, stream: httpcore.AsyncNetworkStream, network: WatchedNetwork) -> None:
         self._stream = stream
         self._network = network
+        self._closed = False
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         data = await self._stream.read(max_bytes, timeout)
@@ -60,7 +63,9 @@ class _WatchedStream(httpcore.AsyncNetworkStream):
             raise
 
     async def aclose(self) -> None:
-        await self._stream.aclose()
+        if not self._closed:
+            self._closed = True
+            await self._network.closing.close(self._stream)
 
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
@@ -68,8 +73,7 @@ class _WatchedStream(httpcore.AsyncNetworkStream):
         try:
             stream = await self._stream.start_tls(ssl_context, server_hostname, timeout)
         except BaseException:  # httpcore closes it on errors only, not when it is cancelled
-            with anyio.CancelScope(shield=True):
-                await self._stream.aclose()
+            await self.aclose()
             raise
         return _WatchedStream(stream, self._network)
 

@@ -17,9 +17,8 @@ from urllib.parse import urlsplit
 import anyio
 import httpcore
 
+from .closing import CLOSE_WITHIN_S, Closing
 from .network import WatchedNetwork
-
-CLOSE_WITHIN_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,8 @@ class Origin:
 class Connection(httpcore.AsyncHTTPConnection):
     """A connection that knows whether anything came of the answer which it waits for."""
 
-    def __init__(self, origin: httpcore.Origin, options: WireOptions) -> None:
-        self._network = WatchedNetwork(options.network_backend)
+    def __init__(self, origin: httpcore.Origin, options: WireOptions, closing: Closing) -> None:
+        self._network = WatchedNetwork(options.network_backend, closing)
         super().__init__(
             origin,
             ssl_context=options.tls if origin.scheme == b"https" else None,
@@ -96,7 +95,8 @@ class Connection(httpcore.AsyncHTTPConnection):
 class Pool:
     """Connections of one origin."""
 
-    def __init__(self, origin: Origin, options: WireOptions) -> None:
+    def __init__(self, origin: Origin, options: WireOptions, closing: Closing) -> None:
+        self._closing = closing
         self._origin = httpcore.Origin(origin.scheme, origin.host, origin.port)
         self._options = options
         self._idle: list[Connection] = []
@@ -126,7 +126,7 @@ class Pool:
 
     def take_new(self) -> Connection:
         """A new connection."""
-        connection = Connection(self._origin, self._options)
+        connection = Connection(self._origin, self._options, self._closing)
         self._busy.add(connection)
         return connection
 

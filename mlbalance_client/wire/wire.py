@@ -11,6 +11,7 @@ import httpcore
 from mlbalance_client.errors import ClientClosed, FailureKind
 
 from .answer import WireAnswer
+from .closing import Closing
 from .errors import EXPECTED, WireError, translate
 from .pool import Connection, Origin, Pool, WireOptions, close_all
 
@@ -115,6 +116,7 @@ class Wire:
         # By origin, and then by the name that a caller demands, if one does.
         self._pools: dict[Origin, dict[str | None, Pool]] = {}
         self._leaving: list[Pool] = []
+        self._closing = Closing()
         self._closed = False
 
     def counts(self) -> tuple[int, int]:
@@ -152,6 +154,10 @@ class Wire:
         self._leaving = [pool for pool in self._leaving if pool.busy]
         await close_all(expired)
 
+    async def tend(self) -> None:
+        """Close, beside the calls that had them, connections that are not used any more, until cancelled."""
+        await self._closing.tend()
+
     async def aclose(self) -> None:
         """Close all connections, under whatever exchange. Idempotent."""
         self._closed = True
@@ -166,7 +172,7 @@ class Wire:
             named = self._pools[origin] = {}
         pool = named.get(demanded)
         if pool is None:
-            pool = named[demanded] = Pool(origin, self._options)
+            pool = named[demanded] = Pool(origin, self._options, self._closing)
         return pool
 
     async def _exchange(self, pool: Pool, connection: Connection, message: httpcore.Request) -> WireAnswer:

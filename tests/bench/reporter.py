@@ -142,8 +142,8 @@ def main(alternations: int = ALTERNATIONS, seconds: float = SECONDS) -> None:
             rate = median(run[2] for run in runs)
             print(
                 f"    {subscribers:4} subscribers: {without:6.1%} of a core without, {with_it:6.1%} with: "
-                f"{added:+6.1%} (at most {target} %), {with_it - without:+.1%} of a core; "
-                f"{rate:.1f} events/s each",
+                f"{added:+6.1%} (at most {target} %), {with_it - without:+.1%} of a core, "
+                f"{(with_it - without) / CALLS_PER_S * 1e6:+.0f} us a call; {rate:.1f} events/s each",
                 flush=True,
             )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -12,6 +14,7 @@ from mlbalance_client.core.load_report import LoadReport
 from mlbalance_client.simulator.model.engine import Engine
 from mlbalance_client.simulator.model.measures import Measures, measure
 from mlbalance_client.simulator.model.router import Omniscient, TwoChoicesRouter
+from mlbalance_client.simulator.model.spec import EngineSpec
 from mlbalance_client.simulator.world import Told, simulate
 
 from .placement import (
@@ -22,6 +25,7 @@ from .placement import (
     WINDOW,
     fingerprint_at,
     judged,
+    mean,
     print_rows,
     replay_over_http,
 )
@@ -41,6 +45,9 @@ TARGETS = {
 
 # As load_reports.on_demand_tokens.
 ASKS_TOKENS = 2_048
+GPU_BYTES = 80 * 10**9
+SMALL_KV_TOKENS = 400_000
+SEEDS = (1, 2, 3)
 
 
 def counts(engine: Engine, now: float) -> LoadReport:
@@ -75,21 +82,69 @@ def work(engine: Engine, now: float) -> LoadReport:
     return LoadReport(source="stream", at=now, prefill_tokens=engine.prefill_tokens_outstanding)
 
 
+def expected(engine: Engine, now: float) -> LoadReport:
+    """How long a call would wait, by the engine's own formula, and nothing else."""
+    return LoadReport(source="expected", at=now, expected_wait_s=engine.backlog_s(now))
+
+
+def queue(engine: Engine, now: float) -> LoadReport:
+    """The depth of the queue, and nothing else."""
+    return LoadReport(source="queue", at=now, waiting=engine.waiting)
+
+
+def batch(engine: Engine, now: float) -> LoadReport:
+    """The size of the batch, and nothing else."""
+    return LoadReport(source="batch", at=now, running=engine.running)
+
+
 def gpu(engine: Engine, now: float) -> LoadReport:
-    """What is left where only the GPU is watched: 1 under any load."""
+    """Whether the GPU is busy, seen by one who looks at this moment alone."""
     return LoadReport(source="gpu", at=now, gpu_utilization=1.0 if engine.running or engine.waiting else 0.0)
 
 
-def _ours(clients: int, told: Told | None) -> Measures:
-    records, _ = simulate(
+class Gpu:
+    """As NVML tells it: the share of the last second in which the GPU was busy, and the memory that is taken.
+
+    ``memory``: the server takes memory as it needs it, beside a fifth for weights; engines that take all at their
+    start are always at 90 %. ``utilization``: told too.
+    """
+
+    def __init__(self, *, utilization: bool = True, memory: bool = False, all_at_start: bool = False) -> None:
+        self._utilization, self._memory, self._all_at_start = utilization, memory, all_at_start
+        self._seen: dict[int, deque[tuple[float, float]]] = {}
+
+    def __call__(self, engine: Engine, now: float) -> LoadReport:
+        """What it tells of an engine."""
+        used = 0.9 if self._all_at_start else 0.2 + 0.8 * engine.kv_used_tokens / engine.spec.kv_tokens
+        return LoadReport(
+            source="gpu",
+            at=now,
+            gpu_utilization=self._busy(engine, now) if self._utilization else None,
+            gpu_memory_used_bytes=int(GPU_BYTES * min(1.0, used)) if self._memory else None,
+            gpu_memory_total_bytes=GPU_BYTES if self._memory else None,
+        )
+
+    def _busy(self, engine: Engine, now: float) -> float:
+        seen = self._seen.setdefault(id(engine), deque())
+        seen.append((now, engine.busy_s))
+        while len(seen) > 1 and seen[1][0] <= now - 1.0:
+            seen.popleft()
+        at, busy_s = seen[0]
+        return min(1.0, (engine.busy_s - busy_s) / (now - at)) if now > at else 1.0
+
+
+def _ours(clients: int, told: Told | None, spec: EngineSpec = SPEC, seed: int = 1) -> tuple[Measures, int]:
+    records, engines = simulate(
         PART,
         PickingConfig(),
         clients=clients,
-        seed=1,
+        seed=seed,
+        spec=spec,
         fingerprints=lambda call: fingerprint_at(call.index),
         told=told,
     )
-    return measure((r for r in records if r.index >= WARM), SPEC)
+    preemptions = sum(engine.preemptions_total for engine in engines)
+    return measure((r for r in records if r.index >= WARM), spec), preemptions
 
 
 def virtual() -> None:
@@ -99,7 +154,6 @@ def virtual() -> None:
         "two choices, 64 clients": judged(lambda rng: TwoChoicesRouter(rng, 64), PART),
     }
     tells: list[tuple[str, Callable[[Engine, float], LoadReport], float, dict[str, Any]]] = [
-        ("GPU utilization", gpu, 0.1, {}),
         ("counts", counts, 0.1, {}),
         ("counts", counts, 1.0, {}),
         ("vLLM", vllm, 0.1, {}),
@@ -115,15 +169,48 @@ def virtual() -> None:
         ("tokens + prefixes", work, 0.5, {"prefixes": True}),
         ("tokens + prefixes", work, 1.0, {"prefixes": True}),
     ]
-    rows["16: nothing"] = _ours(16, None)
+    rows["16: nothing"] = _ours(16, None)[0]
     for name, tell, every_s, more in tells:
-        rows[f"16: {name}, {every_s:g} s"] = _ours(16, Told(tell, every_s, **more))
-    rows["64: tokens + prefixes, 0.1 s"] = _ours(64, Told(work, 0.1, prefixes=True))
-    rows["64: tokens, 1 s, in phase"] = _ours(64, Told(work, 1.0, jittered=False))
+        rows[f"16: {name}, {every_s:g} s"] = _ours(16, Told(tell, every_s, **more))[0]
+    rows["64: tokens + prefixes, 0.1 s"] = _ours(64, Told(work, 0.1, prefixes=True))[0]
+    rows["64: tokens, 1 s, in phase"] = _ours(64, Told(work, 1.0, jittered=False))[0]
     print(
         "placement by reports in virtual time: calls 2000 to 5500 of the trace x 1.5, the first 1,000 warm caches"
     )
     print_rows(rows)
+
+
+def signals() -> None:
+    """Each signal alone: none may be worse than to know nothing. With small caches: near the limit of memory."""
+    tells: list[tuple[str, Callable[[], Callable[[Engine, float], LoadReport]]]] = [
+        ("GPU busy now", lambda: gpu),
+        ("GPU utilization", Gpu),
+        ("GPU memory", lambda: Gpu(utilization=False, memory=True)),
+        ("GPU both", lambda: Gpu(memory=True)),
+        ("GPU both, all taken", lambda: Gpu(memory=True, all_at_start=True)),
+        ("batch size", lambda: batch),
+        ("queue depth", lambda: queue),
+        ("expected time", lambda: expected),
+    ]
+    for spec, what in (
+        (SPEC, ""),
+        (replace(SPEC, kv_tokens=SMALL_KV_TOKENS), f", caches of {SMALL_KV_TOKENS:,} tokens"),
+    ):
+        print(
+            f"signals alone, 16 clients{what}: mean TTFT of seeds {SEEDS}, against no report, and preemptions"
+        )
+        nothing_s = _signal("nothing", lambda: None, spec, None)
+        for name, tell in tells:
+            for every_s in (0.1, 1.0):
+                _signal(f"{name}, {every_s:g} s", lambda t=tell, s=every_s: Told(t(), s), spec, nothing_s)
+
+
+def _signal(name: str, told: Callable[[], Told | None], spec: EngineSpec, nothing_s: float | None) -> float:
+    runs = [_ours(16, told(), spec, seed) for seed in SEEDS]
+    ttft_s = mean([measured for measured, _ in runs]).ttft_mean_s
+    preempted = sum(preemptions for _, preemptions in runs) / len(runs)
+    print(f"  {name:28}{ttft_s:6.2f}s {ttft_s / (nothing_s or ttft_s):5.2f} {preempted:6.0f}", flush=True)
+    return ttft_s
 
 
 def http() -> None:
@@ -152,6 +239,7 @@ def http() -> None:
 
 
 def main() -> None:
-    """Both."""
+    """All."""
     http()
     virtual()
+    signals()

@@ -23,6 +23,9 @@ from mlbalance_client.performing import Attempt, CallUnderWay
 from mlbalance_client.wire import WireOptions
 
 from ..test_client import OVERLOADED, PATH, ROLE, WORD, chat
+from .virtual import anyio_backend
+
+__all__ = ["anyio_backend"]
 
 pytestmark = pytest.mark.anyio
 
@@ -156,7 +159,7 @@ async def scene(calls: int, seed: int) -> None:
         seed=seed,
     )
     tasks_before = asyncio.all_tasks() if _on_asyncio() else set()
-    engine = Engine(settings, wire=WireOptions(network_backend=network))
+    engine = Engine(settings, wire=WireOptions(network_backend=network), clock=anyio.current_time)
     engine.events.subscribe(lambda event: heard.update([type(event)]))
     rng, left = Random(seed), iter(range(calls))
 

@@ -213,6 +213,24 @@ def test_an_empty_budget_forbids_retries_but_not_what_was_never_sent() -> None:
     assert third.failed(1, FailureKind.CONNECT, 0.0) == Start(frozenset({A}))
 
 
+def test_what_fails_where_nobody_else_is_left_costs_no_budget() -> None:
+    budget = Budget(0.0, 1)
+    for _ in range(10):
+        plan = attempts(budget=budget)
+        plan.started(A)
+        assert plan.failed(1, FailureKind.READ, 0.0, others=Others.NOBODY) == GiveUp()
+
+    assert budget.covers()
+
+
+def test_calls_that_wait_for_the_same_time_do_not_all_come_at_once() -> None:
+    strategies = RetryStrategies(RetriesConfig(), Random(1))
+    waits_s = [strategies.heeds_s(0.5) for _ in range(100)]
+
+    assert all(wait_s is not None and 0.5 <= wait_s <= 0.625 for wait_s in waits_s)
+    assert max(waits_s) - min(waits_s) > 0.1  # type: ignore[type-var,operator]
+
+
 def test_waits_between_attempts_are_tenacitys() -> None:
     from tenacity import stop_after_delay, wait_fixed
 
@@ -278,6 +296,40 @@ class TestTwoAtOnce:
         assert plan.failed(3 - loser, FailureKind.READ, 2.0) == Deliver(loser, exhausted=True)
 
     @pytest.mark.parametrize("first", [1, 2])
+    @pytest.mark.parametrize("other", [FailureKind.CONNECT, FailureKind.READ, 503])
+    def test_the_first_that_was_never_sent_goes_elsewhere_free_whatever_became_of_the_second(
+        self, first: int, other: FailureKind | int
+    ) -> None:
+        plan = self.hedged(budget=Budget(0.0, 0), max_attempts=1)
+        ends = {
+            1: lambda: plan.failed(1, FailureKind.CONNECT, 1.0),
+            2: lambda: plan.refused(2, other, 1.0) if other == 503 else plan.failed(2, other, 1.0),
+        }
+        assert ends[first]() == Wait()
+        assert ends[3 - first]() == Start(frozenset({A, B}))
+
+        plan.started(C)
+        answer = plan.failed(3, FailureKind.READ, 2.0)
+        assert answer == (Deliver(2, exhausted=True) if other == 503 else GiveUp()), "but once only"
+
+    @pytest.mark.parametrize("first", [1, 2])
+    def test_what_says_not_to_retry_stops_even_what_was_never_sent(self, first: int) -> None:
+        plan = self.hedged()
+        ends = {
+            1: lambda: plan.failed(1, FailureKind.CONNECT, 1.0),
+            2: lambda: plan.refused(2, 503, 1.0, hints=Hints(retry=False)),
+        }
+        assert ends[first]() == Wait()
+        assert ends[3 - first]() == Deliver(2, exhausted=True)
+
+    @pytest.mark.parametrize("first", [1, 2])
+    def test_the_first_that_was_sent_is_paid_for_whatever_became_of_the_second(self, first: int) -> None:
+        plan = self.hedged(budget=Budget(0.0, 0))
+        kinds = {1: FailureKind.READ, 2: FailureKind.CONNECT}
+        assert plan.failed(first, kinds[first], 1.0) == Wait()
+        assert plan.failed(3 - first, kinds[3 - first], 1.0) == GiveUp()
+
+    @pytest.mark.parametrize("first", [1, 2])
     def test_what_is_the_same_everywhere_ends_both(self, first: int) -> None:
         assert self.hedged().refused(first, 400, 1.0) == Deliver(first)
 
@@ -290,6 +342,8 @@ class TestTwoAtOnce:
     def test_what_says_not_to_retry_lets_the_other_run_but_starts_no_more(self) -> None:
         plan = self.hedged()
         assert plan.refused(1, 503, 1.0, hints=Hints(retry=False)) == Wait()
+        assert not plan.may_hedge
+        assert not plan.may_move(1.0)
 
         assert plan.failed(2, FailureKind.READ, 2.0) == Deliver(1, exhausted=True)
 

@@ -59,7 +59,7 @@ def world() -> World:
 def test_a_stream_that_goes_on_tells_of_its_replica(world: World) -> None:
     pick = world.fleet.pick(Demand(fingerprint(b"x"), 10, 10), 0.0, [B, C])
     pick.first_content(1.0)
-    pick.piece(8.0, 9.0)
+    pick.piece(1.0, 9.0)
 
     assert set(world.unproven(12.0)) == {B, C}
     assert set(world.unproven(19.0)) == {A, B, C}

@@ -185,6 +185,45 @@ def test_a_session_sticks() -> None:
     assert len(places) == 1
 
 
+def held_by(fleet: Fleet, pick: Pick, text: bytes) -> int:
+    """How many blocks of a prompt its replica is believed to hold."""
+    return fleet.index.depth(pick.place, fingerprint(text).chain)
+
+
+@pytest.mark.parametrize("blind", [False, True])
+@pytest.mark.parametrize("how", ["failed", "cut short"])
+def test_what_never_began_is_not_believed_to_have_left_its_prompt(how: str, blind: bool) -> None:
+    fleet = fleet_of(3)
+    before = pick_for(fleet, prompt(1, 8_192))
+    before.first_content(1.0)
+    before.settle(Verdict.OK, 2.0)
+    turn = prompt(1, 8_192) + prompt(2)
+    hung = pick_for(fleet, turn, 3.0, session=7, blind=blind)
+    assert hung.replica.id == before.replica.id
+    assert held_by(fleet, hung, turn) == len(turn) // 1024
+
+    if how == "cut short":
+        hung.cut_short(40.0)
+        hung.settle(Verdict.CANCELLED, 40.0)
+    else:
+        hung.settle(Verdict.FAILED, 40.0)
+    assert held_by(fleet, hung, turn) == 8, "what it held before it holds still"
+
+    new = pick_for(fleet, prompt(3), 50.0, session=8, blind=blind)
+    new.cut_short(60.0)
+    new.settle(Verdict.CANCELLED, 60.0)
+    assert fleet.index.depth(new.place, (8,)) == 0, "nor is its session at home there"
+
+
+def test_what_began_is_believed_to_have_its_prompt_though_its_caller_has_left() -> None:
+    fleet = fleet_of(3)
+    pick = pick_for(fleet, prompt(1))
+    pick.first_content(1.0)
+    pick.cut_short(2.0)
+    pick.settle(Verdict.CANCELLED, 2.0)
+    assert held_by(fleet, pick, prompt(1)) > 0
+
+
 def test_a_cancelled_call_stays_charged_for_the_residual_time_and_no_longer() -> None:
     fleet = fleet_of(2, residual_s=2.0)
     pick = pick_for(fleet, prompt(1))
@@ -233,6 +272,34 @@ def test_policies_for_contrast_spread_by_weight(policy: str) -> None:
     places = [pick_for(fleet, prompt(1)).replica.id for _ in range(12)]
 
     assert [places.count(f"replica-{n}") for n in range(4)] == [2, 4, 2, 4]
+
+
+def test_a_second_attempt_goes_to_nobody_who_rests() -> None:
+    fleet = fleet_of(3)
+    first = pick_for(fleet, prompt(1))
+    for place, each in fleet.places():
+        if each.id != first.replica.id:
+            fleet.fitness.pushback.failed(place, 0.0, 5.0)
+    tried = {first.replica.id}
+
+    assert fleet.alternative(first.demand, tried, 4.0) is None
+    assert fleet.choose(first.demand, 4.0, tried).chosen.place != first.place, "a retry may go there"
+    assert fleet.alternative(first.demand, tried, 9.0) is not None
+
+
+def test_nobody_loses_his_turn_to_a_call_that_is_not_sent() -> None:
+    """Neither by an explanation nor by a second attempt that is thought better of."""
+    quiet, asked = (fleet_of(3, policy="round_robin") for _ in range(2))
+    turns: list[list[str]] = [[], []]
+    for turn in range(30):
+        for fleet, seen in zip((quiet, asked), turns, strict=True):
+            pick = pick_for(fleet, prompt(turn), float(turn))
+            seen.append(pick.replica.id)
+            if fleet is asked:
+                fleet.choose(pick.demand, float(turn))
+                assert fleet.alternative(pick.demand, {pick.replica.id}, float(turn)) is not None
+            pick.settle(Verdict.OK, turn + 0.5)
+    assert turns[0] == turns[1]
 
 
 def test_random_goes_by_weight() -> None:

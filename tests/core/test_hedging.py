@@ -203,6 +203,40 @@ def test_when_it_may_be_done() -> None:
     assert hedging.may(decision(waiting_s=[0.0, 0.0, 0.0, 9.0, 9.0]), demand, stood_s=1.0)
 
 
+def test_answers_that_do_not_tell_their_length_are_hedged_by_what_they_take() -> None:
+    """Nobody knows how many tokens the answer has, if any: 256 are expected, of 20 ms each."""
+    hedging, pick = Hedging(OPEN), pick_of(10, blind=True, output=1000)
+    expected = hedging.expect(pick)
+    assert expected.seconds > 5
+    for number in range(200):
+        hedging.answered(expected, 0.02, number * 0.1)
+    delay_s = hedging.slow_after_s(hedging.expect(pick))
+
+    assert delay_s <= 0.1
+    assert hedging.may(decision(waiting_s=[0.0] * 5, own_s=0.001), pick.demand, stood_s=delay_s)
+    assert not hedging.may(decision(waiting_s=[100.0] * 5, own_s=0.001), pick.demand, stood_s=delay_s)
+
+
+def test_what_takes_longer_than_predicted_takes_that_long_at_the_other_too() -> None:
+    hedging, pick = Hedging(OPEN), pick_of()
+    hedging.sent(pick)
+    feed(hedging, pick, [10.0] * 100)
+    idle = decision(waiting_s=[0.0] * 5)
+
+    assert not hedging.may(idle, pick.demand, stood_s=1.0)
+    assert hedging.may(idle, pick.demand, stood_s=2.0)
+
+
+def test_a_fleet_of_calls_that_cost_nearly_nothing_is_not_saturated_by_some_of_them() -> None:
+    hedging, pick = Hedging(OPEN), pick_of(1)
+    hedging.sent(pick)
+    assert pick.decision.chosen.own_s < OPEN.floor_s / 100
+    waiting_s = (OPEN.saturated_at - 0.1) * OPEN.floor_s
+
+    assert hedging.may(decision(waiting_s=[waiting_s] * 5, own_s=0.001), pick.demand, stood_s=1.0)
+    assert not hedging.may(decision(waiting_s=[2 * waiting_s] * 5, own_s=0.001), pick.demand, stood_s=1.0)
+
+
 def test_the_bound_counts_what_is_not_cached() -> None:
     hedging, demand = Hedging(OPEN), pick_of(20_000).demand
 

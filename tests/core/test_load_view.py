@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mlbalance_client.core.company import Company
 from mlbalance_client.core.ledger import Charge, Ledger
 from mlbalance_client.core.load_report import LoadReport
 from mlbalance_client.core.load_view import LoadView
@@ -22,7 +23,8 @@ class View:
 
     def __init__(self) -> None:
         self.ledger = Ledger(0.0)
-        self.load = LoadView(self.ledger, 10.0, EXPIRY_S, lambda _: RATE)
+        self.company = Company()
+        self.load = LoadView(self.ledger, 10.0, EXPIRY_S, lambda _: RATE, self.company)
 
     def tell(self, at: float, source: str = "test", **figures: Any) -> None:
         self.load.hear(0, LoadReport(source=source, at=at, **figures).sane())
@@ -34,6 +36,33 @@ class View:
 
     def waiting_s(self, now: float) -> float:
         return self.load.waiting_s(0, now)
+
+
+def test_one_that_was_overtaken_stands_before_others_no_longer_than_was_predicted(view: View) -> None:
+    view.send(0.0, 4.0)
+    later = view.send(0.5, 0.5)
+    assert view.waiting_s(6.0) == pytest.approx(0.5 + 2.0)  # all behind the first, which is overdue
+
+    view.ledger.first_content(later, 6.0)
+    last = view.send(6.5, 1.0)
+    assert view.waiting_s(6.5) == pytest.approx(1.0)
+    view.ledger.first_content(last, 7.0)
+
+    assert last.took_s == pytest.approx(0.5)
+
+
+def test_one_overdue_call_says_little_of_its_replica_where_there_are_no_other_clients() -> None:
+    alone, crowded = View(), View()
+    for _ in range(80):
+        alone.company.found_cached(1000, 1000)
+    for view in (alone, crowded):
+        view.send(0.0, 1.0)
+    assert [view.waiting_s(1.5) for view in (alone, crowded)] == pytest.approx([0.5, 0.5])
+    assert [view.waiting_s(9.0) for view in (alone, crowded)] == pytest.approx([1.0, 8.0], rel=0.01)
+
+    for view in (alone, crowded):
+        view.send(9.0, 1.0)  # that it waits too speaks against the replica
+    assert [view.waiting_s(9.0) for view in (alone, crowded)] == pytest.approx([9.0, 9.0])
 
 
 @pytest.fixture

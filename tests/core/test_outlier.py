@@ -1,6 +1,8 @@
 """Outliers are found by what the others show, out for a bounded time and share, and led back with care."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import accumulate
 from random import Random
 
 import pytest
@@ -14,6 +16,7 @@ from mlbalance_client.core.fleet import Fleet, Pick
 from mlbalance_client.core.model import Demand, Replica, ReplicaId, Usage, Verdict
 from mlbalance_client.core.outlier import Failure, Outliers, failure_of, failure_of_status, wilson_low
 from mlbalance_client.core.pushback import Pushback
+from mlbalance_client.core.report import snapshot
 from mlbalance_client.core.slow_start import SlowStart
 from mlbalance_client.errors import FailureKind
 from mlbalance_client.events import PanicChanged, ReplicaEjected, ReplicaReturned
@@ -142,6 +145,23 @@ def test_pushback_is_no_failure(status: int, after_s: float | None, says_busy: b
     assert world.ejected() == []
 
 
+@pytest.mark.parametrize(
+    ("status", "retry_after_s", "failure"),
+    [
+        (429, None, Failure.PUSHBACK),
+        (529, None, Failure.PUSHBACK),
+        (503, 2.0, Failure.PUSHBACK),
+        (503, None, Failure.ERROR),
+        (503, 0.0, Failure.ERROR),
+        (500, 2.0, Failure.ERROR),
+    ],
+)
+def test_a_503_is_pushback_only_if_it_names_a_time_to_come(
+    status: int, retry_after_s: float | None, failure: Failure
+) -> None:
+    assert failure_of_status(status, retry_after_s) is failure
+
+
 def test_one_that_refuses_connections_is_unreachable_after_three() -> None:
     world = World(3)
     for _ in range(3):
@@ -155,20 +175,120 @@ def test_one_that_refuses_connections_is_unreachable_after_three() -> None:
     assert "refused" in event.why
 
 
-def test_one_that_never_answers_is_ejected_after_three_slow_calls() -> None:
+def others_of(world: World, id_: str) -> set[ReplicaId]:
+    return {replica.id for replica in world.fleet.replicas} - {ReplicaId(id_)}
+
+
+def only_to(world: World, id_: str) -> Pick:
+    return world.fleet.pick(world.demand(), world.now, others_of(world, id_))
+
+
+def answered(world: World, id_: str, after_s: float) -> None:
+    """A call to one replica begins its answer after so long."""
+    pick = only_to(world, id_)
+    pick.first_content(world.now + after_s)
+    pick.settle(Verdict.OK, world.now + after_s, Usage(2000, 0, 10))
+
+
+@pytest.mark.parametrize(("calls", "looks"), [(5, 1), (3, 3)])
+def test_one_that_answers_nobody_is_ejected(calls: int, looks: int) -> None:
     world = World(4)
-    others = {ReplicaId(f"r{i}") for i in (0, 2, 3)}
-    for _ in range(3):
-        pick = world.fleet.pick(world.demand(), world.now, others)
-        for looks in (1.0, 2.0):
-            pick.silent(world.now + looks)
+    picks = [only_to(world, "r1") for _ in range(calls)]
+    for look in range(looks):
+        for pick in picks:
+            assert world.ejected() == []
+            pick.silent(look + 1.0, look)
     assert world.ejected() == []  # nobody has been heard since: it may be we who stood still
 
-    world.now += 2.1
-    world.finish(world.fleet.pick(world.demand(), world.now, {ReplicaId("r1")}), slow((), 1.0))
+    world.now = looks + 0.5
+    answered(world, "r0", 0.2)
     world.fleet.pick(world.demand(), world.now)
 
     assert world.ejected() == ["r1"]
+
+
+def test_streams_that_go_on_say_nothing_of_whether_prompts_are_served() -> None:
+    world = World(4)
+    old = only_to(world, "r1")
+    old.first_content(0.1)
+    world.now = 0.2
+    for _ in range(5):
+        pick = only_to(world, "r1")
+        old.piece(world.now, world.now + 1.0)
+        pick.silent(world.now + 1.1)
+    world.now = 1.5
+    answered(world, "r0", 0.2)
+    world.fleet.pick(world.demand(), world.now)
+
+    assert world.ejected() == ["r1"]
+
+
+def test_one_that_may_be_silent_gets_one_call_at_a_time() -> None:
+    world = World(2)
+    first, second = only_to(world, "r1"), only_to(world, "r1")
+    first.silent(1.0)
+    second.silent(1.0)
+    world.now = 1.0
+    answered(world, "r0", 0.1)
+    for _ in range(20):
+        assert world.fleet.pick(world.demand(), world.now).replica.id == "r0"
+
+    first.settle(Verdict.FAILED, world.now)
+    second.settle(Verdict.FAILED, world.now)
+    picks = [world.fleet.pick(world.demand(), world.now).replica.id for _ in range(20)]
+    assert picks.count(ReplicaId("r1")) == 1
+
+
+def test_one_that_is_back_from_silence_and_silent_again_is_out_after_one_call() -> None:
+    world = World(4, ejection_base_s=10.0)
+    for pick in [only_to(world, "r1") for _ in range(5)]:
+        pick.silent(1.0)
+    world.now = 1.5
+    answered(world, "r0", 0.2)
+    world.fleet.pick(world.demand(), world.now)
+    assert world.ejected() == ["r1"]
+
+    world.now = 20.0
+    only_to(world, "r1").silent(21.0)
+    world.now = 21.0
+    answered(world, "r0", 0.2)
+    world.fleet.pick(world.demand(), world.now)
+
+    assert world.ejected() == ["r1", "r1"]
+
+
+@given(st.data())
+def test_one_whose_queue_is_long_is_not_silent(data: st.DataObject) -> None:
+    """However long it is, and whatever the others do: while a prompt is served within each delay, calls only wait."""
+    world, delay_s = World(3), 1.0
+    prefills_s = data.draw(st.lists(st.floats(0.01, delay_s * 0.99), min_size=3, max_size=30))
+    picks = [only_to(world, "r1") for _ in prefills_s]
+    done_s = list(accumulate(prefills_s))
+    told: list[tuple[float, Callable[[], object]]] = []
+    for pick, at in zip(picks, done_s, strict=True):
+        told.append((at, partial(pick.first_content, at)))
+        looks = range(1, int(at / delay_s) + 1)
+        told += [(k * delay_s, partial(pick.silent, k * delay_s, (k - 1) * delay_s)) for k in looks]
+    for at in data.draw(st.lists(st.floats(0.0, done_s[-1]), max_size=20)):
+        told.append((at, lambda at=at: only_to(world, "r0").first_content(at + 0.1)))
+    for at, tell in sorted(told, key=lambda event: event[0]):
+        world.now = at
+        tell()
+
+    assert world.ejected() == []
+
+
+@given(st.lists(st.floats(3.0, 9.0), min_size=1, max_size=40), st.integers(1, 12))
+def test_one_that_is_slow_where_the_others_are_is_not_silent(took_s: list[float], calls: int) -> None:
+    world = World(4)
+    for pick in [only_to(world, "r1") for _ in range(calls)]:
+        pick.silent(3.0)
+    for number, took in enumerate(took_s):
+        world.now = 3.0 + number
+        answered(world, "r0", took)
+    world.fleet.pick(world.demand(), world.now)
+
+    assert "r1" not in world.ejected()
 
 
 def test_one_slow_call_is_its_own_affair_however_long_it_stands() -> None:
@@ -197,9 +317,12 @@ def test_slow_calls_say_nothing_of_a_replica_that_has_answered_since_they_began(
 
     world.now = 1.5
     world.finish(world.fleet.pick(world.demand(), world.now, {ReplicaId("r1")}), slow((), 1.0))
-    for pick in stalled:
-        pick.silent(2.0, 1.0)  # looked at again: nothing came since the last look
+    for now in (2.0, 3.0, 4.0):
+        for pick in stalled:
+            pick.silent(now, now - 1.0)  # looked at again: nothing came since the last look
+        answered(world, "r0", 0.5)
 
+    world.fleet.pick(world.demand(), world.now)
     assert world.ejected() == ["r1"]
 
 
@@ -512,3 +635,23 @@ def test_the_share_holds_the_last_one_stays_and_nobody_ejected_is_picked(
     world.now += 400.0
     fleet.pick(world.demand(), world.now)
     assert all(ejection.until > world.now for ejection in fleet.fitness.outliers.out)
+
+
+@pytest.mark.parametrize("asked", ["for a snapshot", "whom to check"])
+def test_an_ejection_ends_in_time_though_nobody_calls(asked: str) -> None:
+    world = World(3)
+    world.run(60, failing({"r1"}, 1.0, world.rng), dealt=True)
+    (ejected,) = [event for event in world.news if isinstance(event, ReplicaEjected)]
+    over_at = ejected.at + ejected.for_s
+
+    def look(now: float) -> None:
+        if asked == "for a snapshot":
+            out = [row.id for row in snapshot(world.fleet, now, "prefix_tokens").replicas if row.ejected]
+            assert out == (["r1"] if now < over_at else [])
+        else:
+            world.fleet.fitness.without_evidence(now, 10.0)
+
+    look(over_at - 0.1)
+    assert not [event for event in world.news if isinstance(event, ReplicaReturned)]
+    look(over_at + 0.1)
+    assert [event.replica for event in world.news if isinstance(event, ReplicaReturned)] == ["r1"]

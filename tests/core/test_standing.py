@@ -42,7 +42,9 @@ def work(units: float = 4_000.0, tokens: int = 2_000) -> Work:
         ({"waiting": 0, "gpu_utilization": 1.0}, Basis.EMPTY_QUEUE, 0.0),
         ({"utilization": 0.5, "gpu_utilization": 0.9}, Basis.SHARE, 0.4),
         ({"gpu_utilization": 0.75}, Basis.NOTHING, 0.0),
-        ({"gpu_utilization": 0.05}, Basis.IDLE_GPU, 0.0),
+        ({"gpu_utilization": 0.05}, Basis.IDLE, 0.0),
+        ({"running": 0, "gpu_utilization": 0.75}, Basis.IDLE, 0.0),
+        ({"running": 3, "gpu_utilization": 0.05}, Basis.NOTHING, 0.0),
         ({"utilization": 7.0}, Basis.SHARE, 19 * 0.4),
     ],
 )

@@ -92,5 +92,5 @@ def answering(
 def load_of(reporter: LoadReporter, client: str | None = None) -> LoadReport:
     """The load now, not the one shared for a moment."""
     publisher = reporter.board.publisher
-    publisher.told(reporter.board.clock(), newer_than_s=-1.0)
+    publisher.tell(reporter.board.clock())
     return decode_load(snapshot(reporter.board, client), at=0.0, client=client)

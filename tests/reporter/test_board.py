@@ -19,6 +19,7 @@ from mlbalance_client.errors import ConfigError
 from mlbalance_client.reporter import BoardCall, LoadBoard, ReporterSettings, snapshot
 from mlbalance_client.reporter.acks import Acks
 from mlbalance_client.reporter.grants import Grants
+from mlbalance_client.reporter.subscriber import Subscriber
 
 
 class Clock:
@@ -461,3 +462,128 @@ class Board(RuleBasedStateMachine):
 
 TestBoard = Board.TestCase
 TestBoard.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+
+
+class _Waiter:
+    def __init__(self) -> None:
+        self.woken = 0
+
+    def wake(self, foreign: bool) -> None:
+        self.woken += 1
+
+    def give_up(self) -> None:
+        raise AssertionError
+
+
+def _told(board: LoadBoard) -> tuple[Subscriber, _Waiter]:
+    """A subscriber that has been told of the board as it is, and waits."""
+    waiter = _Waiter()
+    subscriber = board.publisher.subscribe(None, None, waiter)
+    assert subscriber.next()
+    return subscriber, waiter
+
+
+def test_a_small_change_waits_and_a_large_one_is_told_at_once() -> None:
+    clock = Clock()
+    board = board_of(clock)
+    subscriber, waiter = _told(board)
+    wait_s, wakeable = subscriber.pause()
+    assert (wait_s, wakeable) == (0.5, True)
+
+    clock.now += 0.1
+    board.begin(prompt_tokens=500)
+    assert waiter.woken == 0
+
+    board.begin(prompt_tokens=5000)
+    assert waiter.woken == 1
+    assert b'"running":2' in (subscriber.next() or b"")
+
+
+def test_small_changes_that_add_up_are_a_large_one() -> None:
+    clock = Clock()
+    board = board_of(clock)
+    subscriber, waiter = _told(board)
+    subscriber.pause()
+    clock.now += 0.1
+    for _ in range(10):
+        board.begin(prompt_tokens=500)
+
+    assert waiter.woken == 1
+
+
+def test_any_change_is_told_at_once_when_nothing_was_for_long() -> None:
+    clock = Clock()
+    board = board_of(clock)
+    subscriber, waiter = _told(board)
+    subscriber.pause()
+    clock.now += 0.6
+    assert subscriber.next() is None
+    assert subscriber.pause() == (pytest.approx(1.3), True)
+
+    board.begin(prompt_tokens=10)
+    assert waiter.woken == 1
+    assert subscriber.next()
+
+
+def test_news_that_comes_while_it_sends_waits_for_the_spacing_only() -> None:
+    clock = Clock()
+    board = board_of(clock)
+    subscriber, waiter = _told(board)
+    board.begin(prompt_tokens=5000)
+    assert subscriber.pause() == (0.05, False)
+    clock.now += 0.06
+
+    assert subscriber.next()
+    assert waiter.woken == 0
+
+
+@pytest.mark.parametrize(("batch_limit", "woken"), [(100, 0), (10, 1)])
+def test_requests_are_news_at_once_where_room_is_scarce(batch_limit: int, woken: int) -> None:
+    clock = Clock()
+    board = board_of(clock, batch_limit=batch_limit)
+    board.begin(prompt_tokens=10).succeed()
+    calls = [board.begin(prompt_tokens=10) for _ in range(9)]
+    subscriber, waiter = _told(board)
+    subscriber.pause()
+    clock.now += 0.1
+    for call in calls[:6]:
+        call.succeed()
+
+    assert waiter.woken == woken
+
+
+def test_a_change_of_state_is_told_at_once() -> None:
+    clock = Clock()
+    board = board_of(clock)
+    call = board.begin(prompt_tokens=10)
+    subscriber, waiter = _told(board)
+    subscriber.pause()
+    clock.now += 0.1
+    call.succeed()
+
+    assert waiter.woken == 1
+    assert b'"state":"ready"' in (subscriber.next() or b"")
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 4000), st.integers(0, 9)), max_size=60))
+def test_who_is_not_woken_has_missed_little(steps: list[tuple[int, int, int]]) -> None:
+    """Work of 10,000 tokens a second is assumed: 2,000 are a large change, of which half may pass without a look."""
+    clock = Clock()
+    board = board_of(clock)
+    board.begin(prompt_tokens=10).succeed()
+    subscriber, waiter = _told(board)
+    subscriber.pause()
+    calls: list[BoardCall] = []
+    clock.now += 0.1
+    for step, tokens, which in steps:
+        if step == 0 or not calls:
+            calls.append(board.begin(prompt_tokens=tokens))
+        elif step == 1:
+            calls[which % len(calls)].first_content()
+        else:
+            calls.pop(which % len(calls)).fail()
+        stands = sum(call.prompt_tokens for call in calls if not call.work.decoding)
+        if waiter.woken:
+            return
+        assert stands <= 3_000

@@ -282,7 +282,7 @@ async def test_a_subscriber_that_goes_leaves_nothing(how: str) -> None:
 
     publisher = reporter.board.publisher
     assert load_of(reporter).subscribers == 0
-    assert (len(publisher.grants), publisher._armed) == (0, {})
+    assert (len(publisher.grants), len(publisher._calm), len(publisher._hasty)) == (0, 0, 0)
 
 
 async def test_no_more_subscribers_than_are_allowed() -> None:

@@ -6,8 +6,6 @@ The same checks in virtual time and over HTTP, where replicas are processes and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from math import inf
 
 import anyio
 import pytest
@@ -15,7 +13,6 @@ import pytest
 from mlbalance_client import BalancerConfig, events
 from mlbalance_client.simulator.model.fleet import Fleet, FleetError
 from mlbalance_client.simulator.model.scenes import BAD, REPLICAS, SCENES, Scene
-from mlbalance_client.simulator.model.traces import Trace
 
 from .staging import Seen, conversations, http_fleet, over_http, virtually
 
@@ -25,7 +22,6 @@ COMPRESSION = 8.0
 CALLS = 75
 # Model seconds: when things begin to happen, and how far restarts are apart.
 AT_S, APART_S = 4.0, 8.0
-HEDGED = 12_000
 
 Play = Callable[..., Seen]
 
@@ -53,14 +49,8 @@ def play(request: pytest.FixtureRequest) -> Play:
     def short(name: str) -> Scene:
         return SCENES[name].from_(AT_S, APART_S if name == "rolling" else None)
 
-    def trace(name: str, calls: int) -> Trace:
-        """Long prompts are not hedged; at a hanging replica they would wait for their timeout of 300 s."""
-        found = conversations(calls)
-        most = HEDGED if name == "hanging" else inf
-        return replace(found, calls=tuple(call for call in found.calls if call.prompt_tokens < most))
-
     if request.param == "virtual":
-        return lambda name, calls=CALLS: virtually(short(name), trace(name, calls))
+        return lambda name, calls=CALLS: virtually(short(name), conversations(calls))
     fleet: Fleet = request.getfixturevalue("_fleet")
 
     def played(name: str, calls: int = CALLS) -> Seen:
@@ -70,7 +60,7 @@ def play(request: pytest.FixtureRequest) -> Play:
             except FleetError:
                 fleet.restart(number)
         fleet.flush()
-        return anyio.run(lambda: over_http(short(name), trace(name, calls), fleet, compression=COMPRESSION))
+        return anyio.run(lambda: over_http(short(name), conversations(calls), fleet, compression=COMPRESSION))
 
     return played
 
@@ -127,7 +117,7 @@ def test_one_hangs(play: Play) -> None:
     seen = play("hanging", 2 * CALLS)
 
     assert not seen.errors
-    assert attempts_to(seen, BAD, AT_S, events.ReplicaEjected) <= 5
+    assert attempts_to(seen, BAD, AT_S, events.ReplicaEjected) <= SCENES["hanging"].must.after_calls
     nothing_is_left(seen)
 
 

@@ -39,6 +39,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """In seconds, from an arbitrary start."""
         return self._time.now
 
+    def jump(self, seconds: float) -> None:
+        """Let the time pass while nobody does anything, as when the process is stopped."""
+        self._time.now += seconds
+
 
 def run(main: Callable[..., Awaitable[T]], *args: Any) -> T:
     """Run an async function in virtual time."""

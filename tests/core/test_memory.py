@@ -37,6 +37,7 @@ def picked(made: Fleet, now: float = 0.1) -> ReplicaId:
         ({"kv_used": 0.90}, False),
         ({"gpu_memory_used_bytes": GPU * 99 // 100, "gpu_memory_total_bytes": GPU}, True),
         ({"gpu_memory_used_bytes": GPU * 92 // 100, "gpu_memory_total_bytes": GPU}, False),
+        ({"kv_used": 0.97, "kv_capacity_tokens": 100_000}, False),
         ({"kv_used": 0.2, "gpu_memory_used_bytes": GPU, "gpu_memory_total_bytes": GPU}, False),
     ],
 )
