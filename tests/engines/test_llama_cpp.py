@@ -14,6 +14,7 @@ from .using import (
     ENDLESS,
     Start,
     agreement,
+    bare,
     body,
     client,
     post_endless,
@@ -44,12 +45,12 @@ def test_auto_finds_out_what_it_is(started: Start) -> None:
 
 
 async def test_its_load_is_told_as_it_is_for_it_refuses_nobody(engine: LlamaServer) -> None:
-    async with client(engine.url) as using, client(engine.url, kind="none") as filling:
+    async with client(engine.url) as using, bare(engine.url) as filling:
         await using.post(CHAT, json=body())
         async with streams(filling, SLOTS + 6):
             report = await until_told(using, engine, SLOTS, 6)
         await until_told(using, engine, 0, 0)
-        left = filling.snapshot().outstanding_tokens
+        left = using.snapshot().outstanding_tokens
     print(f"llama.cpp busy ({SLOTS} running, 6 waiting): {report}")
 
     assert report["batch_limit"] == SLOTS

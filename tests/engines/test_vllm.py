@@ -27,6 +27,7 @@ from .using import (
     Agreement,
     Start,
     agreement,
+    bare,
     body,
     client,
     events,
@@ -66,12 +67,12 @@ def test_auto_finds_out_what_it_is(started: Start) -> None:
 
 
 async def test_its_load_is_told_as_it_is(engine: Vllm) -> None:
-    async with client(engine.url) as using, client(engine.url, kind="none") as filling:
+    async with client(engine.url) as using, bare(engine.url) as filling:
         await using.post(CHAT, json=body())
         async with streams(filling, BATCH + 5):
             report = await until_told(using, engine, BATCH, 5)
         await until_told(using, engine, 0, 0)
-        left = filling.snapshot().outstanding_tokens
+        left = using.snapshot().outstanding_tokens
     print(f"vLLM busy ({BATCH} running, 5 waiting): {report}")
 
     assert 0 < report["kv_used"] <= 1
@@ -79,7 +80,7 @@ async def test_its_load_is_told_as_it_is(engine: Vllm) -> None:
 
 
 @asynccontextmanager
-async def full(filling: mlb.AsyncClient, engine: Vllm) -> AsyncIterator[None]:
+async def full(filling: httpx.AsyncClient, engine: Vllm) -> AsyncIterator[None]:
     """Its batch and its queue are full; not at once, or calls are refused that would soon be in the batch."""
     async with streams(filling, BATCH):
         await until_said(engine.load, (BATCH, 0))
@@ -104,7 +105,7 @@ async def _refused(using: mlb.AsyncClient, *, stream: bool) -> httpx.Response:
 
 
 async def test_what_it_says_when_it_is_full_comes_back_if_there_is_nobody_else(engine: Vllm) -> None:
-    async with client(engine.url, kind="none") as filling, client(engine.url, kind="none") as using:
+    async with bare(engine.url) as filling, client(engine.url, kind="none") as using:
         async with full(filling, engine):
             plain = await _refused(using, stream=False)
             streamed = await _refused(using, stream=True)
@@ -122,7 +123,7 @@ async def test_a_call_that_it_refuses_is_served_elsewhere(engine: Vllm) -> None:
     with Fleet(1, spec=EngineSpec().scaled(20), model=MODEL) as other:
         urls = (engine.url, *other.urls)
         async with (
-            client(engine.url, kind="none") as filling,
+            bare(engine.url) as filling,
             client(*urls, kind="none", policy="round_robin") as using,
         ):
             async with full(filling, engine):
@@ -282,7 +283,7 @@ def reporting(installed: Vllm, restarted: dict[str, Any]) -> Vllm:
 
 
 async def test_the_middleware_tells_the_engines_load_and_each_call_once(reporting: Vllm) -> None:
-    async with client(reporting.url, kind="stream") as using, client(reporting.url, kind="none") as filling:
+    async with client(reporting.url, kind="stream") as using, bare(reporting.url) as filling:
         for _ in range(3):
             await using.post(CHAT, json=body())
             await until(lambda: told(using).get("source") == "stream", using.snapshot)

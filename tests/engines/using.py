@@ -65,6 +65,11 @@ def client(*urls: str, kind: str = "auto", policy: str = "prefix_tokens") -> mlb
     )
 
 
+def bare(url: str) -> httpx.AsyncClient:
+    """A client that sends all it is given at once: ours keep calls back from an engine that has enough to do."""
+    return httpx.AsyncClient(base_url=url, timeout=WITHIN_S, trust_env=False, limits=httpx.Limits())
+
+
 def told(of: mlb.AsyncClient, number: int = 0) -> dict[str, Any]:
     """What a replica said last, as the client's snapshot has it."""
     return of.snapshot().replicas[number].report or {}
@@ -107,10 +112,10 @@ async def until_told(of: mlb.AsyncClient, engine: Engine, running: int, waiting:
 
 
 @asynccontextmanager
-async def streams(of: mlb.AsyncClient, count: int) -> AsyncIterator[None]:
+async def streams(of: httpx.AsyncClient, count: int) -> AsyncIterator[None]:
     """So many streams that are read, each begun again when it ends, until the block ends; then they are cancelled.
 
-    A client that is told that the engine is full would keep calls back: to fill it takes one with ``kind="none"``.
+    To fill an engine takes a ``bare`` client.
     """
 
     async def read(number: int) -> None:
