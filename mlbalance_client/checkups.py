@@ -18,10 +18,10 @@ from .config import HealthChecksConfig
 from .core.fitness import Unproven
 from .core.fleet import Fleet
 from .core.model import Replica, ReplicaId
-from .core.outlier import Failure, Proof
+from .core.outlier import Failure, Proof, failure_of_status
 from .core.report import LastCheck
 from .core.vigil import Vigil
-from .dialects import ChecksModels, Dialect, ModelCheck
+from .dialects import ChecksModels, Dialect, Ending, ModelCheck
 from .events import HealthCheckFailed, HealthCheckPassed
 from .health import Finding, Get, Health, SystemCheck, generating_path, judged
 from .load_reports import NoAnswer, Page
@@ -217,19 +217,21 @@ class Checkups:
         page = await checked.asking.call(
             check.method, check.path, check.body, timeout_s=self._config.model_timeout_s
         )
+        ending = None if dialect is None or not check.body else _ending(page, dialect)
+        if ending is not None and (error := ending.error) is not None:
+            status = error.status if page.status == 200 else page.status
+            if failure_of_status(status, None, says_busy=error.busy) is Failure.PUSHBACK:
+                return Finding(Health.UNKNOWN, f"{check.path}: {error.message[:_WHY_CHARS]}")
         status = 500 if page.status in check.not_ready else page.status
         finding = judged(status, page.body, check.path)
         if finding is None:
             return Finding(Health.UNKNOWN, f"{check.path}: status {page.status}")
-        if finding.health is not Health.PASSED or dialect is None or not check.body:
+        if finding.health is not Health.PASSED or ending is None:
             return finding
-        return self._read(page, check, dialect)
+        return self._read(check, ending)
 
-    def _read(self, page: Page, check: ModelCheck, dialect: Dialect) -> Finding:
+    def _read(self, check: ModelCheck, ending: Ending) -> Finding:
         """What is in an answer of status 200, which may yet be an error."""
-        watch = dialect.watch(page.status, page.headers.get("content-type", ""))
-        watch.feed(page.body)
-        ending = watch.end()
         if ending.error is not None:
             health = Health.FAILED if ending.error.status >= 500 else Health.UNKNOWN
             return Finding(health, f"{check.path}: {ending.error.message[:_WHY_CHARS]}")
@@ -247,3 +249,10 @@ class Checkups:
         for model in newest[:_MOST_MODELS]:
             if now - self._recent[model][0] > _RECENT_S:
                 del self._recent[model]
+
+
+def _ending(page: Page, dialect: Dialect) -> Ending:
+    """What an answer tells of itself."""
+    watch = dialect.watch(page.status, page.headers.get("content-type", ""))
+    watch.feed(page.body)
+    return watch.end()

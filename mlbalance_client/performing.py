@@ -27,7 +27,7 @@ from .core.model import Demand, ReplicaId, Usage, Verdict
 from .core.outlier import Failure, failure_of, failure_of_status
 from .core.picker import Decision
 from .core.report import CallReport
-from .dialects import Dialect, Sign
+from .dialects import Dialect, Lacks, Sign
 from .errors import (
     AttemptReport,
     AttemptsExhausted,
@@ -372,10 +372,22 @@ class Performer:
             await flow.aclose(Verdict.FAILED)
         now = self._clock()
         hints = read_hints(flow.wire.headers, time.time())
-        if status in RETRIED_STATUSES:
-            attempt.pick.failed(now, hints.after_s, failure_of_status(status, hints.after_s))
+        error = flow.in_band_error
+        lacks = None if error is None else error.lacks(status)
+        if lacks is Lacks.MODEL:
+            attempt.pick.lacks_model(now)
+        elif status in RETRIED_STATUSES:
+            says_busy = error is not None and error.busy
+            kind = failure_of_status(status, hints.after_s, says_busy=says_busy)
+            attempt.pick.failed(now, hints.after_s, kind)
         others = self._fleet.others(call.demand, call.plan.tried, now)
-        command = call.plan.refused(attempt.number, status, now, held=held, hints=hints, others=others)
+        command = call.plan.refused(
+            *(attempt.number, status, now),
+            held=held,
+            hints=hints,
+            others=others,
+            lacks_model=lacks is not None,
+        )
         if not held and not _delivers(command, attempt.number):
             call.flows.pop(attempt.number, None)
             # Now: a second attempt that fails while this is being closed cuts that short with its command.

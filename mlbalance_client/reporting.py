@@ -25,6 +25,7 @@ from .core.load_format import HEADER, LoadFormatError, PrefixDelta, decode_heade
 from .core.load_report import LoadReport
 from .core.model import Demand, Replica, ReplicaId
 from .core.prefix_delta import KEYED_SCHEME
+from .errors import ClientClosed
 from .load_reports import Auto, Complaints, Forbidden, Format, NoAnswer, NotThere, ReportError, orca
 from .load_reports.shared import Key, SharedPrefixes
 from .load_reports.stream import CALL_HEADER, StreamReader
@@ -103,6 +104,7 @@ class Reporting:
         self._changed = anyio.Event()
         self._called = anyio.Event()
         self._calls = 0
+        self._down: dict[ReplicaId, anyio.Event] = {}
         self._askable = False
         self._look_again_at = 0.0
         self._looks = load_reports.shared_looks()
@@ -148,6 +150,8 @@ class Reporting:
         """What an answer's headers say in passing."""
         if self._config.kind == "none":
             return
+        if self._down and (answers := self._down.get(replica)) is not None:
+            answers.set()
         now = self._clock()
         for name, value in headers:
             if len(name) == len(_SHORT_HEADER) and name.lower() == _SHORT_HEADER:
@@ -263,6 +267,8 @@ class Reporting:
                     except ReportError as error:
                         logger.debug("load report of %s: %s", followed.replica.id, error)
                         pause_s = self._missed(followed, error)
+                    except ClientClosed:
+                        return
                     except Exception as error:
                         if "failure" not in followed.told:
                             logger.debug("following %s failed", followed.replica.id, exc_info=True)
@@ -275,6 +281,8 @@ class Reporting:
     def _missed(self, followed: _Followed, error: ReportError) -> float:
         """Nothing was heard; when to try again, and whether for pages or for a stream, if both may be there."""
         asked_for_stream = followed.streams
+        if isinstance(error, NoAnswer) and error.refused:
+            self._down[followed.replica.id] = anyio.Event()
         if isinstance(error, Forbidden):
             followed.warn("forbidden", error)
         if self._config.kind == "auto":
@@ -285,7 +293,16 @@ class Reporting:
         return followed.cadence.failed()
 
     async def _pause(self, followed: _Followed, pause_s: float) -> None:
-        """Wait; if it is for want of calls, until there is one."""
+        """Wait; if it is for want of calls, until there is one; if it refused the connection, until it answers one."""
+        if (answers := self._down.get(followed.replica.id)) is not None:
+            try:
+                with anyio.move_on_after(pause_s):
+                    await answers.wait()
+                    await anyio.sleep(followed.cadence.first_s())
+            finally:
+                if self._down.get(followed.replica.id) is answers:
+                    del self._down[followed.replica.id]
+            return
         least_s = min(pause_s, followed.cadence.least_s)
         await anyio.sleep(least_s)
         if pause_s > least_s and self._calls == followed.calls_seen:

@@ -5,8 +5,9 @@ per replica, free of limits and budget. What was sent and failed (no answer, or 
 the commit point) goes elsewhere if the call is replayable, the strategies allow it and the budget has room; what met a
 connection that had just been closed may go to the same replica once more, and counts twice. A refusal that speaks for
 its replica's load goes only to one that does not rest: when the whole fleet pushes back, a retry would add to it; then
-the time that the replica named is waited for if it is short, else its answer delivered. What a replica says of
-retrying comes before its status.
+the time that the replica named is waited for if it is short, else its answer delivered. So does what met a replica
+without the call's model; if nobody else is left, that is the call's own fault. What a replica says of retrying comes
+before its status.
 
 Besides, a second attempt may *hedge* the first while that is under way. The first content of any ends the others; one
 that fails leaves the others running, and only when none is under way does another start. An answer in hand is
@@ -225,11 +226,12 @@ class Attempts:
         held: bool = True,
         hints: Hints = NO_HINTS,
         others: Others = Others.WILLING,
+        lacks_model: bool = False,
     ) -> Command:
         """An answer that is an error came, as a status or as the first event of a stream.
 
         ``held``: it can be delivered later; one too large for that is given up where another attempt goes on.
-        ``others``: who is left that the call was not sent to.
+        ``others``: who is left that the call was not sent to. ``lacks_model``: it says that the model is not there.
         """
         self._open.discard(number)
         if self._end is not None:
@@ -237,15 +239,16 @@ class Attempts:
         failing = status in RETRIED_STATUSES
         if failing:
             self._in_vain(number)
-        if not failing and not hints.retry:
+        absent = lacks_model and (others is Others.WILLING or bool(self._open) or self._held is not None)
+        if not (failing or absent or hints.retry):
             self._end = Deliver(number)
             return self._end
         self._barred = self._barred or hints.retry is False
-        if held:
+        if held and not (absent and self._held is not None):  # another has it, and says more of the call
             self._held = number
         if self._open:
             return _WAIT
-        needed = Others.WILLING if status in _PUSHBACK else Others.RESTING
+        needed = Others.WILLING if absent or status in _PUSHBACK else Others.RESTING
         command = self._next(now, hints, elsewhere=others >= needed)
         if held or not isinstance(command, Deliver | GiveUp):
             return command

@@ -2,7 +2,7 @@
 
 Every client has a phase of its own and jitters, so that many do not ask in step. A client without calls asks less and
 less often. Asking takes at most one part in 20 of the time, so that a server slow to answer is asked less; and after
-failures the pauses double.
+failures the pauses double. Neither makes a pause longer than half a minute: one page that was stuck says little.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Cadence:
         """
         self._failures = 0
         self._idle = 1.0 if calls else min(_MOST_IDLE, self._idle * 2)
-        self.least_s = self._jittered(max(self._interval_s, took_s * _COST_PARTS))
+        self.least_s = self._jittered(max(self._interval_s, min(_LONGEST_S, took_s * _COST_PARTS)))
         return max(self.least_s, self._jittered(self._interval_s * self._idle))
 
     def failed(self) -> float:

@@ -11,6 +11,7 @@ from random import Random
 from typing import NamedTuple
 
 from ..events import PanicChanged, ReplicaEjected, ReplicaReturned
+from .absences import Absences
 from .load_report import LoadReport
 from .memory import Fullness
 from .model import Replica, ReplicaId
@@ -53,6 +54,11 @@ def unheard(news: News) -> None:
     """Nobody listens."""
 
 
+def _never(place: int) -> float:
+    """No stream has come from anywhere."""
+    return float("-inf")
+
+
 def _idle(place: int) -> bool:
     """Nobody is known to wait."""
     return True
@@ -66,7 +72,7 @@ class Fitness:
     """One client's. ``replicas`` and ``places``: the fleet's own tables, which change under it.
 
     ``forget``: called with the place of a replica whose speed is to be learned anew; ``changed``: when who is out has;
-    ``idle``: whether no call waits at a place for its first content.
+    ``idle``: whether no call waits at a place for its first content; ``streamed_at``: when a piece last came from it.
     """
 
     def __init__(
@@ -87,10 +93,12 @@ class Fitness:
         self.outliers = outliers or Outliers(_NoDetection(), rng)
         self.slow_start = SlowStart(_NoSlowStart()) if slow_start is None else slow_start
         self.readiness = Readiness(expiry_s)
+        self.absences = Absences(self.pushback.alike)
         self.fullness = Fullness(expiry_s)
         self.forget: Callable[[int], None] = _nothing
         self.changed: Callable[[], None] = lambda: None
         self.idle: Callable[[int], bool] = _idle
+        self.streamed_at: Callable[[int], float] = _never
         self._tell = tell
         self._panicked = False
         self._heard_at: dict[int, float] = {}
@@ -101,9 +109,7 @@ class Fitness:
     def unwilling(self, model: str | None, now: float, *, replayable: bool) -> int:
         """Who is to get no call for ``model``, as a bit set; nor on trial, if it is not ``replayable``."""
         return (
-            self.pushback.resting(now)
-            | self.readiness.closed(model, now)
-            | self._kept_out(now, replayable=replayable)
+            self.pushback.resting(now) | self._closed(model, now) | self._kept_out(now, replayable=replayable)
         )
 
     def levels(self, model: str | None, now: float, *, replayable: bool) -> Iterator[int]:
@@ -112,7 +118,7 @@ class Fitness:
         Those who are full, on trial with another call, ejected, who rest, and who say that they are closed get a call
         only where nobody else is left, in this order: to ask one of them is better than to fail unasked.
         """
-        closed = self.readiness.closed(model, now)
+        closed = self._closed(model, now)
         resting = closed | self.pushback.resting(now)
         kept_out = resting | self._kept_out(now, replayable=replayable)
         yield kept_out | self.fullness.full(now)
@@ -121,6 +127,10 @@ class Fitness:
         yield resting
         yield closed
         yield 0
+
+    def _closed(self, model: str | None, now: float) -> int:
+        """Who says that it takes no calls for the model: by its report, or by its answer to one."""
+        return self.readiness.closed(model, now) | self.absences.lacking(model, now)
 
     def _kept_out(self, now: float, *, replayable: bool) -> int:
         """Who is ejected, or may be silent or is on trial, and not to get this call."""
@@ -155,7 +165,9 @@ class Fitness:
 
     def drop(self, place: int) -> None:
         """The replica is gone."""
-        for table in (self.pushback, self.readiness, self.outliers, self.slow_start, self.fullness):
+        for table in (
+            *(self.pushback, self.readiness, self.absences, self.outliers, self.slow_start, self.fullness),
+        ):
             table.drop(place)
         self._heard_at.pop(place, None)
         self._epochs.pop(place, None)
@@ -163,11 +175,14 @@ class Fitness:
     def hear(self, place: int, report: LoadReport) -> None:
         """A replica has told how it is."""
         was_cold = self.readiness.cold(place, report.at)
-        self.readiness.hear(place, report)
+        model_opens = self.readiness.hear(place, report)
         self.fullness.hear(place, report)
         opens = was_cold and not self.readiness.closed(None, report.at) >> place & 1
-        if opens or self._restarted(place, report.epoch):
+        restarted = self._restarted(place, report.epoch)
+        if opens or restarted:
             self.slow_start.admit(place, report.at)
+        if model_opens or restarted:
+            self.absences.drop(place)
 
     def _restarted(self, place: int, epoch: str | None) -> bool:
         if epoch is None:
@@ -251,7 +266,7 @@ class Fitness:
                     found.append(Unproven(replica, ejection.needs))
             elif self.slow_start.on_trial(place):
                 found.append(Unproven(replica, Proof.MODEL))
-            elif now - self._heard_at[place] >= older_than_s:
+            elif now - max(self._heard_at[place], self.streamed_at(place)) >= older_than_s:
                 found.append(Unproven(replica, Proof.SYSTEM))
         return found
 

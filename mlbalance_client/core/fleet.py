@@ -154,6 +154,11 @@ class Pick:
             on_trial = self._on_trial is not None and fitness.slow_start.on_trial(self.place)
             fitness.failed(self.place, kind, now, retry_after_s, on_trial=on_trial)
 
+    def lacks_model(self, now: float) -> None:
+        """The replica has answered that it does not have the call's model, which says nothing against it otherwise."""
+        if self._charge.account.open:
+            self._fleet.fitness.absences.said(self.place, self.demand.model, now)
+
     def silent(self, now: float, since: float | None = None, *, patient: bool = True) -> None:
         """The call is slow, and nothing has come of it; nor was any other begun there since then, as far as that tells.
 
@@ -259,6 +264,7 @@ class Fleet:
         )
         self.fitness.forget = self._forget_speed
         self.fitness.changed = self._out_changed
+        self.fitness.streamed_at = self.load.pace.last_at
         self.fitness.idle = lambda place: not self.ledger.accounts[place].queue
         self.windows = None if windows is None else Windows(windows, self.ledger, self.load, expiry_s)
         self.on_stir: Callable[[int], None] | None = None
@@ -588,6 +594,7 @@ class Fleet:
             if charge.first_content_at is None:
                 fitness.outliers.begun(pick.place, now - charge.at, now)
             fitness.served(pick.place, charge.at, now)
+            fitness.absences.served(pick.place, pick.demand.model, charge.at)
             if (lag := self.load.pace.lag(pick.place)) > 1.0 and pick.place not in fitness.slow_start:
                 fitness.eject(fitness.outliers.lags(pick.place, lag, now), now)
             self._learn(pick, charge, guess, usage or Usage())

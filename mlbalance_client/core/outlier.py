@@ -52,7 +52,7 @@ _JITTER = 0.1
 
 
 class Failure(StrEnum):
-    """How a replica failed a call. ``PUSHBACK`` (429, or 503 with a time) is no fault: it says when to come again."""
+    """How a replica failed a call. ``PUSHBACK`` is no fault: it has too much to do."""
 
     UNREACHABLE = "refused the connection"
     BROKEN = "broke the connection"
@@ -72,9 +72,9 @@ def failure_of(kind: FailureKind) -> Failure | None:
     return Failure.ERROR if kind is FailureKind.PROTOCOL else None
 
 
-def failure_of_status(status: int, retry_after_s: float | None) -> Failure:
-    """What a refusal says of its replica."""
-    busy = status in (429, 529) or (status == 503 and bool(retry_after_s))
+def failure_of_status(status: int, retry_after_s: float | None, *, says_busy: bool = False) -> Failure:
+    """What a refusal says of its replica; a 503 is a fault unless it names a time, or says in words that it is busy."""
+    busy = status in (429, 529) or (status == 503 and (says_busy or bool(retry_after_s)))
     return Failure.PUSHBACK if busy else Failure.ERROR
 
 

@@ -124,6 +124,11 @@ class Pace:
             replica = self._replicas[place] = _Replica(self._fleet)
         return Stream(replica, now)
 
+    def last_at(self, place: int) -> float:
+        """When the last piece came from there for which its reader waited; before all time if none has."""
+        replica = self._replicas.get(place)
+        return float("-inf") if replica is None or replica.at is None else replica.at
+
     def found(self, place: int, now: float) -> tuple[Found, float]:
         """How the replica looks, and how many seconds old the evidence is."""
         replica = self._replicas.get(place)

@@ -27,6 +27,10 @@ class Pushback:
         self._max_s = max_s
         self._rests: dict[int, _Rest] = {}
 
+    def alike(self) -> Pushback:
+        """Another one with the same bounds, in which nobody rests."""
+        return Pushback(self._base_s, self._max_s)
+
     def failed(self, place: int, now: float, retry_after_s: float | None = None) -> None:
         """The replica failed a call; failures of calls that were under way when it began to rest count once."""
         rest = self._rests.get(place)

@@ -29,15 +29,16 @@ class Readiness:
         self._expiry_s = expiry_s
         self._said: dict[int, _Said] = {}
 
-    def hear(self, place: int, report: LoadReport) -> None:
-        """A report came; one that tells nothing of readiness changes nothing."""
+    def hear(self, place: int, report: LoadReport) -> bool:
+        """A report came; one that tells nothing of readiness changes nothing. Whether a model has opened by it."""
         if report.state is None and not report.models:
-            return
+            return False
         if (said := self._said.get(place)) is not None and said.at > report.at:
-            return
+            return False
         state = report.state
         models = frozenset(_closed(report.models))
         self._said[place] = _Said(report.at, state in _CLOSED, state in _COLD, models)
+        return said is not None and bool(said.models - models)
 
     def cold(self, place: int, now: float) -> bool:
         """Whether the replica has yet to start or to wake; who has too much to do or is on its way out has not."""

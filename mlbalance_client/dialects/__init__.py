@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from mlbalance_client.errors import ConfigError
 
 from . import anthropic, kserve, openai, responses
-from .base import AnswerWatch, ChecksModels, Dialect, Ending, InBandError, ModelCheck, Reading, Sign
+from .base import AnswerWatch, ChecksModels, Dialect, Ending, InBandError, Lacks, ModelCheck, Reading, Sign
 from .plain import BytesDialect, FunctionDialect
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Ending",
     "FunctionDialect",
     "InBandError",
+    "Lacks",
     "ModelCheck",
     "Reading",
     "Sign",

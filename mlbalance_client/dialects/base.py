@@ -9,6 +9,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from mlbalance_client.core.model import Usage
 
+# MLServer says 400 of a model that it is still loading, and older Tritons of any that they do not know.
+_LACKING = frozenset({400, 404})
+
 
 class Reading(NamedTuple):
     """What a dialect reads from one request.
@@ -41,12 +44,28 @@ class Sign(Enum):
     ERROR = "error"
 
 
+class Lacks(Enum):
+    """What a replica says that it does not have, though another may."""
+
+    MODEL = "model"
+    ADAPTER = "adapter"
+
+
 @dataclass(frozen=True, slots=True)
 class InBandError:
-    """An engine's error inside a 200 answer. ``status``: the code it gives, 500 if none."""
+    """An engine's error, as its answer's body tells it. ``status``: the code it gives there, 500 if none.
+
+    ``missing``: what its words say is not there; ``busy``: whether they say that there is too much to do.
+    """
 
     status: int
     message: str
+    missing: Lacks | None = None
+    busy: bool = False
+
+    def lacks(self, status: int) -> Lacks | None:
+        """What the replica does not have, if the answer's status is one that says so."""
+        return self.missing if status in _LACKING else None
 
 
 class Ending(NamedTuple):

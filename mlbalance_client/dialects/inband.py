@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .base import InBandError
+import re
+
+from .base import InBandError, Lacks
 from .fields import Fields, mapping
 
 _MESSAGE_CHARS = 500
@@ -17,6 +19,17 @@ _STATUS_BY_TYPE = {
     "unavailable_error": 503, "exceed_context_size_error": 400,
     "rate_limit_exceeded": 429, "invalid_prompt": 400, "Service Unavailable": 503,
 }  # fmt: skip
+
+# As MLServer, KServe, Triton, vLLM and Ollama say it of a model, and SGLang of an adapter. Only from the beginning on:
+# further on a caller's own words may be quoted.
+_NO_MODEL = re.compile(
+    r"(?:the )?model\b.{1,300}?(?:not found|does not exist|is not ready)|request for unknown model",
+    re.IGNORECASE | re.DOTALL,
+)
+_NO_ADAPTER = re.compile(r"(?:the following requested )?lora adapters? are not loaded", re.IGNORECASE)
+
+# vLLM's, SGLang's, Ollama's and TGI's words. None of the first three says when to come again.
+_BUSY = re.compile(r"\bbusy\b|\bqueue is full\b|\boverloaded\b", re.IGNORECASE)
 
 
 def error_in(kind: str, event: Fields) -> InBandError | None:
@@ -33,7 +46,15 @@ def error_in(kind: str, event: Fields) -> InBandError | None:
     message = fields.get("message") or (error if isinstance(error, str) else None)
     named = fields.get("type"), fields.get("code"), event.get("error_type")
     said = message or next(filter(None, named), "an error without a message")
-    return InBandError(_status(fields, event, named), str(said)[:_MESSAGE_CHARS])
+    words = str(said)[:_MESSAGE_CHARS]
+    busy = _BUSY.search(words) is not None
+    return InBandError(_status(fields, event, named), words, _missing(words, named), busy)
+
+
+def _missing(words: str, named: tuple[object, ...]) -> Lacks | None:
+    if "model_not_found" in named or _NO_MODEL.match(words):
+        return Lacks.MODEL
+    return Lacks.ADAPTER if _NO_ADAPTER.match(words) else None
 
 
 def _elsewhere(kinds: tuple[object, str], event: Fields) -> object:

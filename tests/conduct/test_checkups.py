@@ -30,11 +30,16 @@ EJECTS = {"consecutive_failures": 1, "ejection_base_s": 600, "ejection_max_s": 6
 ANSWER = {"choices": [{"finish_reason": "length"}], "usage": {"prompt_tokens": 9, "completion_tokens": 1}}
 
 
-class Engine:
-    """An engine whose server and model are well or ill; notes who asked for what."""
+BUSY = {"error": {"message": "The engine is currently busy and cannot accept new requests.", "code": 503}}
 
-    def __init__(self, *, calls: int = 200, health: int = 200, model: int = 200) -> None:
-        self.calls, self.health, self.model = calls, health, model
+
+class Engine:
+    """An engine whose server and model are well or ill, with these words; notes who asked for what."""
+
+    def __init__(
+        self, *, calls: int = 200, health: int = 200, model: int = 200, words: dict[str, Any] | None = None
+    ) -> None:
+        self.calls, self.health, self.model, self.words = calls, health, model, words or {}
         self.checks: list[Exchange] = []
         self.models: list[Exchange] = []
         self.called = 0
@@ -45,10 +50,10 @@ class Engine:
             exchange.answer(self.health if exchange.path == "/health" else 404)
         elif b'"content":"."' in exchange.body:
             self.models.append(exchange)
-            exchange.answer(self.model, ANSWER if self.model < 400 else {})
+            exchange.answer(self.model, ANSWER if self.model < 400 else self.words)
         else:
             self.called += 1
-            exchange.answer(self.calls, ANSWER if self.calls < 400 else {})
+            exchange.answer(self.calls, ANSWER if self.calls < 400 else self.words)
 
 
 def checked(*servers: Scripted, **health: Any) -> mlb.BalancerConfig:
@@ -110,6 +115,25 @@ async def test_an_ejected_replica_returns_when_its_model_answers_and_no_call_is_
         assert (failed.replica, failed.check, passed.check) == (bad.address, "model", "model")
         assert "500" in failed.why
         assert passed.after_s > 0
+
+
+async def test_an_engine_that_says_it_is_busy_is_neither_ejected_nor_ill() -> None:
+    full, heard = Engine(calls=503, words=BUSY), []
+    with Scripted(full) as one, Scripted(Engine()) as two, Scripted(Engine()) as three:
+        async with mlb.AsyncClient(checked(one, two, three)) as client:
+            client.subscribe(heard.append)
+            for _ in range(30):
+                assert (await client.post(PATH, json=chat(model="m"))).status_code == 200
+            assert full.called >= 10
+            assert not of(heard, ReplicaEjected)
+
+            full.calls = 500
+            await eject(client, heard)
+            full.model = 503
+            await until(lambda: len(full.models) >= 3)
+            assert not of(heard, ReplicaReturned, HealthCheckFailed)
+            full.calls = full.model = 200
+            await until(lambda: of(heard, ReplicaReturned))
 
 
 async def test_a_server_that_is_ill_is_not_asked_for_its_model() -> None:
@@ -269,9 +293,7 @@ async def test_a_check_under_way_ends_with_its_client() -> None:
 # -- the simulated fleet ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "fault", [{"loading": True}, {"hanging": True}, {"failing": 1.0}, {"reject_in_band": True}]
-)
+@pytest.mark.parametrize("fault", [{"loading": True}, {"hanging": True}, {"failing": 1.0}])
 async def test_a_simulated_replica_that_recovers_is_back_without_a_caller(
     fleet: Fleet, fault: dict[str, Any]
 ) -> None:
@@ -285,13 +307,12 @@ async def test_a_simulated_replica_that_recovers_is_back_without_a_caller(
         outlier_detection=EJECTS,
         slow_start={"window_s": 1},
     )
-    stream = bool(fault.get("reject_in_band"))
     async with mlb.AsyncClient(settings) as client:
         client.subscribe(heard.append)
         await anyio.to_thread.run_sync(lambda: fleet.set_faults(0, **fault))
         with anyio.fail_after(20):
             while not of(heard, ReplicaEjected):
-                answer = await client.post(PATH, json=chat(stream=stream))
+                answer = await client.post(PATH, json=chat())
                 assert answer.status_code == 200
         assert of(heard, ReplicaEjected)[0].replica in fleet.urls[0]
         await until(lambda: of(heard, HealthCheckFailed))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 import anyio
@@ -90,6 +91,26 @@ async def test_what_begins_nowhere_is_a_timeout_of_the_library() -> None:
             assert isinstance(caught.value, mlb.AttemptsExhausted)
             assert len(caught.value.attempts) == 2
             assert await eventually(lambda: settled(client))
+
+
+async def test_a_slow_call_is_not_given_up_where_nobody_else_is_though_its_replica_is_ejected() -> None:
+    """An engine that has just started: it is out since it refused connections, and its first answer takes long."""
+
+    def slow(exchange: Exchange) -> None:
+        time.sleep(0.5)
+        exchange.answer(200, {"choices": []})
+
+    with Scripted(slow) as only:
+        port = int(only.address.rpartition(":")[2])
+    async with mlb.AsyncClient(config(only, hedging=EAGER)) as client:
+        for _ in range(3):
+            with pytest.raises(mlb.AttemptsExhausted):
+                await client.post(PATH, json=chat())
+        assert client.snapshot().replicas[0].ejected is not None
+        with Scripted(slow, port=port):
+            answer = await client.post(PATH, json=chat())
+
+    assert (answer.status_code, len(answer.extensions["mlbalance"].attempts)) == (200, 1)
 
 
 # -- simulated replicas ---------------------------------------------------------------------------------------------

@@ -81,11 +81,13 @@ def has_pages(exchange: Exchange) -> None:
 def config(*servers: Scripted, kind: str = "auto", **reports: Any) -> mlb.BalancerConfig:
     replicas = [f"http://{server.address}" for server in servers]
     picking = {"residual_s": 0.0, "policy": reports.pop("policy", "prefix_tokens")}
+    health_checks = reports.pop("health_checks", {})
     reports = {"kind": kind, "interval_s": 0.05, **reports}
     return mlb.BalancerConfig(
         discovery={"kind": "static", "replicas": replicas},
         load_reports=reports,
         picking=picking,
+        health_checks=health_checks,
         seed=4,
     )
 
@@ -159,6 +161,29 @@ async def test_a_replica_that_answers_without_a_stream_is_asked_for_pages_at_onc
     monkeypatch.setattr(Cadence, "failed", long_pause)
     with Scripted(has_pages) as server:
         async with mlb.AsyncClient(config(server)) as client:
+            await client.post(CHAT, json=chat())
+            await until(lambda: told(client).get("source") == "vllm")
+
+
+async def test_a_replica_that_was_down_is_asked_as_soon_as_it_answers_a_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failed = Cadence.failed
+    paused: list[float] = []
+
+    def long_pause(self: Cadence) -> float:
+        paused.append(failed(self))
+        self.least_s = 3_600.0  # as it may be after a long start
+        return self.least_s
+
+    monkeypatch.setattr(Cadence, "failed", long_pause)
+    with Scripted(has_pages) as server:
+        port = int(server.address.rpartition(":")[2])
+    async with mlb.AsyncClient(config(server, health_checks={"enabled": False})) as client:
+        with pytest.raises(mlb.AttemptsExhausted):
+            await client.post(CHAT, json=chat())
+        await until(lambda: len(paused) == 1)
+        with Scripted(has_pages, port=port):
             await client.post(CHAT, json=chat())
             await until(lambda: told(client).get("source") == "vllm")
 

@@ -132,6 +132,24 @@ async def test_one_that_pushes_back_costs_callers_nothing() -> None:
         assert len(busy.exchanges) == 1
 
 
+async def test_one_without_the_model_is_asked_for_that_model_no_more() -> None:
+    def without(exchange: Exchange) -> None:
+        missing = {"error": {"message": "The model `sim` does not exist.", "code": 404}}
+        exchange.answer(404, missing) if b'"sim"' in exchange.body else ok(exchange)
+
+    with Scripted(without) as one, Scripted(ok) as two:
+        resting = {"rest_base_s": 60.0, "rest_max_s": 60.0}
+        async with mlb.AsyncClient(config(one, two, outlier_detection=resting)) as client:
+            for _ in range(20):
+                assert (await client.post(PATH, json=chat())).status_code == 200
+            assert len(one.exchanges) == 1
+
+            for _ in range(4):
+                assert (await client.post(PATH, json=chat() | {"model": "another"})).status_code == 200
+            assert len(one.exchanges) == 3
+            assert settled(client)
+
+
 async def test_strategies_of_tenacitys_rule() -> None:
     with ExitStack() as stack:
         servers = [stack.enter_context(Scripted(refusing(500))) for _ in range(4)]

@@ -102,6 +102,47 @@ def test_answers_that_no_other_replica_would_give_differently_are_delivered() ->
         assert plan.refused(1, status, 0.0) == Deliver(1, exhausted=False)
 
 
+class TestWithoutTheModel:
+    """A replica that lacks a call's model says nothing against another, unless all lack it."""
+
+    @staticmethod
+    def answered(others: Others, budget: Budget | None = None) -> object:
+        plan = attempts(budget=budget)
+        plan.started(A)
+        return plan.refused(1, 404, 0.0, others=others, lacks_model=True)
+
+    def test_it_goes_to_one_that_takes_calls_within_the_budget(self) -> None:
+        assert self.answered(Others.WILLING) == Start(frozenset({A}))
+        assert self.answered(Others.WILLING, Budget(0.0, 0)) == Deliver(1, exhausted=True)
+
+    @pytest.mark.parametrize("others", [Others.NOBODY, Others.RESTING])
+    def test_else_it_is_the_calls_own_fault(self, others: Others) -> None:
+        assert self.answered(others) == Deliver(1)
+
+    def test_it_is_no_failure_that_makes_retries_dearer(self) -> None:
+        budget = Budget(0.0, 10)
+        plan = attempts(budget=budget, max_attempts=3)
+        for number, replica in enumerate((A, B), start=1):
+            plan.started(replica)
+            plan.refused(number, 404, 0.0, lacks_model=True)
+
+        assert sum(budget.spend() for _ in range(20)) == 8
+
+    def test_what_another_has_answered_says_more(self) -> None:
+        plan = attempts()
+        plan.started(A)
+        plan.refused(1, 503, 0.0)
+        plan.started(B)
+
+        assert plan.refused(2, 404, 0.0, others=Others.NOBODY, lacks_model=True) == Deliver(1, exhausted=True)
+
+    def test_it_does_not_end_another_attempt_under_way(self) -> None:
+        plan = TestTwoAtOnce.hedged()
+
+        assert plan.refused(2, 404, 0.0, others=Others.NOBODY, lacks_model=True) == Wait()
+        assert plan.content(1) == Deliver(1)
+
+
 def test_without_another_replica_the_failing_answer_is_delivered() -> None:
     plan = attempts()
     plan.started(A)
@@ -321,7 +362,7 @@ class Call:
 
 step = st.tuples(
     st.sampled_from(["refused", "content", "hedge", "late", *FailureKind]),
-    st.sampled_from([200, 400, 429, 500, 503]),
+    st.sampled_from([200, 400, 404, 429, 500, 503]),
     st.booleans(),
     st.sampled_from([None, 0.1, 5.0, 1e99]),
     st.sampled_from([None, None, True, False]),
@@ -369,7 +410,9 @@ def test_limits_hold_for_any_outcomes(
                 answer = call.plan.content(number)
                 assert answer == Deliver(number)
             elif what == "refused":
-                answer = call.plan.refused(number, status, now, held=held, hints=Hints(hint_s, said))
+                answer = call.plan.refused(
+                    number, status, now, held=held, hints=Hints(hint_s, said), lacks_model=status == 404
+                )
             else:
                 answer = call.plan.failed(number, what, now)
                 if what.never_sent and not call.plan.is_hedge(number):

@@ -52,6 +52,12 @@ def test_asking_a_slow_server_takes_a_twentieth_of_the_time_at_most_whatever_cal
     assert 18 <= asked.least_s <= 22
 
 
+def test_one_page_that_was_stuck_does_not_keep_a_client_blind_for_minutes() -> None:
+    asked = cadence()
+
+    assert asked.answered(25.0, calls=True) == pytest.approx(30, rel=0.1)
+
+
 def test_failures_double_the_pause_and_an_answer_forgives_them() -> None:
     asked = cadence()
     pauses = [asked.failed() for _ in range(7)]

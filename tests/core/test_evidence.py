@@ -56,6 +56,15 @@ def world() -> World:
     return World(fleet, news)
 
 
+def test_a_stream_that_goes_on_tells_of_its_replica(world: World) -> None:
+    pick = world.fleet.pick(Demand(fingerprint(b"x"), 10, 10), 0.0, [B, C])
+    pick.first_content(1.0)
+    pick.piece(1.0, 9.0)
+
+    assert set(world.unproven(12.0)) == {B, C}
+    assert set(world.unproven(19.0)) == {A, B, C}
+
+
 def test_a_replica_is_silent_when_nobody_has_told_of_it_for_long(world: World) -> None:
     assert world.unproven(9.0) == {}
     world.call(A, 5.0)

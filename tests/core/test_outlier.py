@@ -131,11 +131,15 @@ def test_when_all_fail_nobody_is_ejected() -> None:
     assert world.ejected() == []
 
 
-def test_pushback_is_no_failure() -> None:
+@pytest.mark.parametrize(
+    ("status", "after_s", "says_busy"),
+    [(429, None, False), (529, None, False), (503, 1.0, False), (503, None, True)],
+)
+def test_pushback_is_no_failure(status: int, after_s: float | None, says_busy: bool) -> None:
     world = World(3)
     for _ in range(50):
         pick = world.fleet.pick(world.demand(), world.now)
-        pick.failed(world.now, 1.0, failure_of_status(429, None))
+        pick.failed(world.now, after_s, failure_of_status(status, after_s, says_busy=says_busy))
         pick.settle(Verdict.FAILED, world.now)
 
     assert world.ejected() == []

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlbalance_client.core.model import Usage
-from mlbalance_client.dialects import Ending, Sign, find
+from mlbalance_client.dialects import Ending, Lacks, Sign, find
 
 SAMPLES = Path(__file__).parent / "samples"
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
@@ -167,6 +167,72 @@ def test_an_error_in_place_of_content_is_one(path: str, stream: bytes, status: i
     assert watch.feed(stream) is Sign.ERROR
     assert watch.error is not None
     assert watch.error.status == status
+
+
+INFER = "/v2/models/double/infer"
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "body", "lacks"),
+    [
+        (INFER, 404, {"error": "Model double not found"}, Lacks.MODEL),  # MLServer
+        (INFER, 400, {"error": "Model double with version 2 is not ready yet."}, Lacks.MODEL),
+        (INFER, 404, {"error": "Model with name double does not exist."}, Lacks.MODEL),  # KServe
+        (INFER, 404, {"error": "Request for unknown model: 'double' is not found"}, Lacks.MODEL),  # Triton
+        (
+            CHAT,
+            404,
+            {"error": {"message": "The model `m` does not exist.", "code": 404}},
+            Lacks.MODEL,
+        ),  # vLLM
+        (CHAT, 404, {"error": {"message": "model 'm' not found"}}, Lacks.MODEL),  # Ollama
+        (CHAT, 404, {"error": {"message": "?", "code": "model_not_found"}}, Lacks.MODEL),  # OpenAI
+        (
+            CHAT,
+            400,
+            {
+                "object": "error",
+                "message": "The following requested LoRA adapters are not loaded: a",
+                "code": 400,
+            },
+            Lacks.ADAPTER,  # SGLang
+        ),
+        (INFER, 422, {"error": "Model double not found"}, None),
+        (INFER, 400, {"error": "unexpected input 'the model m does not exist'"}, None),
+        (CHAT, 404, {"error": {"message": "File Not Found", "type": "not_found_error", "code": 404}}, None),
+        (CHAT, 404, {"detail": "Not Found"}, None),
+    ],
+)
+def test_an_error_tells_whether_a_model_or_an_adapter_is_missing(
+    path: str, status: int, body: dict[str, Any], lacks: Lacks | None
+) -> None:
+    watch = find("POST", path).watch(status, JSON)
+    watch.passed(json.dumps(body).encode())
+    error = watch.end().error
+
+    assert (error.lacks(status) if error else None) is lacks
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "busy"),
+    [
+        (CHAT, {"error": {"message": "The engine is currently busy and cannot accept new requests."}}, True),
+        (CHAT, {"object": "error", "message": "The request queue is full.", "code": 503}, True),
+        (CHAT, {"error": "server busy, please try again.  maximum pending requests exceeded"}, True),
+        (CHAT, {"error": "Model is overloaded", "error_type": "overloaded"}, True),
+        (CHAT, {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}, False),
+        (INFER, {"error": "Model with name double is not ready."}, False),
+    ],
+)
+def test_an_error_tells_whether_the_engine_has_too_much_to_do(
+    path: str, body: dict[str, Any], busy: bool
+) -> None:
+    watch = find("POST", path).watch(503, JSON)
+    watch.passed(json.dumps(body).encode())
+    error = watch.end().error
+
+    assert error is not None
+    assert error.busy is busy
 
 
 def test_an_error_after_content_spoils_the_end() -> None:

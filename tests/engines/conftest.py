@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import anyio
 import pytest
 
-from . import install
-from .engine import LlamaServer, Vllm
+from .engine import Engine
+from .using import Start, watched_start
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -26,9 +27,9 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="module")
-def vllm() -> Iterator[Vllm]:
-    """Not started yet."""
-    engine = Vllm(install.vllm_python(), install.models() / "llama")
+def installed(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """The engine of a test module, its ``ENGINE``, not started yet."""
+    engine: Engine = request.module.ENGINE()
     try:
         yield engine
     finally:
@@ -36,10 +37,12 @@ def vllm() -> Iterator[Vllm]:
 
 
 @pytest.fixture(scope="module")
-def llama() -> Iterator[LlamaServer]:
-    """Not started yet."""
-    engine = LlamaServer(install.llama_server(), install.models() / "llama.gguf")
-    try:
-        yield engine
-    finally:
-        engine.close()
+def started(installed: Engine) -> Start:
+    """The engine as it is, started under the eyes of a client."""
+    return anyio.run(watched_start, installed, installed.start)
+
+
+@pytest.fixture
+def engine(installed: Engine, started: Start) -> Engine:
+    """It serves."""
+    return installed

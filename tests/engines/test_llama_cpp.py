@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import anyio
-import httpx
 import pytest
 
-import mlbalance_client as mlb
 from mlbalance_client.simulator.model.fleet import Fleet
 from mlbalance_client.simulator.model.spec import EngineSpec
 
@@ -16,37 +14,28 @@ from .using import (
     ENDLESS,
     Start,
     agreement,
+    bare,
     body,
     client,
+    post_endless,
     prose,
     streams,
     told,
     until,
     until_said,
-    watched_start,
+    until_told,
+    went_well,
 )
 
-pytestmark = [pytest.mark.engines, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.engines, pytest.mark.timeout(3600)]
 
-
-@pytest.fixture(scope="module")
-def started(llama: LlamaServer) -> Start:
-    return anyio.run(watched_start, llama, llama.start)
-
-
-@pytest.fixture
-def engine(llama: LlamaServer, started: Start) -> LlamaServer:
-    return llama
+ENGINE = LlamaServer
 
 
 def test_calls_fail_clearly_while_it_loads_and_go_there_once_it_has(started: Start) -> None:
     print(f"llama.cpp starting: states {started.states}, calls {started.outcomes}")
 
-    assert started.before is None
-    assert isinstance(started.refused, mlb.AttemptsExhausted)
-    assert isinstance(started.refused, httpx.ConnectError)
-    assert [state for state, _ in started.states][-1] == "ready"
-    assert {outcome for outcome, _ in started.outcomes} <= {"connect", 503, 200}
+    went_well(started, {"connect", 503})  # the latter while it loads
 
 
 def test_auto_finds_out_what_it_is(started: Start) -> None:
@@ -56,19 +45,29 @@ def test_auto_finds_out_what_it_is(started: Start) -> None:
 
 
 async def test_its_load_is_told_as_it_is_for_it_refuses_nobody(engine: LlamaServer) -> None:
-    async with client(engine.url) as using:
-        async with streams(using, SLOTS + 6):
-            await until(
-                lambda: (told(using).get("running"), told(using).get("waiting")) == (SLOTS, 6), using.snapshot
-            )
-            truth, report = engine.load(), told(using)
-        await until_said(engine.load, (0, 0))
-        await until(lambda: told(using)["running"] == 0, using.snapshot)
+    async with client(engine.url) as using, bare(engine.url) as filling:
+        await using.post(CHAT, json=body())
+        async with streams(filling, SLOTS + 6):
+            report = await until_told(using, engine, SLOTS, 6)
+        await until_told(using, engine, 0, 0)
         left = using.snapshot().outstanding_tokens
-    print(f"llama.cpp busy: itself {truth}, told {report}")
+    print(f"llama.cpp busy ({SLOTS} running, 6 waiting): {report}")
 
-    assert truth == (SLOTS, 6)
+    assert report["batch_limit"] == SLOTS
     assert left == 0
+
+
+async def test_what_is_too_much_for_it_waits_in_the_client(engine: LlamaServer) -> None:
+    async with client(engine.url) as using:
+        await using.post(CHAT, json=body())
+        await until_told(using, engine, 0, 0)
+        async with streams(using, SLOTS + 6):
+            await until(lambda: using.snapshot().queued > 0, using.snapshot)
+            loads = [await anyio.to_thread.run_sync(engine.load) for _ in range(10)]
+    print(f"llama.cpp, {SLOTS + 6} streams of a client that knows its slots: running and waiting {loads}")
+
+    # One beyond its slots; and once more what was on its way there when it was asked, of which it says nothing.
+    assert max(running + waiting for running, waiting in loads) <= 2 * (SLOTS + 1) - 1
 
 
 @pytest.mark.parametrize("streamed", [True, False])
@@ -85,7 +84,7 @@ async def test_it_gives_up_a_call_that_is_given_up(streamed: bool, engine: Llama
                     await anext(answer.aiter_raw())
                     running = engine.load()
             else:
-                tasks.start_soon(_post, using)
+                tasks.start_soon(post_endless, using)
                 await until_said(engine.load, (1, 0))
                 running = engine.load()
                 tasks.cancel_scope.cancel()
@@ -97,10 +96,6 @@ async def test_it_gives_up_a_call_that_is_given_up(streamed: bool, engine: Llama
     assert running == (1, 0)
     assert generated < ENDLESS["max_tokens"]
     assert (snapshot.outstanding_requests, snapshot.outstanding_tokens) == (0, 0)
-
-
-async def _post(using: mlb.AsyncClient) -> None:
-    await using.post(CHAT, json={**ENDLESS, "stream": False})
 
 
 async def test_what_the_client_remembers_is_what_it_has_cached(engine: LlamaServer) -> None:

@@ -20,10 +20,12 @@ PATH = "/v2/models/double/infer"
 BODY = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
 
 
-def config(servers: Sequence[MlServer], kind: str = "kserve") -> mlb.BalancerConfig:
-    replicas = [{"url": each.url, "labels": {"model": "double"}} for each in servers]
+def config(servers: Sequence[MlServer], kind: str = "kserve", *, model: str = "double") -> mlb.BalancerConfig:
+    replicas = [{"url": each.url, "labels": {"model": model}} for each in servers]
     return mlb.BalancerConfig(
-        discovery={"kind": "static", "replicas": replicas}, load_reports={"kind": kind, "interval_s": 0.05}
+        discovery={"kind": "static", "replicas": replicas},
+        load_reports={"kind": kind, "interval_s": 0.05},
+        outlier_detection={"rest_base_s": 0.5, "rest_max_s": 0.5},
     )
 
 
@@ -32,6 +34,7 @@ class Watched:
 
     def __init__(self, client: mlb.AsyncClient) -> None:
         self.client = client
+        self.attempts: list[tuple[mlb.AttemptReport, ...]] = []
 
     def report(self, number: int) -> dict[str, Any] | None:
         return self.client.snapshot().replicas[number].report
@@ -62,7 +65,9 @@ class Watched:
             answer = await self.client.post(PATH, json={"inputs": inputs})
             answer.raise_for_status()
             assert answer.json()["outputs"][0]["data"] == [2 * number]
-            found[answer.extensions["mlbalance"].url] += 1
+            report = answer.extensions["mlbalance"]
+            self.attempts.append(report.attempts)
+            found[report.url] += 1
         return found
 
 
@@ -152,3 +157,53 @@ async def test_a_server_that_is_loading_gets_no_calls_until_it_is_ready(mlserver
 
     assert meanwhile == {other.url: 20}
     assert set(after) == {loading.url, other.url}
+
+
+async def _until_refused(server: MlServer, status: int) -> None:
+    """Until a server itself says so of the model."""
+    async with httpx.AsyncClient(trust_env=False) as other:
+        with anyio.fail_after(30):
+            while (await other.post(server.url + PATH, json=BODY)).status_code != status:
+                await anyio.sleep(0.01)
+
+
+@pytest.mark.parametrize(("loads", "says"), [(False, 404), (True, 400)], ids=["unloaded", "loading"])
+async def test_what_a_server_without_the_model_refuses_is_served_by_one_that_has_it(
+    loads: bool, says: int, mlservers: list[MlServer]
+) -> None:
+    """Nobody tells the client: it finds out by its calls, and tries again now and then."""
+    without, other = mlservers
+    async with mlb.AsyncClient(config(mlservers, "none")) as client, anyio.create_task_group() as tasks:
+        seen = Watched(client)
+        before = await seen.served_by()
+        without.hold(loads)
+        without.repository("unload")
+        try:
+            if loads:
+                tasks.start_soon(anyio.to_thread.run_sync, without.repository, "load")
+            await _until_refused(without, says)
+            meanwhile = await seen.served_by(20)
+            refused = [attempt for attempt in seen.attempts[-20:] if len(attempt) > 1]
+        finally:
+            without.hold(False)
+            if not loads:
+                without.repository("load")
+        with anyio.fail_after(60):
+            while without.url not in await seen.served_by(5):
+                pass
+
+    assert set(before) == {without.url, other.url}
+    assert meanwhile == {other.url: 20}
+    assert {tuple(attempt.status for attempt in attempts) for attempts in refused} == {(says, 200)}
+    assert len(refused) < 20  # it rests, for this model's calls
+
+
+async def test_a_model_that_nobody_has_is_refused_as_it_is(mlservers: list[MlServer]) -> None:
+    async with mlb.AsyncClient(config(mlservers, "none", model="unknown")) as client:
+        first = await client.post("/v2/models/unknown/infer", json=BODY)
+        answer = await client.post("/v2/models/unknown/infer", json=BODY)
+
+    assert [len(each.extensions["mlbalance"].attempts) for each in (first, answer)] == [2, 1]
+    assert answer.status_code == 404
+    assert answer.json() == {"error": "Model unknown not found"}
+    assert "x-should-retry" not in answer.headers
