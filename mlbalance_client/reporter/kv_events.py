@@ -16,7 +16,7 @@ from ..core.fingerprint import BLOCK_BYTES
 
 _MOST_BLOCKS = 500_000
 _SLACK = 1.25
-_GPU = frozenset({None, "GPU"})
+_GPU = (None, "GPU")
 Hash = int | bytes
 
 

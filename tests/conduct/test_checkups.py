@@ -310,7 +310,7 @@ async def test_a_simulated_replica_that_recovers_is_back_without_a_caller(
     async with mlb.AsyncClient(settings) as client:
         client.subscribe(heard.append)
         await anyio.to_thread.run_sync(lambda: fleet.set_faults(0, **fault))
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while not of(heard, ReplicaEjected):
                 answer = await client.post(PATH, json=chat())
                 assert answer.status_code == 200

@@ -327,7 +327,7 @@ async def test_what_a_registry_says_cannot_forge_lines_of_the_log() -> None:
             exchange.wait_gone()
 
     with agent(serve) as server:
-        discovery = {"kind": "consul", "service": "llm", "address": server.address, "start_timeout_s": 0.2}
+        discovery = {"kind": "consul", "service": "llm", "address": server.address, "start_timeout_s": 1.0}
         found = await find(BalancerConfig(discovery=discovery))
     assert "maintenance: x WARNING forged" in found.troubles[0]
     assert all(line.isprintable() for line in [*found.text().splitlines(), *found.troubles])
