@@ -41,6 +41,8 @@ class Lease:
         self._alarm: Alarm | None = engine.alarms.set(self._look_at, self._look)
         self._id = engine.new_id()
         self._settled = False
+        if not owner.hears_of_first_content:
+            pick.untold()
         self.report = report
         report.picked(pick)
         engine.tell.picked(self._id, pick, 1, report, began)

@@ -188,6 +188,9 @@ class _Cookies(library.Cookies):
             super().extract_cookies(response)
 
 
+_Merged = tuple[list[tuple[bytes, bytes]], dict[tuple[tuple[str, str], ...], library.Headers]]
+
+
 class _Spared:
     """Spares a client of the library what costs as much as a pick and comes to the same for every call to a model."""
 
@@ -199,8 +202,7 @@ class _Spared:
         self._jar = _Cookies(cookies)
         self._base: library.URL | None = None
         self._absolute: dict[str, library.URL] = {}
-        self._sent: list[tuple[bytes, bytes]] = []
-        self._merged: dict[tuple[tuple[str, str], ...], library.Headers] = {}
+        self._merged: _Merged = [], {}
 
     @property
     def cookies(self) -> library.Cookies:
@@ -258,18 +260,18 @@ class _Spared:
             return library.Headers(client.headers)
         if type(given) is not dict:
             return None
-        own = client.headers.raw
-        if own != self._sent:
-            self._sent, self._merged = own, {}
+        own, known = self._merged  # one pair: another thread may exchange it
+        if client.headers.raw != own:
+            own, known = self._merged = client.headers.raw, {}
         try:
-            merged = self._merged.get(key := tuple(given.items()))
+            merged = known.get(key := tuple(given.items()))
         except TypeError:
             return None
         if merged is None:
-            merged = library.Headers(client.headers)
+            merged = library.Headers(own)
             merged.update(given)
-            if len(self._merged) < self._MOST_KNOWN:
-                self._merged[key] = merged
+            if len(known) < self._MOST_KNOWN:
+                known[key] = merged
         return merged
 
 

@@ -292,7 +292,8 @@ class Admission:
         late_s = now + wait_s - waiting.due
         if waiting.deadline <= waiting.due:
             # Its answer must have begun by then: behind what stands at a replica that has just got room.
-            work_s = self._settings.engine_queue_s + self._fleet.own_s(waiting.demand)
+            queue_s = 0.0 if waiting.crowded else self._settings.engine_queue_s
+            work_s = queue_s + self._fleet.own_s(waiting.demand)
             late_s = max(late_s, now + wait_s + work_s - waiting.due)
         return late_s
 

@@ -19,7 +19,7 @@ from math import inf
 
 from .ledger import Charge
 
-_START = 2.0
+_START = 256.0
 _ALWAYS = 4.0
 _FLOOR = 1.0
 _CEILING = 65_536.0
@@ -35,8 +35,8 @@ class DelayLimit:
     """One client's limit, in calls. ``target_s``: how long calls may stand behind others' work."""
 
     __slots__ = (
-        *("_before", "_cut_at", "_cut_before", "_lost", "_others_s", "_replicas"),
-        *("_target_s", "_under_way", "_untried", "_waiting", "value"),
+        *("_before", "_cut_at", "_cut_before", "_kept", "_lost", "_lost_at", "_others_s", "_replicas"),
+        *("_round_at", "_target_s", "_under_way", "_untried", "_used", "_used_before", "_waiting", "value"),
     )
 
     def __init__(self, target_s: float) -> None:
@@ -48,7 +48,11 @@ class DelayLimit:
         self._others_s = target_s
         self._waiting = 0
         self._lost: list[Charge] = []
-        self._under_way: deque[Charge] = deque()
+        self._under_way: deque[tuple[Charge, bool]] = deque()
+        self._kept = 0
+        self._used = self._used_before = 0
+        self._round_at = -inf
+        self._lost_at = inf
         self._cut_at = self._cut_before = -inf
         self._before = self.value
 
@@ -58,12 +62,19 @@ class DelayLimit:
         if self._untried:
             self.value = max(_ALWAYS, _START * replicas)
 
-    def sent(self, charge: Charge) -> None:
-        """A call is on its way."""
-        calls = self._under_way
-        while calls and calls[0].released:
-            calls.popleft()
-        calls.append(charge)
+    def sent(self, charge: Charge, *, tells: bool = True) -> None:
+        """A call is on its way; ``tells``: its delay is of others' work."""
+        self._under_way.append((charge, tells))
+        self._lost_at = min(self._lost_at, self._lost_from(charge))
+        if len(self._under_way) > 2 * self._kept + 64:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        self._under_way = deque(each for each in self._under_way if not each[0].released)
+        self._kept = len(self._under_way)
+
+    def _lost_from(self, charge: Charge) -> float:
+        return charge.at + charge.prefill_s + _LOST * self._target_s
 
     def waits(self, calls: int) -> None:
         """So many wait for room now."""
@@ -71,15 +82,21 @@ class DelayLimit:
         if not calls:
             self.value = max(self.value, _ALWAYS)
 
-    def answered(self, charge: Charge, under_way: int, now: float) -> None:
+    def answered(self, charge: Charge, under_way: int, now: float, *, judged: bool = True) -> None:
         """A call's first content has come; ``under_way``: own calls that had not had theirs, this one included."""
         queued_s = now - charge.at - charge.prefill_s
         others_s = queued_s - charge.waiting_s
         target_s = self._target_s
-        self._untried = False
+        self._untried = self._untried and not judged
         self._others_s += _STEP * (min(max(0.0, others_s), target_s) - self._others_s)
+        under_way -= len(self._lost)
+        self._used = max(self._used, under_way)
+        if charge.at >= self._round_at:  # a round is over
+            self._used_before, self._used, self._round_at = self._used, under_way, now
+        under_way = max(self._used, self._used_before)
         if queued_s > target_s:
-            self._late(queued_s, charge.at, now)
+            if judged:
+                self._late(queued_s, charge.at, now)
         elif 2 * under_way >= self.value:
             self.value = min(_CEILING, self.value + (1.0 if self._alone else 1.0 / max(1.0, self.value)))
         else:
@@ -103,25 +120,28 @@ class DelayLimit:
 
     def _look(self, now: float) -> None:
         """The oldest call under way may be late already: to wait for its content would be too late."""
-        calls, target_s = self._under_way, self._target_s
         self._lost = [charge for charge in self._lost if not charge.released]
-        while calls:
-            oldest = calls[0]
-            queued_s = now - oldest.at - oldest.prefill_s
-            if not oldest.released and queued_s <= _LOST * target_s:
-                if queued_s > target_s and not self._untried:
-                    self._late(queued_s, oldest.at, now)
-                return
+        if now > self._lost_at:
+            self._sweep()
+            self._lost += [charge for charge, _ in self._under_way if self._lost_from(charge) < now]
+            left = [each for each in self._under_way if self._lost_from(each[0]) >= now]
+            self._under_way, self._kept = deque(left), len(left)
+            self._lost_at = min((self._lost_from(charge) for charge, _ in left), default=inf)
+        calls = self._under_way
+        while calls and calls[0][0].released:
             calls.popleft()
-            if not oldest.released:
-                self._lost.append(oldest)
+        if calls and not self._untried:
+            oldest, tells = calls[0]
+            queued_s = now - oldest.at - oldest.prefill_s
+            if tells and queued_s > self._target_s:
+                self._late(queued_s, oldest.at, now)
 
     def _late(self, queued_s: float, sent_at: float, now: float) -> None:
         if self._alone or sent_at <= self._cut_before:
             return
         if sent_at > self._cut_at:
             self._cut_before, self._cut_at = self._cut_at, now
-            self._before = self.value
+            self._before = min(self.value, float(max(self._used, self._used_before)))
         least = _FLOOR if self._waiting >= self.value else min(self.value, _ALWAYS)
         left = max(_LEAST_LEFT, self._target_s / queued_s)
         self.value = max(least, min(self.value, self._before * left))

@@ -142,6 +142,10 @@ class Pick:
         """The call bears no number by which its replica could acknowledge it."""
         self._charge.number = 0
 
+    def untold(self) -> None:
+        """Nobody will say when its first content comes."""
+        self._fleet.ledger.untold(self._charge)
+
     def piece(self, asked: float, arrived: float) -> None:
         """More of a stream, for which its reader asked at ``asked``, came at ``arrived``."""
         if self._stream is not None and self._charge.account.open:
@@ -209,11 +213,10 @@ class Pick:
         fitness = fleet.fitness
         if fitness.slow_start.active and place in fitness.slow_start:
             return
-        if fleet.late_s(now) > _OWN_SHARE * took_s:
-            return
+        unsure = fleet.late_s(now) > _OWN_SHARE * took_s
         work_s = (chosen.waiting_s + chosen.own_s) * fleet.rates.relative(place)
         multiple = (took_s + _FLOOR_S) / (work_s + decode_s + _FLOOR_S)
-        fitness.eject(fitness.outliers.timed(place, multiple, now, at_least=at_least), now)
+        fitness.eject(fitness.outliers.timed(place, multiple, now, at_least=at_least, unsure=unsure), now)
 
 
 class Fleet:
@@ -417,7 +420,7 @@ class Fleet:
         unwilling = self._barred(excluded) | self.fitness.unwilling(demand.model, now, replayable=False)
         for pool in self._pools_for(demand.model):
             if pool.mask & ~unwilling:
-                decision, room = self._with_room(pool, unwilling, demand, now)
+                decision, room = self._with_room(pool, unwilling, demand, now, limited=False)
                 return decision if room else None
         return None
 
@@ -434,7 +437,9 @@ class Fleet:
         pool, unwilling = self._open_pool(demand, excluded, now)
         return self._with_room(pool, unwilling, demand, now)
 
-    def _with_room(self, pool: Pool, unwilling: int, demand: Demand, now: float) -> tuple[Decision, bool]:
+    def _with_room(
+        self, pool: Pool, unwilling: int, demand: Demand, now: float, *, limited: bool = True
+    ) -> tuple[Decision, bool]:
         """The best of those that are not shut, and whether anybody has room; else the best of all.
 
         One that has enough to do may be the best nevertheless, for its prefix, while calls need not wait.
@@ -443,7 +448,7 @@ class Fleet:
         chosen, windows = decision.chosen, self.windows
         if windows is None:
             return decision, True
-        if windows.opens_in_s(now) > 0.0:
+        if limited and self.opens_for_all_in_s(now) > 0.0:
             return decision, False
         if not windows.full(chosen.place, chosen.waiting_s, now):
             return decision, True
@@ -468,8 +473,8 @@ class Fleet:
     def answered(self, place: int, charge: Charge, now: float) -> None:
         """A call's first content has come."""
         starting = self.fitness.slow_start
-        if self.windows is not None and self.rates.known and not (starting.active and place in starting):
-            self.windows.answered(charge, now)
+        if self.windows is not None and not (starting.active and place in starting):
+            self.windows.answered(charge, now, judged=self.rates.known)
 
     # -- for calls that wait ------------------------------------------------------------------------------------
 
@@ -486,7 +491,7 @@ class Fleet:
 
     def opens_for_all_in_s(self, now: float) -> float:
         """In how many seconds this client may send one more, wherever it be; infinite: when something has happened."""
-        return 0.0 if self.windows is None else self.windows.opens_in_s(now)
+        return 0.0 if self.windows is None else self.windows.opens_in_s(now - self.late_s(now))
 
     def waits(self, calls: int) -> None:
         """So many of this client's calls wait for room now."""

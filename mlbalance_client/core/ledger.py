@@ -38,7 +38,7 @@ class Charge:
     @property
     def released(self) -> bool:
         """Whether its prompt is not waited for any more."""
-        return self not in self.account.queue
+        return self.blind or not self.account.open or self not in self.account.queue
 
 
 @dataclass(slots=True, eq=False)
@@ -172,6 +172,13 @@ class Ledger:
         account.unknown += 1
         self._add(account, prefill_tokens, decode_tokens, 1)
         return charge
+
+    def untold(self, charge: Charge) -> None:
+        """Nobody will say when its first content comes, as of a blind call."""
+        if not charge.blind and charge in charge.account.queue:
+            charge.blind = True
+            if charge.account.open:
+                self.queued -= 1
 
     def first_content(self, charge: Charge, now: float) -> None:
         """Release the prefill part, and note how long this prefill took if the prompt was the oldest."""

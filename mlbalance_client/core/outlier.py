@@ -296,7 +296,9 @@ class Outliers:
             return self._eject(place, why, now)
         return self._by_rate(place, record, now)
 
-    def timed(self, place: int, multiple: float, now: float, *, at_least: bool = False) -> Ejection | None:
+    def timed(
+        self, place: int, multiple: float, now: float, *, at_least: bool = False, unsure: bool = False
+    ) -> Ejection | None:
         """A call took ``multiple`` times what a replica of this weight would need.
 
         ``at_least``: it was given up on by then, which tells something only if that was slow.
@@ -305,7 +307,7 @@ class Outliers:
         if record is None or place in self._out:
             return None
         slow = multiple >= self._settings.slow_factor * (self._usual() or float("inf"))
-        if at_least and not slow:
+        if (at_least and not slow) or (unsure and slow):
             return None
         samples = record.multiples
         samples.append(multiple)
@@ -349,9 +351,9 @@ class Outliers:
         return place in self._mute
 
     @property
-    def doubtful(self) -> Iterable[int]:
+    def doubtful(self) -> Collection[int]:
         """Those that may be silent: they are to get one call at a time."""
-        return filter(self.doubts, self._silences)
+        return [place for place in self._silences if self.doubts(place)] if self._silences else ()
 
     def doubts(self, place: int) -> bool:
         """Whether it may be silent."""

@@ -104,15 +104,15 @@ class Windows:
 
     def charged(self, place: int, charge: Charge, *, starting: bool) -> None:
         """A call was sent there; ``starting``: to one that starts slowly, of which no delay tells of others' work."""
-        if not starting and not charge.blind:
-            self.limit.sent(charge)
+        if not charge.blind:
+            self.limit.sent(charge, tells=not starting)
         room = self._rooms.get(place)
         if room is not None and self._current(place, room, charge.at):
             room.add(charge)
 
-    def answered(self, charge: Charge, now: float) -> None:
+    def answered(self, charge: Charge, now: float, *, judged: bool) -> None:
         """A call's first content has come."""
-        self.limit.answered(charge, self._ledger.queued + 1, now)
+        self.limit.answered(charge, self._ledger.queued + 1, now, judged=judged)
 
     def opens_in_s(self, now: float) -> float:
         """In how many seconds this client may send one more, wherever it be; infinite: when something has happened."""

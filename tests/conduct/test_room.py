@@ -1,0 +1,62 @@
+"""Calls do not wait for room where nobody but this client has anything to do, in virtual time."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+import mlbalance_client as mlb
+from mlbalance_client.engine import Engine
+
+from .virtual import STREAM, Network, Step, after, anyio_backend, engine_of, read, request
+
+__all__ = ["anyio_backend"]
+
+pytestmark = pytest.mark.anyio
+
+SLOW: list[Step] = [after(1.0), *STREAM]
+
+
+async def burst(engine: Engine, calls: int, options: mlb.CallOptions | None = None) -> float:
+    """How long so many small calls take that are sent at once."""
+
+    async def call(number: int) -> None:
+        await read(await engine.send(request(f"{number}", options, stream=True)))
+
+    began = anyio.current_time()
+    async with anyio.create_task_group() as tasks:
+        for number in range(calls):
+            tasks.start_soon(call, number)
+    return anyio.current_time() - began
+
+
+async def test_bursts_of_short_prompts_do_not_queue() -> None:
+    engine = engine_of(Network(SLOW), replicas=1, hedging={"enabled": False})
+    assert [await burst(engine, 40) for _ in range(20)] == pytest.approx([1.0] * 20, abs=0.5)
+    await engine.aclose()
+
+
+async def test_a_deadline_that_idle_replicas_can_meet_is_met() -> None:
+    engine = engine_of(Network([after(0.1), *STREAM]), replicas=1, hedging={"enabled": False})
+    for _ in range(20):
+        assert await burst(engine, 10, mlb.CallOptions(deadline_s=2.0)) < 1.0
+    await engine.aclose()
+
+
+async def test_leases_whose_first_content_nobody_tells_do_not_shut_the_fleet() -> None:
+    balancer = mlb.Balancer("static://r0,r1")
+    engine = balancer._engine = engine_of(Network(STREAM), replicas=2)
+    began = anyio.current_time()
+
+    async def lease() -> None:
+        async with balancer.acquire(mlb.Call(prompt="x")) as lease:
+            await anyio.sleep(10.0)
+            lease.succeed()
+
+    async with balancer, anyio.create_task_group() as tasks:
+        for _ in range(3):
+            for _ in range(40):
+                tasks.start_soon(lease)
+            await anyio.sleep(10.5)
+        assert engine.snapshot().queued == 0
+    assert anyio.current_time() - began == pytest.approx(31.5, abs=1.0)
