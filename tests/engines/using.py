@@ -67,7 +67,8 @@ def client(*urls: str, kind: str = "auto", policy: str = "prefix_tokens") -> mlb
 
 def bare(url: str) -> httpx.AsyncClient:
     """A client that sends all it is given at once: ours keep calls back from an engine that has enough to do."""
-    return httpx.AsyncClient(base_url=url, timeout=WITHIN_S, trust_env=False, limits=httpx.Limits())
+    fresh = httpx.Limits(max_keepalive_connections=0)  # it does not send again what met a closed connection
+    return httpx.AsyncClient(base_url=url, timeout=WITHIN_S, trust_env=False, limits=fresh)
 
 
 def told(of: mlb.AsyncClient, number: int = 0) -> dict[str, Any]:
