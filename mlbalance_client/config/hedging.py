@@ -74,5 +74,6 @@ class HedgingConfig(Section):
         gt=0,
         le=1_000,
         description="Nothing is hedged while the median of the replicas that were weighed for the second attempt has "
-        "more work standing than so many mean calls bring: a fleet that is merely busy gets no faster by more calls.",
+        "more work standing than so many mean calls bring: a fleet that is merely busy gets no faster by more calls. "
+        "A call that has stood four times as long as that work takes is hedged nevertheless.",
     )

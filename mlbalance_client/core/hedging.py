@@ -35,6 +35,7 @@ _STALE = 16
 _TYPICAL_STEP = 0.1
 _UNUSUAL = log(2.0)
 _STEP = 0.02
+_FAR_LONGER = 4.0
 _KEEP = 0.98
 _TRUST_TOKENS = 500.0
 # Usual for one of many sequences in a batch on a data-centre GPU.
@@ -186,7 +187,7 @@ class Hedging:
             return False
         if demand.prompt_tokens - other.hit_tokens > settings.max_prefill_tokens and not wish:
             return False
-        if not self.sooner(decision, demand, stood_s, left_s) or self._saturated(decision):
+        if not self.sooner(decision, demand, stood_s, left_s) or self._saturated(decision, stood_s):
             return False
         return self.budget.covers(_tokens(demand))
 
@@ -237,12 +238,14 @@ class Hedging:
             work_s += demand.output_tokens * route.decode_s / route.decode_tokens
         return work_s
 
-    def _saturated(self, decision: Decision) -> bool:
-        """Whether the median replica has more than so many mean calls of work standing."""
+    def _saturated(self, decision: Decision, stood_s: float) -> bool:
+        """Whether the median replica has more than so many mean calls of work standing.
+
+        Work that would be done in a part of the time that the call has stood is not what it stands for.
+        """
         waiting = sorted(decision.compared.waiting_s)
-        return waiting[len(waiting) // 2] > self._settings.saturated_at * max(
-            self._mean_own_s or 0.0, self._settings.floor_s
-        )
+        usual_s = self._settings.saturated_at * max(self._mean_own_s or 0.0, self._settings.floor_s)
+        return waiting[len(waiting) // 2] > max(usual_s, stood_s / _FAR_LONGER)
 
 
 def _tokens(demand: Demand) -> int:

@@ -234,7 +234,7 @@ def test_a_fleet_of_calls_that_cost_nearly_nothing_is_not_saturated_by_some_of_t
     waiting_s = (OPEN.saturated_at - 0.1) * OPEN.floor_s
 
     assert hedging.may(decision(waiting_s=[waiting_s] * 5, own_s=0.001), pick.demand, stood_s=1.0)
-    assert not hedging.may(decision(waiting_s=[2 * waiting_s] * 5, own_s=0.001), pick.demand, stood_s=1.0)
+    assert not hedging.may(decision(waiting_s=[2 * waiting_s] * 5, own_s=0.001), pick.demand, stood_s=0.4)
 
 
 def test_the_bound_counts_what_is_not_cached() -> None:
@@ -262,3 +262,10 @@ def test_tokens_of_hedges_stay_within_the_budget(calls: list[tuple[int, bool, bo
     for start in range(len(sent)):
         for end in range(start, len(sent)):
             assert spent[end] - spent[start] <= 0.05 * (sent[end] - sent[start]) + 8192 + 1e-6
+
+
+def test_work_that_is_soon_done_keeps_no_call_from_being_hedged_that_hangs() -> None:
+    hedging, demand = Hedging(OPEN), pick_of().demand
+    busy = decision(waiting_s=[1.0] * 5, own_s=0.001)
+    assert not hedging.may(busy, demand, stood_s=3.5)
+    assert hedging.may(busy, demand, stood_s=4.5)
