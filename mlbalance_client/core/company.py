@@ -16,14 +16,12 @@ _PRIOR_TOKENS = 4096.0
 _PRIOR_KEEP = 0.8
 # Others are at work for certain from this share on.
 _IN_COMPANY = 0.3
-# What is taken to wait for others' work until calls have shown it.
-_PRIOR_S = 1.0
 
 
 class Company:
     """In company until caches show nothing but what this client itself sent."""
 
-    __slots__ = ("_base_s", "_cached", "_others_cached", "_others_s", "_prior", "_stood_s", "waited_s")
+    __slots__ = ("_base_s", "_cached", "_others_cached", "_others_s", "_prior", "_stood_s")
 
     def __init__(self) -> None:
         self._base_s = Recent(_BASE_QUANTILE)
@@ -32,8 +30,6 @@ class Company:
         self._cached = 0.0
         self._others_cached = 0.0
         self._prior = _PRIOR_TOKENS
-        self.waited_s = _PRIOR_S
-        """The mean of how long own calls have stood behind others' work."""
 
     @property
     def share(self) -> float:
@@ -58,7 +54,6 @@ class Company:
         others_s = rest_s - (self._base_s.value() or 0.0)
         self._stood_s += _STEP * (stood_s - self._stood_s)
         self._others_s += _STEP * (others_s - self._others_s)
-        self.waited_s += _STEP * (max(0.0, others_s) - self.waited_s)
 
     def found_cached(self, tokens: int, sent_before: int) -> None:
         """An answer told of ``tokens`` from the cache; this client had sent ``sent_before`` of them there itself."""

@@ -9,16 +9,12 @@ are alike then, and chance or what they have cached decides.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import inf
 
 
-def levelled(
-    waiting_s: Sequence[float], ages_s: Sequence[float | None], inflow: float, most_s: float = inf
-) -> list[float]:
+def levelled(waiting_s: Sequence[float], ages_s: Sequence[float | None], inflow: float) -> list[float]:
     """Seconds that stand at each replica by now, from what stood there ``ages_s`` ago, drained; None: not reported.
 
-    ``inflow``: seconds of work that others send a replica in a second, on the mean; ``most_s``: no more than that has
-    come anywhere.
+    ``inflow``: seconds of work that others send a replica in a second, on the mean.
     """
     told = sorted(waiting for waiting, age_s in zip(waiting_s, ages_s, strict=True) if age_s is not None)
     if not told:
@@ -26,7 +22,7 @@ def levelled(
     level_s = _level(told, inflow * sum(age_s for age_s in ages_s if age_s is not None))
     most = inflow * len(told)  # all that comes may go to one
     return [
-        waiting if age_s is None else max(waiting, min(level_s, waiting + min(most_s, most * age_s)))
+        waiting if age_s is None else max(waiting, min(level_s, waiting + most * age_s))
         for waiting, age_s in zip(waiting_s, ages_s, strict=True)
     ]
 

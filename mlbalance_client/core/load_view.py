@@ -28,8 +28,6 @@ _PRIOR = {Found.FREE: 0.2, Found.BUSY: 1.0, Found.LONG_BUSY: 2.0, Found.UNSEEN: 
 _PRIOR_CALLS = 10
 # Seconds of others' work that a replica of a busy fleet gets in a second.
 _INFLOW = 0.75
-# How many times as much as own calls have stood behind others' work, on the mean, others may have sent unseen.
-_MOST = 2.0
 # Bases of which a report tells a queue alone, or all work, so that own calls are in it.
 _QUEUES = frozenset({Basis.QUEUED_WORK, Basis.EMPTY_QUEUE, Basis.QUEUE})
 _ALL_TOLD = frozenset({Basis.WORK, Basis.ADMITTED})
@@ -147,12 +145,9 @@ class LoadView:
             told_s = max(told_s, guessed_s)
         return say * told_s + (1.0 - say) * guessed_s
 
-    def all_waiting_s(
-        self, places: Collection[int], now: float, others: float = 0.0, others_s: float = 0.0
-    ) -> list[float]:
+    def all_waiting_s(self, places: Collection[int], now: float, others: float = 0.0) -> list[float]:
         """``waiting_s`` of each, and what others will have sent there since; ``others``: their share of the traffic.
 
-        ``others_s``: how long own calls have stood behind others' work.
         On the path of every call, hence one loop over those of which nothing is known.
         """
         accounts, reports, paced = self._ledger.accounts, self._reports, self.pace.places
@@ -167,7 +162,7 @@ class LoadView:
             else:
                 seconds.append(unseen_s)
         if reports and others > 0.0:
-            return levelled(seconds, self._ages_s(places, now), _INFLOW * others, _MOST * others_s)
+            return levelled(seconds, self._ages_s(places, now), _INFLOW * others)
         return seconds
 
     def _standing_s(self, account: Account, now: float) -> tuple[float, float]:

@@ -155,7 +155,7 @@ class Sight:
         decode_weight = settings.decode_weight * settings.decode_s_per_token
         units, units_of = prefill_units(tokens, tokens, knee), 0
         shares = self.slow_start.shares if self.slow_start.active else None
-        waiting = self.load.all_waiting_s(hits, now, self.company.share, self.company.waited_s)
+        waiting = self.load.all_waiting_s(hits, now, self.company.share)
         own, scores = [], []
         for (place, (hit, _)), waiting_s in zip(hits.items(), waiting, strict=True):
             if hit != units_of:  # many are alike

@@ -49,14 +49,3 @@ def test_it_is_always_a_share(calls: list[tuple[float, float, int, int]]) -> Non
         company.stood(stood_s, own_s)
         company.found_cached(cached, sent)
         assert 0.0 <= company.share <= 1.0
-
-
-def test_what_stands_for_others_is_known_in_seconds_as_well() -> None:
-    company = Company()
-    assert company.waited_s == 1.0
-    for number in range(100):  # by shares half of it is others', yet it is nothing
-        company.stood(0.03 + 0.02 * (number % 2), 0.01)
-    assert company.waited_s < 0.05
-    for number in range(100):
-        company.stood(1.0 + 4.0 * (number % 2), 1.0)
-    assert company.waited_s > 1.0

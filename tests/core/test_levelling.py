@@ -43,7 +43,3 @@ def test_nobody_sinks_the_order_holds_and_no_more_is_there_than_came(
     assert sum(after) - sum(before) <= came + 1e-6
     alike = [(b, a) for b, a, age in zip(before, after, ages, strict=True) if age == ages[0]]
     assert all(a1 <= a2 + 1e-9 for b1, a1 in alike for b2, a2 in alike if b1 <= b2)
-
-
-def test_no_more_is_poured_than_others_can_have_sent() -> None:
-    assert levelled([0.0, 0.0], [1.0, 1.0], 0.5, 0.1) == [0.1, 0.1]
