@@ -136,8 +136,9 @@ class Fitness:
         """Who is ejected, or may be silent or is on trial, and not to get this call."""
         self.pass_to(now)
         kept_out = self.outliers.barred
-        if self.outliers.doubtful:
-            kept_out |= sum(1 << place for place in self.outliers.doubtful if not self.idle(place))
+        for place in self.outliers.doubtful:
+            if not self.idle(place):
+                kept_out |= 1 << place
         if self.slow_start.active:
             kept_out |= self.slow_start.barred(now, replayable=replayable)
         return kept_out

@@ -23,7 +23,7 @@ from mlbalance_client.performing import Attempt, CallUnderWay
 from mlbalance_client.wire import WireOptions
 
 from ..test_client import OVERLOADED, PATH, ROLE, WORD, chat
-from .virtual import anyio_backend
+from .virtual import BREAK, HANG, HEAD, WHOLE, answer, anyio_backend, chunk
 
 __all__ = ["anyio_backend"]
 
@@ -32,36 +32,20 @@ pytestmark = pytest.mark.anyio
 AT_ONCE = 10
 REPLICAS = 4
 RATIO, RESERVE_CALLS = 0.1, 20
-HANG, BREAK = "hang", "break"
-STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-
-
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%s\r\n" % (len(data), data)
-
-
-def answer(status: int, body: bytes, headers: bytes = b"") -> bytes:
-    head = b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%s\r\n"
-    return head % (status, len(body), headers) + body
-
-
-WHOLE = answer(
-    200, json.dumps({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 1}}).encode()
-)
 # How often, and what comes: bytes, or nothing any more, or the end of the connection.
 SCRIPTS: list[tuple[int, list[bytes | str]]] = [
     (40, [WHOLE]),
-    (30, [STREAM + chunk(ROLE), chunk(WORD), chunk(WORD), chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"]),
+    (30, [HEAD + chunk(ROLE), chunk(WORD), chunk(WORD), chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"]),
     (4, [HANG]),
-    (4, [STREAM + chunk(ROLE), HANG]),
-    (4, [STREAM + chunk(ROLE + WORD), HANG]),
+    (4, [HEAD + chunk(ROLE), HANG]),
+    (4, [HEAD + chunk(ROLE + WORD), HANG]),
     (4, [BREAK]),
     (4, [WHOLE[:30], BREAK]),
-    (4, [STREAM + chunk(ROLE + WORD), BREAK]),
+    (4, [HEAD + chunk(ROLE + WORD), BREAK]),
     (4, [answer(503, b"{}", b"retry-after: 0.01\r\n")]),
     (4, [answer(429, b"{}", b"retry-after-ms: 1e99\r\n")]),
     (4, [answer(500, b"x" * 100_000)]),
-    (3, [STREAM + chunk(OVERLOADED) + b"0\r\n\r\n"]),
+    (3, [HEAD + chunk(OVERLOADED) + b"0\r\n\r\n"]),
     (2, [b"HTTP/1.1 100 Continue\r\n\r\n" + WHOLE]),
     (2, [b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabcd"]),
     (2, [answer(400, b"{}")]),
