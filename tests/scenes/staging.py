@@ -37,7 +37,7 @@ _LOOK_S = 1.0
 URGENT = 5
 _QUIET = {"kind": "none"}
 _TOLD = (
-    events.AttemptStarted, events.AttemptEnded, events.HedgeStarted, events.HedgeEnded,
+    events.AttemptStarted, events.AttemptEnded, events.FailedOver, events.HedgeStarted, events.HedgeEnded,
     events.ReplicaEjected, events.ReplicaReturned, events.PanicChanged,
 )  # fmt: skip
 
