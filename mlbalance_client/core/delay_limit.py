@@ -4,7 +4,8 @@ What a first content comes later than its own prefill takes, it has queued. Up t
 of it is used, by one a round, or by one for each call of a client that finds nobody else's work. What is not used
 fades, so that a burst does not begin with what was never tried. Beyond the target it is cut to target over delay, once
 for all that were under way; the oldest of them may show that before its content comes. A few
-are always open to a client of which no more wait than are under way: its own chance clusters are no overload. One
+are always open to a client of which no more wait than are under way: its own chance clusters are no overload. A call
+that a later one at its replica has overtaken tells nothing of queues: what keeps it is its own affair. One
 limit for all replicas: a client among many has too few calls at each to learn from. Own work is no reason to cut:
 ``Windows`` bounds it by replica.
 
@@ -84,6 +85,8 @@ class DelayLimit:
 
     def answered(self, charge: Charge, under_way: int, now: float, *, judged: bool = True) -> None:
         """A call's first content has come; ``under_way``: own calls that had not had theirs, this one included."""
+        if charge.overtaken:
+            return
         queued_s = now - charge.at - charge.prefill_s
         others_s = queued_s - charge.waiting_s
         target_s = self._target_s
@@ -128,7 +131,7 @@ class DelayLimit:
             self._under_way, self._kept = deque(left), len(left)
             self._lost_at = min((self._lost_from(charge) for charge, _ in left), default=inf)
         calls = self._under_way
-        while calls and calls[0][0].released:
+        while calls and (calls[0][0].released or calls[0][0].overtaken):
             calls.popleft()
         if calls and not self._untried:
             oldest, tells = calls[0]

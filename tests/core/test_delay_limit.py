@@ -124,6 +124,20 @@ def test_a_call_that_is_late_already_cuts_it_before_its_content_comes() -> None:
     assert scene.limit.value < before
 
 
+def test_a_call_that_a_later_one_has_overtaken_tells_of_no_queue() -> None:
+    scene = Scene()
+    now = scene.rounds(1, 1.0)
+    stalled = [scene.send(now, place=place) for place in range(10)]
+    for place in range(10):
+        scene.answer(scene.send(now + 1.0, place=place), now + 2.5)
+    before = scene.limit.value
+
+    assert scene.limit.opens_in_s(10, now + 12.0) == 0.0
+    for call in stalled:
+        scene.answer(call, now + 12.0)
+    assert scene.limit.value == before
+
+
 def test_a_call_that_hangs_keeps_no_other_from_being_sent() -> None:
     scene = Scene()
     now = scene.rounds(50, 12.0, waiting=10)
