@@ -3,12 +3,48 @@
 All who read the same old report see the same replica idle, and together make it the busiest (a herd). So each reckons
 with what the others do meanwhile, who read it too: work that has come since stands where least stood, as water does
 (the aggressive load interpretation of Dahlin, "Interpreting stale load information", 1999). Replicas under the level
-are alike then, and chance or what they have cached decides.
+are alike then, and chance or what they have cached decides. How much comes, the reports tell too: a server is busy for
+as many seconds in a second as work comes to it (the utilization law), and on an idle fleet nothing is poured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import exp
+
+# More comes to no fleet that keeps up; until reports have shown less, it is taken to be as busy as that.
+_MOST = 0.75
+_MEMORY_S = 10.0
+
+
+class Inflow:
+    """How many seconds of work a replica gets in a second, on the mean, by how often reports find replicas busy."""
+
+    __slots__ = ("_at", "_busy", "_sum")
+
+    def __init__(self) -> None:
+        self._busy: dict[int, float] = {}
+        self._at: dict[int, float] = {}
+        self._sum = 0.0
+
+    def hear(self, place: int, at: float, *, busy: bool) -> None:
+        """A replica had work at that time, or none. It counts by the time since its last report, however many come."""
+        known = self._busy.setdefault(place, 1.0)
+        passed_s = max(0.0, at - self._at.setdefault(place, at))
+        self._at[place] = max(at, self._at[place])
+        self._busy[place] = busy + (known - busy) * exp(-passed_s / _MEMORY_S)
+        self._sum = sum(self._busy.values())
+
+    def drop(self, place: int) -> None:
+        """The replica is gone."""
+        self._busy.pop(place, None)
+        self._at.pop(place, None)
+        self._sum = sum(self._busy.values())
+
+    @property
+    def value(self) -> float:
+        """0 to 0.75."""
+        return min(_MOST, self._sum / len(self._busy)) if self._busy else _MOST
 
 
 def levelled(waiting_s: Sequence[float], ages_s: Sequence[float | None], inflow: float) -> list[float]:

@@ -16,18 +16,16 @@ from math import exp
 
 from .company import Company
 from .ledger import Account, Ledger
-from .levelling import levelled
+from .levelling import Inflow, levelled
 from .load_report import LoadReport
 from .pace import Found, Pace
-from .standing import TELLING, Basis, Work, basis, reported_s, tells, under_way_s
+from .standing import TELLING, Basis, Work, basis, has_work, reported_s, tells, under_way_s
 from .under_way import UnderWay
 
 _STEP = 0.05
 # What a replica of each look has standing, against the mean over all calls, until own calls have shown it.
 _PRIOR = {Found.FREE: 0.2, Found.BUSY: 1.0, Found.LONG_BUSY: 2.0, Found.UNSEEN: 1.0}
 _PRIOR_CALLS = 10
-# Seconds of others' work that a replica of a busy fleet gets in a second.
-_INFLOW = 0.75
 # Bases of which a report tells a queue alone, or all work, so that own calls are in it.
 _QUEUES = frozenset({Basis.QUEUED_WORK, Basis.EMPTY_QUEUE, Basis.QUEUE})
 _ALL_TOLD = frozenset({Basis.WORK, Basis.ADMITTED})
@@ -102,6 +100,7 @@ class LoadView:
         self._reports: dict[int, tuple[LoadReport, Basis, float]] = {}
         self._under_way: defaultdict[int, UnderWay] = defaultdict(UnderWay)
         self._looks = {basis_: _Looks() for basis_ in Basis}
+        self._inflow = Inflow()
 
     def hear(self, place: int, report: LoadReport) -> bool:
         """A replica has told how it is; what is older than the report at hand, or tells less, is not believed."""
@@ -116,6 +115,8 @@ class LoadView:
             if counted_s is not None:
                 left_s, rules = counted_s, Basis.ADMITTED
         self._reports[place] = report, rules, left_s
+        if (busy := has_work(report)) is not None:
+            self._inflow.hear(place, report.at, busy=busy)
         self._ledger.account(place).reported(report.at, report.acked)
         return True
 
@@ -162,7 +163,7 @@ class LoadView:
             else:
                 seconds.append(unseen_s)
         if reports and others > 0.0:
-            return levelled(seconds, self._ages_s(places, now), _INFLOW * others)
+            return levelled(seconds, self._ages_s(places, now), self._inflow.value * others)
         return seconds
 
     def _standing_s(self, account: Account, now: float) -> tuple[float, float]:
@@ -220,6 +221,7 @@ class LoadView:
         self.pace.drop(place)
         self._reports.pop(place, None)
         self._under_way.pop(place, None)
+        self._inflow.drop(place)
 
     @staticmethod
     def _is_old(known: LoadReport, report: LoadReport) -> bool:

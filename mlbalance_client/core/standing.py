@@ -65,6 +65,22 @@ def _idle(report: LoadReport) -> bool:
     return report.gpu_utilization is not None and report.gpu_utilization < _IDLE
 
 
+def has_work(report: LoadReport) -> bool | None:
+    """Whether any work is there; None: it does not tell."""
+    figures = (
+        *(
+            report.expected_wait_s,
+            report.prefill_tokens,
+            report.running,
+            report.waiting,
+            report.waiting_tokens,
+        ),
+        *(report.utilization, None if report.gpu_utilization is None else report.gpu_utilization >= _IDLE),
+    )
+    known = [figure for figure in figures if figure is not None]
+    return any(known) if known else None
+
+
 def tells(report: LoadReport) -> int:
     """How much a report tells of the work that stands there; one that tells less does not stand in for one of more."""
     if report.expected_wait_s is not None or report.prefill_tokens is not None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlbalance_client.core.levelling import levelled
+from mlbalance_client.core.levelling import Inflow, levelled
 
 columns = st.lists(
     st.tuples(st.floats(0, 100), st.one_of(st.none(), st.floats(0, 10))), min_size=1, max_size=9
@@ -29,6 +29,31 @@ def test_without_others_or_without_reports_nothing_has_come() -> None:
 
 def test_of_whom_nothing_was_reported_keeps_what_was_guessed() -> None:
     assert levelled([0.0, 0.3], [1.0, None], 0.5) == [0.5, 0.3]
+
+
+def test_as_much_comes_as_reports_find_replicas_busy() -> None:
+    inflow = Inflow()
+    assert inflow.value == 0.75
+    for at in range(600):
+        inflow.hear(0, at / 10, busy=at % 4 == 0)
+        inflow.hear(1, at / 10, busy=False)
+    assert inflow.value == pytest.approx(0.125, abs=0.02)
+
+    inflow.drop(1)
+    assert inflow.value == pytest.approx(0.25, abs=0.02)
+    inflow.drop(0)
+    assert inflow.value == 0.75
+
+
+def test_one_that_reports_far_more_often_speaks_for_itself_alone() -> None:
+    inflow = Inflow()
+    for second in range(60):
+        for place in range(1, 8):
+            inflow.hear(place, second, busy=True)
+        for at in range(1000):
+            inflow.hear(0, second + at / 1000, busy=False)
+
+    assert inflow.value == 0.75
 
 
 @given(columns, st.floats(0, 1))

@@ -240,6 +240,16 @@ def test_what_a_report_told_is_not_learned_again_as_unknown(view: View) -> None:
     assert view.waiting_s(0.0) == pytest.approx(2.0)
 
 
+def test_on_an_idle_fleet_others_are_not_thought_to_have_sent_anything(view: View) -> None:
+    view.ledger.account(0)
+    view.tell(0.0, prefill_tokens=0)
+    assert view.load.all_waiting_s([0], 1.0, others=1.0) == [pytest.approx(0.75)]
+    for at in range(1, 61):
+        view.tell(float(at), prefill_tokens=0)
+
+    assert view.load.all_waiting_s([0], 61.0, others=1.0) == [pytest.approx(0.0, abs=0.01)]
+
+
 def test_a_replica_that_is_gone_is_forgotten(view: View) -> None:
     view.tell(0.0, prefill_tokens=10_000)
     view.load.drop(0)

@@ -75,6 +75,7 @@ def ours(clients: int, told: Told) -> float:
 
 
 @pytest.mark.parametrize(("clients", "most"), [(16, 1.15), (64, 1.25)])
+@pytest.mark.timeout(400)
 def test_work_and_prefixes_bring_strangers_close_to_omniscience(clients: int, most: float) -> None:
     assert ours(clients, Told(work, 0.1, prefixes=True)) <= most * judged(Omniscient)
 
