@@ -115,7 +115,7 @@ class DelayLimit:
 
     def takes_urgent(self, under_way: int) -> bool:
         """Whether one more may be sent that is more important than those who wait: as much again is kept for such."""
-        return under_way + 1 <= 2.0 * max(1.0, self.value)
+        return under_way - len(self._lost) + 1 <= 2.0 * max(1.0, self.value)
 
     @property
     def _alone(self) -> bool:

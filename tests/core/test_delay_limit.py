@@ -164,6 +164,17 @@ def test_as_many_again_are_kept_for_urgent_calls() -> None:
     assert not scene.limit.takes_urgent(2)
 
 
+def test_a_call_that_hangs_takes_no_urgent_calls_place() -> None:
+    scene = Scene()
+    now = scene.rounds(50, 12.0, waiting=10)
+    for _ in range(2):
+        scene.send(now)
+    assert not scene.limit.takes_urgent(2)
+    assert scene.limit.opens_in_s(2, now + 20.0) == 0.0
+
+    assert scene.limit.takes_urgent(2)
+
+
 @given(
     st.lists(
         st.tuples(st.floats(0, 1e9), st.floats(0, 1e9), st.integers(1, 1_000), st.integers(0, 100)),
