@@ -8,16 +8,16 @@ from math import inf
 from types import TracebackType
 from typing import Self
 
-from .alarms import Alarm
 from .calls import Call
+from .conduct.alarms import Alarm
+from .conduct.engine import Engine
+from .conduct.performing import LONG_DELAYS
 from .core.fleet import Pick
 from .core.model import Replica, Usage, Verdict
 from .core.report import CallReport, Explanation, FleetSnapshot, explain
 from .dialects.plain import reading_of
-from .engine import Engine
 from .events import Subscriber
 from .face import Target
-from .performing import LONG_DELAYS
 
 __all__ = ["Balancer", "Lease"]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx as library
 
-from .answer import HeldBody
 from .calls import CallOptions
+from .conduct.answer import HeldBody
 from .core.report import Explanation, FleetSnapshot
 from .errors import BalancerError, ClientClosed
 from .events import Subscriber

@@ -13,12 +13,12 @@ from typing import Any
 
 from anyio import to_thread
 
-from .answer import AnswerBody, HeldBody
 from .calls import HEADER_PREFIX, NO_WISHES, CallOptions
+from .conduct.answer import AnswerBody, HeldBody
+from .conduct.engine import Answer, Engine, Headers, Request
 from .config import BalancerConfig
 from .config.urls import shown
 from .core.report import Explanation
-from .engine import Answer, Engine, Headers, Request
 from .errors import ConfigError
 from .options import FOR_OTHERS, OUR_OPTIONS, wire_options
 from .wire import Timeouts

@@ -15,8 +15,8 @@ except ModuleNotFoundError as missing:
         "mlbalance_client.httpx2 needs the package httpx2: install mlbalance-client with the extra [httpx2]"
     ) from missing
 
-from .answer import HeldBody
 from .calls import CallOptions
+from .conduct.answer import HeldBody
 from .core.report import Explanation, FleetSnapshot
 from .errors import BalancerError, ClientClosed
 from .events import Subscriber

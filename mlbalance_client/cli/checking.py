@@ -11,12 +11,12 @@ from urllib.parse import urlsplit
 
 import anyio
 
+from ..conduct.roster import Roster
 from ..config import BalancerConfig
 from ..config.urls import scrubbed
 from ..core.fleet import Fleet
 from ..core.model import Replica
 from ..events import DiscoveryTrouble, Event, EventStream
-from ..roster import Roster
 
 _REACHED = "reached"
 

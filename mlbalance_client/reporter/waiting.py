@@ -13,7 +13,7 @@ from typing import Protocol
 
 import anyio
 
-from ..tending import EventLoop
+from ..conduct.tending import EventLoop
 
 
 class Waiting(Protocol):

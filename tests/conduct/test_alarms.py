@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from mlbalance_client.alarms import Alarms
+from mlbalance_client.conduct.alarms import Alarms
 
 from .virtual import anyio_backend, stand_still
 

@@ -14,12 +14,12 @@ import pytest
 
 import mlbalance_client as mlb
 from mlbalance_client import discovery
+from mlbalance_client.conduct.roster import Roster
 from mlbalance_client.config import FileConfig, PickingConfig
 from mlbalance_client.core.fleet import Fleet
 from mlbalance_client.core.membership import Membership
 from mlbalance_client.discovery import make_replica
 from mlbalance_client.events import DiscoveryRecovered, DiscoveryTrouble, Event, EventStream
-from mlbalance_client.roster import Roster
 
 from ..discovery.test_discovery_consul import HEALTHY, agent
 from ..registries.kubernetes import endpoint, endpoint_slice

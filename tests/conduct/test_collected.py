@@ -14,9 +14,9 @@ import pytest
 
 import mlbalance_client as mlb
 from mlbalance_client.cli import checking
+from mlbalance_client.conduct.roster import Roster
 from mlbalance_client.config import BalancerConfig
 from mlbalance_client.events import Event
-from mlbalance_client.roster import Roster
 
 from ..discovery.test_discovery_consul import agent
 from ..scripted import Exchange, Scripted

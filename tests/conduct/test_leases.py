@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 import mlbalance_client as mlb
-from mlbalance_client.engine import Engine
+from mlbalance_client.conduct.engine import Engine
 
 from .virtual import anyio_backend
 

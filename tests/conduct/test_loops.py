@@ -14,9 +14,9 @@ from contextvars import ContextVar
 import anyio
 import pytest
 
+from mlbalance_client.conduct.tending import EventLoop, Loop
 from mlbalance_client.errors import ClientClosed
 from mlbalance_client.loop_thread import LoopThread
-from mlbalance_client.tending import EventLoop, Loop
 
 from ..conftest import eventually
 

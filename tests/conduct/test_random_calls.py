@@ -16,10 +16,10 @@ import httpcore
 import pytest
 
 import mlbalance_client as mlb
-from mlbalance_client.answer import AnswerBody, Flow
-from mlbalance_client.engine import Engine, Request
+from mlbalance_client.conduct.answer import AnswerBody, Flow
+from mlbalance_client.conduct.engine import Engine, Request
+from mlbalance_client.conduct.performing import Attempt, CallUnderWay
 from mlbalance_client.events import AttemptStarted, Event, FailedOver, HedgeStarted, Queued, Settled
-from mlbalance_client.performing import Attempt, CallUnderWay
 from mlbalance_client.wire import WireOptions
 
 from ..test_client import OVERLOADED, PATH, ROLE, WORD, chat

@@ -9,7 +9,7 @@ import pytest
 from tenacity import wait_fixed
 
 import mlbalance_client as mlb
-from mlbalance_client.engine import Request
+from mlbalance_client.conduct.engine import Request
 
 from ..test_client import OVERLOADED, PATH, ROLE
 from .virtual import (

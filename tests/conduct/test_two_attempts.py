@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 import mlbalance_client as mlb
-from mlbalance_client.engine import Answer, Engine
+from mlbalance_client.conduct.engine import Answer, Engine
 from mlbalance_client.events import Event, HedgeEnded, HedgeStarted, ReplicaEjected, Settled
 
 from ..test_client import ROLE, WORD

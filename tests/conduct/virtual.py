@@ -18,7 +18,7 @@ import sniffio
 import trio.testing
 
 import mlbalance_client as mlb
-from mlbalance_client.engine import Answer, Engine, Request
+from mlbalance_client.conduct.engine import Answer, Engine, Request
 from mlbalance_client.simulator.model.virtual_time import VirtualLoop
 from mlbalance_client.wire import WireOptions
 

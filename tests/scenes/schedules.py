@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import mlbalance_client as mlb
 from mlbalance_client import events
-from mlbalance_client.engine import Engine, Request
+from mlbalance_client.conduct.engine import Engine, Request
 from mlbalance_client.simulator.model.http_replay import PATH
 from mlbalance_client.simulator.model.spec import EngineSpec
 from mlbalance_client.simulator.model.virtual_fleet import VirtualFleet

@@ -16,7 +16,7 @@ import anyio.to_thread
 
 import mlbalance_client as mlb
 from mlbalance_client import events
-from mlbalance_client.engine import Engine, Request
+from mlbalance_client.conduct.engine import Engine, Request
 from mlbalance_client.simulator.model import http_replay
 from mlbalance_client.simulator.model.fleet import Fleet
 from mlbalance_client.simulator.model.http_replay import PATH, Sender, replay_http

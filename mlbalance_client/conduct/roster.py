@@ -14,16 +14,16 @@ from weakref import WeakMethod
 import anyio
 from cachetools import TTLCache
 
-from . import discovery
-from .backoff import Backoff, doubling
-from .config import DiscoveryConfig, RegistryConfig, StaticConfig
-from .config.urls import scrubbed
-from .core.fleet import Fleet
-from .core.guard import Guard
-from .core.membership import Membership, admitted
-from .core.model import Replica
-from .errors import BalancerError, ConfigError
-from .events import DiscoveryRecovered, DiscoveryTrouble, EventStream, ReplicasChanged
+from .. import discovery
+from ..backoff import Backoff, doubling
+from ..config import DiscoveryConfig, RegistryConfig, StaticConfig
+from ..config.urls import scrubbed
+from ..core.fleet import Fleet
+from ..core.guard import Guard
+from ..core.membership import Membership, admitted
+from ..core.model import Replica
+from ..errors import BalancerError, ConfigError
+from ..events import DiscoveryRecovered, DiscoveryTrouble, EventStream, ReplicasChanged
 from .tending import Loop
 
 OnChange = Callable[[], None]

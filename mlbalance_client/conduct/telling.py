@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .core.fleet import Pick
-from .core.model import Usage, Verdict
-from .core.report import CallReport, reason
-from .errors import AttemptReport, BalancerError, FailureKind, NoCapacity
-from .events import (
+from ..core.fleet import Pick
+from ..core.model import Usage, Verdict
+from ..core.report import CallReport, reason
+from ..errors import AttemptReport, BalancerError, FailureKind, NoCapacity
+from ..events import (
     AttemptEnded,
     AttemptStarted,
     EventStream,

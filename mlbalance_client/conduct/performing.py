@@ -17,18 +17,16 @@ from typing import Any
 
 import anyio
 
-from .alarms import Alarm, Alarms
-from .answer import AnswerBody, Flow, HeldBody
-from .config import HttpConfig
-from .core.attempts import RETRIED_STATUSES, Attempts, Command, Deliver, GiveUp, Pause, Start, Wait
-from .core.fleet import Fleet, Pick
-from .core.hedging import Expected, Hedging
-from .core.model import Demand, ReplicaId, Usage, Verdict
-from .core.outlier import Failure, failure_of, failure_of_status
-from .core.picker import Decision
-from .core.report import CallReport
-from .dialects import Dialect, Lacks, Sign
-from .errors import (
+from ..config import HttpConfig
+from ..core.attempts import RETRIED_STATUSES, Attempts, Command, Deliver, GiveUp, Pause, Start, Wait
+from ..core.fleet import Fleet, Pick
+from ..core.hedging import Expected, Hedging
+from ..core.model import Demand, ReplicaId, Usage, Verdict
+from ..core.outlier import Failure, failure_of, failure_of_status
+from ..core.picker import Decision
+from ..core.report import CallReport
+from ..dialects import Dialect, Lacks, Sign
+from ..errors import (
     AttemptReport,
     AttemptsExhausted,
     BalancerError,
@@ -39,6 +37,9 @@ from .errors import (
     NoReplicas,
     QueueTimeout,
 )
+from ..wire import WireAnswer, WireError, read_hints
+from .alarms import Alarm, Alarms
+from .answer import AnswerBody, Flow, HeldBody
 from .held_streams import HeldStreams
 from .queueing import Queueing
 from .reporting import Reporting
@@ -46,7 +47,6 @@ from .roster import Roster
 from .sending import Headers, Request, Sender
 from .telling import Telling
 from .tending import Loop
-from .wire import WireAnswer, WireError, read_hints
 
 _RETRY_HEADERS = (b"x-should-retry",)
 

@@ -13,20 +13,20 @@ from random import Random
 
 import anyio
 
+from ..config import HealthChecksConfig
+from ..core.fitness import Unproven
+from ..core.fleet import Fleet
+from ..core.model import Replica, ReplicaId
+from ..core.outlier import Failure, Proof, failure_of_status
+from ..core.report import LastCheck
+from ..core.vigil import Vigil
+from ..dialects import ChecksModels, Dialect, Ending, ModelCheck
+from ..events import HealthCheckFailed, HealthCheckPassed
+from ..health import Finding, Get, Health, SystemCheck, generating_path, judged
+from ..load_reports import NoAnswer, Page
+from ..wire import Wire
 from .asking import Asking
-from .config import HealthChecksConfig
-from .core.fitness import Unproven
-from .core.fleet import Fleet
-from .core.model import Replica, ReplicaId
-from .core.outlier import Failure, Proof, failure_of_status
-from .core.report import LastCheck
-from .core.vigil import Vigil
-from .dialects import ChecksModels, Dialect, Ending, ModelCheck
-from .events import HealthCheckFailed, HealthCheckPassed
-from .health import Finding, Get, Health, SystemCheck, generating_path, judged
-from .load_reports import NoAnswer, Page
 from .reporting import Reporting
-from .wire import Wire
 
 logger = logging.getLogger("mlbalance_client")
 

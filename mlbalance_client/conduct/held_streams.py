@@ -11,11 +11,11 @@ from weakref import ref
 
 import anyio
 
+from ..core.model import Verdict
+from ..errors import FailureKind
+from ..wire import Wire
 from .answer import AnswerBody, Flow
-from .core.model import Verdict
-from .errors import FailureKind
 from .tending import EventLoop
-from .wire import Wire
 
 # A reader who does not come back for so long does not read; long enough to hand on what it has read.
 _BETWEEN_READS_S = 0.2

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from .calls import NO_WISHES, CallOptions
-from .config import HttpConfig
-from .core.fleet import Pick
-from .core.model import Replica
+from ..calls import NO_WISHES, CallOptions
+from ..config import HttpConfig
+from ..core.fleet import Pick
+from ..core.model import Replica
+from ..wire import Origin, Resending, Timeouts, Wire, WireAnswer, WireRequest
 from .reporting import Reporting
-from .wire import Origin, Resending, Timeouts, Wire, WireAnswer, WireRequest
 
 Headers = list[tuple[bytes, bytes]]
 

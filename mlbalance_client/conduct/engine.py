@@ -16,24 +16,25 @@ from weakref import WeakMethod
 
 import anyio
 
+from ..backoff import RetryStrategies
+from ..calls import CallOptions
+from ..config import BalancerConfig
+from ..core.attempts import Attempts
+from ..core.budget import Budget
+from ..core.fingerprint import fingerprint, text_key
+from ..core.fleet import Fleet
+from ..core.hedging import Hedging
+from ..core.model import Demand
+from ..core.outlier import Outliers
+from ..core.pushback import Pushback
+from ..core.report import CallReport, Explanation, FleetSnapshot, explain, snapshot
+from ..core.slow_start import SlowStart
+from ..dialects import Dialect, Reading, find
+from ..errors import ClientClosed
+from ..events import Event, EventStream, log_events
+from ..wire import Wire, WireOptions
 from .alarms import Alarms
-from .backoff import RetryStrategies
-from .calls import CallOptions
 from .checkups import Checkups
-from .config import BalancerConfig
-from .core.attempts import Attempts
-from .core.budget import Budget
-from .core.fingerprint import fingerprint, text_key
-from .core.fleet import Fleet
-from .core.hedging import Hedging
-from .core.model import Demand
-from .core.outlier import Outliers
-from .core.pushback import Pushback
-from .core.report import CallReport, Explanation, FleetSnapshot, explain, snapshot
-from .core.slow_start import SlowStart
-from .dialects import Dialect, Reading, find
-from .errors import ClientClosed
-from .events import Event, EventStream, log_events
 from .held_streams import HeldStreams
 from .performing import Answer, CallUnderWay, Performer
 from .queueing import Queueing
@@ -42,7 +43,6 @@ from .roster import Roster
 from .sending import Headers, Request, Sender
 from .telling import Telling
 from .tending import EventLoop, Loop
-from .wire import Wire, WireOptions
 
 __all__ = ["Answer", "Engine", "Headers", "Request"]
 

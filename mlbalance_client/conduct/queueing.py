@@ -11,13 +11,13 @@ from math import inf
 
 import anyio
 
+from ..calls import CallOptions
+from ..core.admission import Admission, AdmissionSettings, Waiting
+from ..core.fleet import Fleet, Pick
+from ..core.model import Demand, ReplicaId, Verdict
+from ..core.report import CallReport
+from ..errors import ClientClosed
 from .alarms import Alarm, Alarms
-from .calls import CallOptions
-from .core.admission import Admission, AdmissionSettings, Waiting
-from .core.fleet import Fleet, Pick
-from .core.model import Demand, ReplicaId, Verdict
-from .core.report import CallReport
-from .errors import ClientClosed
 from .telling import Telling
 
 _FULL = "a replica with room, since all that it may go to had enough to do"

@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 import anyio
 from pydantic import SecretStr
 
-from .load_reports import MOST_BYTES, Forbidden, NoAnswer, NotThere, Page
-from .load_reports.stream import CLIENT_HEADER, PATH
-from .wire import Origin, Timeouts, Wire, WireAnswer, WireError, WireRequest
+from ..load_reports import MOST_BYTES, Forbidden, NoAnswer, NotThere, Page
+from ..load_reports.stream import CLIENT_HEADER, PATH
+from ..wire import Origin, Timeouts, Wire, WireAnswer, WireError, WireRequest
 
 Headers = Sequence[tuple[bytes, bytes]]
 

@@ -11,13 +11,13 @@ from math import inf
 from typing import NamedTuple
 from weakref import ref
 
-from .core.fleet import Pick
-from .core.model import Usage, Verdict
-from .core.outlier import Failure
-from .core.report import CallReport
-from .dialects.base import AnswerWatch, Ending, InBandError, Sign
-from .errors import FailureKind, StreamInterrupted
-from .wire import WireAnswer, WireError
+from ..core.fleet import Pick
+from ..core.model import Usage, Verdict
+from ..core.outlier import Failure
+from ..core.report import CallReport
+from ..dialects.base import AnswerWatch, Ending, InBandError, Sign
+from ..errors import FailureKind, StreamInterrupted
+from ..wire import WireAnswer, WireError
 
 HELD_BYTES = 64 * 1024
 

@@ -14,22 +14,22 @@ from random import Random
 import anyio
 import anyio.lowlevel
 
-from . import load_reports
+from .. import load_reports
+from ..config import LoadReportsConfig
+from ..core.cadence import Cadence
+from ..core.fingerprint import SCHEME
+from ..core.fleet import Fleet, Pick
+from ..core.freshening import FRESH_S, whom_to_ask
+from ..core.load_format import HEADER, LoadFormatError, PrefixDelta, decode_header
+from ..core.load_report import LoadReport
+from ..core.model import Demand, Replica, ReplicaId
+from ..core.prefix_delta import KEYED_SCHEME
+from ..errors import ClientClosed
+from ..load_reports import Auto, Complaints, Forbidden, Format, NoAnswer, NotThere, ReportError, orca
+from ..load_reports.shared import Key, SharedPrefixes
+from ..load_reports.stream import CALL_HEADER, StreamReader
+from ..wire import Wire, WireError
 from .asking import Asking
-from .config import LoadReportsConfig
-from .core.cadence import Cadence
-from .core.fingerprint import SCHEME
-from .core.fleet import Fleet, Pick
-from .core.freshening import FRESH_S, whom_to_ask
-from .core.load_format import HEADER, LoadFormatError, PrefixDelta, decode_header
-from .core.load_report import LoadReport
-from .core.model import Demand, Replica, ReplicaId
-from .core.prefix_delta import KEYED_SCHEME
-from .errors import ClientClosed
-from .load_reports import Auto, Complaints, Forbidden, Format, NoAnswer, NotThere, ReportError, orca
-from .load_reports.shared import Key, SharedPrefixes
-from .load_reports.stream import CALL_HEADER, StreamReader
-from .wire import Wire, WireError
 
 logger = logging.getLogger("mlbalance_client")
 

@@ -1,0 +1,1 @@
+"""How a call is conducted: queued, sent, hedged, retried, answered; and who is tended beside it."""
