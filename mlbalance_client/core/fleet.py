@@ -30,15 +30,12 @@ from .pool import Pool
 from .prefix_index import PrefixIndex
 from .published import PublishedPrefixes, Publishers
 from .pushback import Pushback
-from .remembered import Remembered
+from .serving import Serving
 from .slow_start import SlowStart
-from .tiers import tiers
 from .windows import Windows, WindowSettings
 
 # Engines cache in blocks of their own size, so that a little more may be a hit than the blocks of text tell.
 _SLACK_BLOCKS = 2
-# A new name makes homes be ranked anew; one who takes a new one all the time must not keep the client busy.
-_RENAMED_AFTER_S = 10.0
 # Below this no figure of a call's time tells a slow replica from a small call.
 _FLOOR_S = 0.05
 # Of a time of which this client's own lateness may be more than so much, nothing is its replica's for certain.
@@ -241,8 +238,6 @@ class Fleet:
         self._policy = policy(settings.policy)
         self._replicas: dict[int, Replica] = {}
         self._places: dict[ReplicaId, int] = {}
-        self._pools: Remembered[str | None, tuple[Pool, ...]] = Remembered(256)
-        self._by_serving: dict[frozenset[int], tuple[Pool, ...]] = {}
         self.nobody = "discovery has not found any"
         self.costs = Costs(settings.bytes_per_token, settings.expected_output_tokens, settings.knee_tokens)
         self.ledger = Ledger(settings.residual_s)
@@ -254,7 +249,6 @@ class Fleet:
             self.ledger, settings.others_memory_s, expiry_s, self.rates.__getitem__, self.company
         )
         self.publishers = Publishers(PublishedPrefixes() if published is None else published)
-        self._tiered = False
         self.fitness = Fitness(
             self._replicas,
             self._places,
@@ -266,14 +260,15 @@ class Fleet:
             tell=tell,
         )
         self.fitness.forget = self._forget_speed
-        self.fitness.changed = self._out_changed
+        self.serving = Serving(
+            self._replicas, self._places, settings.spill_below_share, lambda: self.fitness.outliers.unfit
+        )
+        self.fitness.changed = self.serving.out_changed
         self.fitness.streamed_at = self.load.pace.last_at
         self.fitness.idle = lambda place: not self.ledger.accounts[place].queue
         self.windows = None if windows is None else Windows(windows, self.ledger, self.load, expiry_s)
         self.on_stir: Callable[[int], None] | None = None
         self.late_s: Callable[[float], float] = _in_time
-        self._identities: dict[int, str] = {}
-        self._named_at: dict[int, float] = {}
         self._sight = Sight(
             self.ledger,
             self.load,
@@ -407,7 +402,7 @@ class Fleet:
         barred = self._barred(excluded)
         unwilling = barred | self.fitness.unwilling(demand.model, now, replayable=demand.replayable)
         left = Others.NOBODY
-        for pool in self._pools_for(demand.model):
+        for pool in self.serving.pools(demand.model):
             if pool.mask & ~unwilling:
                 return Others.WILLING
             if pool.mask & ~barred:
@@ -418,7 +413,7 @@ class Fleet:
         """What ``choose`` would say without ``excluded``, if it is one that takes calls, has shown so, and has room."""
         self.ledger.sweep(now)
         unwilling = self._barred(excluded) | self.fitness.unwilling(demand.model, now, replayable=False)
-        for pool in self._pools_for(demand.model):
+        for pool in self.serving.pools(demand.model):
             if pool.mask & ~unwilling:
                 decision, room = self._with_room(pool, unwilling, demand, now, limited=False)
                 return decision if room else None
@@ -426,7 +421,7 @@ class Fleet:
 
     def opens_in_s(self, demand: Demand, now: float) -> float:
         """Seconds until somebody who serves the call does not rest; 0 if somebody does not, or nobody serves it."""
-        places = {place for pool in self._pools_for(demand.model) for place in pool.places}
+        places = {place for pool in self.serving.pools(demand.model) for place in pool.places}
         return min((self.fitness.pushback.rests_s(place, now) for place in places), default=0.0)
 
     def choose(self, demand: Demand, now: float, excluded: Collection[ReplicaId] = ()) -> Decision:
@@ -452,7 +447,7 @@ class Fleet:
             return decision, False
         if not windows.full(chosen.place, chosen.waiting_s, now):
             return decision, True
-        for tier in self._pools_for(demand.model):
+        for tier in self.serving.pools(demand.model):
             willing = [place for place in tier.places if not unwilling >> place & 1]
             standing = self.load.all_waiting_s(willing, now)
             if all(map(windows.full, willing, standing, repeat(now))):
@@ -518,7 +513,7 @@ class Fleet:
             _, unwilling = self._open_pool(demand, excluded, now)
         except NoReplicas:
             return None
-        for pool in self._pools_for(demand.model):
+        for pool in self.serving.pools(demand.model):
             if pool.mask & mask & ~unwilling:
                 return self._choose(pool, unwilling | ~mask, demand, now)
         return None
@@ -526,9 +521,9 @@ class Fleet:
     def nobody_for(self, demand: Demand, excluded: Collection[ReplicaId]) -> NoReplicas | None:
         """What is to be raised if nobody but ``excluded`` serves the call."""
         barred = self._barred(excluded)
-        if any(pool.mask & ~barred for pool in self._pools_for(demand.model)):
+        if any(pool.mask & ~barred for pool in self.serving.pools(demand.model)):
             return None
-        return NoReplicas(self._nobody(demand, excluded))
+        return NoReplicas(self.serving.nobody(demand.model, excluded, self.nobody))
 
     def own_s(self, demand: Demand) -> float:
         """Seconds of the call's whole prefill, nothing of it cached, at the quickest replica."""
@@ -537,12 +532,12 @@ class Fleet:
 
     def _open_pool(self, demand: Demand, excluded: Collection[ReplicaId], now: float) -> tuple[Pool, int]:
         """The first tier where somebody may be picked, and who of it may not."""
-        pools, barred = self._pools_for(demand.model), self._barred(excluded)
+        pools, barred = self.serving.pools(demand.model), self._barred(excluded)
         for unfit in self.fitness.levels(demand.model, now, replayable=demand.replayable):
             for pool in pools:
                 if pool.mask & ~(barred | unfit):
                     return pool, barred | unfit
-        raise NoReplicas(self._nobody(demand, excluded))
+        raise NoReplicas(self.serving.nobody(demand.model, excluded, self.nobody))
 
     def _barred(self, excluded: Collection[ReplicaId]) -> int:
         barred = 0
@@ -558,8 +553,8 @@ class Fleet:
         if self.load.hear(place, report) and self.windows is not None:
             self.windows.hear(place, report)
         self.fitness.hear(place, report)
-        if report.replica is not None and self._identities.get(place) != report.replica:
-            self._name(place, report.replica, report.at)
+        if report.replica is not None:
+            self.serving.name(place, report.replica, report.at)
         self.stir(place)
 
     def report(self, id_: ReplicaId, now: float) -> LoadReport | None:
@@ -644,42 +639,6 @@ class Fleet:
                 seen_blocks=round(usage.cached_tokens / per_block),
             )
 
-    def _pools_for(self, model: str | None) -> tuple[Pool, ...]:
-        """The replicas in use for a model; then, for when all of those have been tried, the other tiers."""
-        pools = self._pools.get(model)
-        if pools is None:
-            serving = {place: r for place, r in self._replicas.items() if r.serves(model)}
-            alike = frozenset(serving)
-            if alike not in self._by_serving:
-                self._by_serving[alike] = tiers(
-                    serving, self._settings.spill_below_share, self._identities, self.fitness.outliers.unfit
-                )
-            pools = self._pools[model] = self._by_serving[alike]
-        return pools
-
-    def _name(self, place: int, identity: str, at: float) -> None:
-        """The replica itself says who it is, which is what homes go by; who claims another's name keeps its own."""
-        if at - self._named_at.get(place, float("-inf")) < _RENAMED_AFTER_S:
-            return
-        self._named_at[place] = at
-        if identity in self._identities.values() or self._places.get(ReplicaId(identity), place) != place:
-            return
-        self._identities[place] = identity
-        self._pools.clear()
-        self._by_serving.clear()
-
-    def _nobody(self, demand: Demand, excluded: Collection[ReplicaId]) -> str:
-        if not self._replicas:
-            return f"no replica is known: {self.nobody}"
-        if excluded:
-            return f"no other replica is left for model {demand.model!r}: {len(excluded)} tried"
-        serving = [r for r in self._replicas.values() if r.serves(demand.model)]
-        if serving:
-            states = ", ".join(f"{r.id} is {r.state}" for r in serving[:5])
-            return f"no replica for model {demand.model!r} may be used: {states}"
-        models = sorted({m for r in self._replicas.values() for m in r.models})
-        return f"no replica serves model {demand.model!r}; the fleet serves {', '.join(models)}"
-
     def _remove(self, place: int) -> None:
         del self._replicas[place]
         self.ledger.close(place)
@@ -689,24 +648,16 @@ class Fleet:
         self.fitness.drop(place)
         if self.windows is not None:
             self.windows.drop(place)
-        self._identities.pop(place, None)
-        self._named_at.pop(place, None)
+        self.serving.drop(place)
         self.rates.drop(place)
 
     def _forget_speed(self, place: int) -> None:
         self.load.pace.drop(place)
         self.rates.forget(place)
 
-    def _out_changed(self) -> None:
-        if self._tiered:  # who is ejected counts as unhealthy there
-            self._pools.clear()
-            self._by_serving.clear()
-
     def _rebuild(self) -> None:
         settings, replicas = self._settings, self._replicas
-        self._pools.clear()
-        self._by_serving.clear()
-        self._tiered = len({replica.priority for replica in replicas.values()}) > 1
+        self.serving.members_changed()
         mean = sum(r.weight for r in replicas.values()) / max(1, len(replicas))
         for place, replica in replicas.items():
             self.rates.admit(place, settings.prefill_tokens_per_s * replica.weight / mean)

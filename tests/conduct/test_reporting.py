@@ -468,7 +468,7 @@ async def test_who_claims_anothers_name_or_prefixes_takes_neither_from_it() -> N
                 await client.post(CHAT, json=chat())
                 await until(lambda: published(client, 0) == published(client, 1) == 2)
                 fleet = client.balancer.engine.fleet
-                assert fleet._identities == {}
+                assert fleet.serving.identities == {}
                 found = fleet.publishers.deepest([5, 6], 0b11, 2)
     assert sorted(found) == [(0, 2), (1, 2)]
 
@@ -479,7 +479,7 @@ async def test_who_changes_its_name_all_the_time_is_not_followed_in_it() -> None
         async with mlb.AsyncClient(config(server)) as client:
             await client.post(CHAT, json=chat())
             await until(lambda: told(client).get("seq") == 19)
-            assert client.balancer.engine.fleet._identities == {0: "name-1"}
+            assert client.balancer.engine.fleet.serving.identities == {0: "name-1"}
 
 
 # -- letting go -------------------------------------------------------------------------------------------------------
