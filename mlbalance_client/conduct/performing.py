@@ -449,7 +449,7 @@ class Performer:
         elif call.plan.may_move(now) and (
             outliers.ejection(first.pick.place) is not None
             or (
-                (stood_s >= LONG_DELAYS * first.slow_s or outliers.doubts(first.pick.place))
+                (stood_s >= LONG_DELAYS * first.slow_s or outliers.silences.doubts(first.pick.place))
                 and first.pick.mute
                 and self._hedging.sooner(decision, call.demand, stood_s, left_s)
             )

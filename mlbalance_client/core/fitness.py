@@ -136,7 +136,7 @@ class Fitness:
         """Who is ejected, or may be silent or is on trial, and not to get this call."""
         self.pass_to(now)
         kept_out = self.outliers.barred
-        for place in self.outliers.doubtful:
+        for place in self.outliers.silences.doubtful:
             if not self.idle(place):
                 kept_out |= 1 << place
         if self.slow_start.active:
@@ -236,7 +236,7 @@ class Fitness:
             self.outliers.release(place, now)
             self._come_back(place, now)
         if proof is Proof.MODEL:
-            self.outliers.begun(place, 0.0, now)
+            self.outliers.silences.begun(place, 0.0, now)
             self.served(place, now, now)
 
     def reached(self, id_: ReplicaId, now: float) -> None:

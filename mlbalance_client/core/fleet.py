@@ -130,7 +130,7 @@ class Pick:
             self._fleet.ledger.first_content(charge, came)
             if charge.account.open:  # else the replica is gone and its place may be another's
                 self._stream = self._fleet.load.pace.stream(self.place, now)
-                self._fleet.fitness.outliers.begun(self.place, now - charge.at, now)
+                self._fleet.fitness.outliers.silences.begun(self.place, now - charge.at, now)
                 self._took(now - charge.at, 0.0, now)
                 self._fleet.answered(self.place, charge, came)
                 self._fleet.stir(self.place)
@@ -166,7 +166,7 @@ class Pick:
         ``patient``: that is no wonder of a replica that starts slowly, unless it was silent before.
         """
         fitness, charge = self._fleet.fitness, self._charge
-        starts = self.place in fitness.slow_start and not fitness.outliers.unheard(self.place)
+        starts = self.place in fitness.slow_start and not fitness.outliers.silences.unheard(self.place)
         if charge.account.open and not (patient and starts):
             began = charge.at if since is None else since
             fitness.eject(fitness.outliers.silent(self.place, charge, began, now), now)
@@ -175,7 +175,7 @@ class Pick:
     def mute(self) -> bool:
         """Whether its replica has begun no answer since the call was sent, though others have."""
         charge = self._charge
-        return charge.account.open and self._fleet.fitness.outliers.mute(self.place, charge.at)
+        return charge.account.open and self._fleet.fitness.outliers.silences.mute(self.place, charge.at)
 
     def cut_short(self, now: float) -> None:
         """The call was given up after it had stood for so long without content: it would have taken longer yet.
@@ -592,7 +592,7 @@ class Fleet:
         if verdict is Verdict.OK and open_:
             fitness = self.fitness
             if charge.first_content_at is None:
-                fitness.outliers.begun(pick.place, now - charge.at, now)
+                fitness.outliers.silences.begun(pick.place, now - charge.at, now)
             fitness.served(pick.place, charge.at, now)
             fitness.absences.served(pick.place, pick.demand.model, charge.at)
             if (lag := self.load.pace.lag(pick.place)) > 1.0 and pick.place not in fitness.slow_start:

@@ -6,10 +6,7 @@ Evidence against a replica, each weighed against what the others show, so that a
 failures   so many in a row (of broken connections fewer), while most others do not fail
 refusals   of connections, likewise: *unreachable*, which is out in any case and does not count as ejected
 rate       the lower Wilson bound of its share of failed calls is above ``failure_share`` and twice the others'
-silence    five slow calls, or three of which one has stood three times as long, and no answer begun since, while most
-           that others began came sooner than these are slow; streams that go on say nothing of whether prompts are
-           served. After two such calls it gets one at a time. One alone is its own affair, but for a replica that is
-           back from silence
+silence    several slow calls, and no answer begun since, though others begin theirs (``silence.py``)
 slowness   even the quicker quarter of its recent calls took ``slow_factor`` times what the others' took, each
            as a multiple of what a replica of its declared weight would need: long prompts and queues that are
            known do not count, and a replica somewhat slower is not ejected but weighed by its learned rate
@@ -33,15 +30,12 @@ from statistics import median
 from typing import Protocol
 
 from ..errors import FailureKind
+from .silence import Silences
 
 _WINDOW_S = 30.0
 _LEAST_FAILURES = 3
 _Z = 1.64
 _BROKEN_COUNTS = 5 / 3
-_DOUBTFUL_CALLS = 2
-_LONG_SILENT_CALLS = 3
-_LONG_LOOKS = 3
-_SILENT_CALLS = 5
 _SAMPLES = 16
 _ENOUGH = 6
 _QUICKER = 0.25
@@ -142,26 +136,6 @@ class _Record:
         self.good, self.bad, self.counted_at = self.good * keep + good, self.bad * keep + bad, now
 
 
-@dataclass(slots=True)
-class _Silence:
-    """Since ``began`` a replica has begun no answer, with these ``calls`` there, each found slow so many times.
-
-    Each stood for ``stood_s`` at least. Of the answers that others have begun meanwhile, so many came ``sooner`` than
-    that, so many ``later``.
-    """
-
-    began: float
-    stood_s: float
-    calls: dict[Hashable, int] = field(default_factory=dict)
-    sooner: int = 0
-    later: int = 0
-
-    @property
-    def odd(self) -> bool:
-        """Whether others are not as slow."""
-        return self.sooner > self.later
-
-
 class Outliers:
     """One client's. Places are those of its fleet; ``members``: those that may be picked as far as discovery goes.
 
@@ -174,9 +148,7 @@ class Outliers:
         self._records: dict[int, _Record] = {}
         self._members: frozenset[int] = frozenset()
         self._out: dict[int, Ejection] = {}
-        self._silences: dict[int, _Silence] = {}
-        self._mute: set[int] = set()
-        self._begun_at: dict[int, float] = {}
+        self.silences = Silences()
         self._barred = 0
         self._unreachable = 0
         self._next_back = float("inf")
@@ -208,7 +180,7 @@ class Outliers:
 
     def due(self, now: float) -> bool:
         """Whether ``returned`` or ``overdue`` may have something to say; on the path of every pick."""
-        return now >= self._next_back or bool(self._silences)
+        return now >= self._next_back or bool(self.silences)
 
     def returned(self, now: float) -> list[int]:
         """Let those back whose time is over."""
@@ -219,7 +191,7 @@ class Outliers:
 
     def overdue(self, now: float) -> Iterable[Ejection]:
         """Eject those whose silence has become too long."""
-        for place in list(self._silences):
+        for place in self.silences.places:
             if (ejection := self._by_silence(place, now)) is not None:
                 yield ejection
 
@@ -244,23 +216,9 @@ class Outliers:
         """The replica is gone."""
         self._records.pop(place, None)
         self._out.pop(place, None)
-        self._silences.pop(place, None)
-        self._mute.discard(place)
-        self._begun_at.pop(place, None)
+        self.silences.drop(place)
 
     # -- evidence -----------------------------------------------------------------------------------------------
-
-    def begun(self, place: int, stood_s: float, now: float) -> None:
-        """The replica began to answer a call, which had stood there for ``stood_s``."""
-        self._begun_at[place] = now
-        self._mute.discard(place)
-        if self._silences:
-            self._silences.pop(place, None)
-            for silence in self._silences.values():
-                if stood_s < silence.stood_s:
-                    silence.sooner += 1
-                else:
-                    silence.later += 1
 
     def served(self, place: int, now: float) -> None:
         """The replica served a call to its end."""
@@ -284,7 +242,7 @@ class Outliers:
         record.row += _BROKEN_COUNTS if broken else 1.0
         record.broken = record.broken + 1 if kind is Failure.UNREACHABLE else 0
         if kind is Failure.SILENT:
-            self._mute.add(place)
+            self.silences.muted(place)
         if on_trial:
             unreachable, needs = kind is Failure.UNREACHABLE, max(record.needed, Proof.MODEL)
             return self._eject(place, f"it {kind} on trial", now, unreachable=unreachable, needs=needs)
@@ -331,56 +289,20 @@ class Outliers:
 
     def silent(self, place: int, call: Hashable, since: float, now: float) -> Ejection | None:
         """A call has been slow since then; told as often as it is looked at, each time since the last."""
-        if place not in self._records or place in self._out or self._begun_at.get(place, since) > since:
+        if place not in self._records or place in self._out:
             return None
-        silence = self._silences.get(place)
-        if silence is None:
-            silence = self._silences[place] = _Silence(since, now - since)
-        silence.stood_s = min(silence.stood_s, now - since)
-        looks = silence.calls.get(call, 0)
-        if looks or len(silence.calls) < _SILENT_CALLS:  # where no other is heard there may be very many
-            silence.calls[call] = looks + 1
+        self.silences.slow(place, call, since, now)
         return self._by_silence(place, now)
-
-    def mute(self, place: int, since: float) -> bool:
-        """Whether it has begun no answer since then, though others have."""
-        return self._begun_at.get(place, since) <= since and self._heard(place, since)
-
-    def unheard(self, place: int) -> bool:
-        """Whether it was silent when it was last asked, and has begun no answer since."""
-        return place in self._mute
-
-    @property
-    def doubtful(self) -> Collection[int]:
-        """Those that may be silent: they are to get one call at a time."""
-        return [place for place in self._silences if self.doubts(place)] if self._silences else ()
-
-    def doubts(self, place: int) -> bool:
-        """Whether it may be silent."""
-        silence = self._silences.get(place)
-        return silence is not None and len(silence.calls) >= _DOUBTFUL_CALLS and silence.odd
 
     # -- rules --------------------------------------------------------------------------------------------------
 
     def _by_silence(self, place: int, now: float) -> Ejection | None:
-        silence = self._silences[place]
-        calls = silence.calls
-        needed = _SILENT_CALLS
-        if place in self._mute:
-            needed = 1
-        elif max(calls.values()) >= _LONG_LOOKS:
-            needed = _LONG_SILENT_CALLS
-        if len(calls) < needed or not silence.odd:
+        why = self.silences.too_long(place, now)
+        if why is None:
             return None
-        del self._silences[place]
-        self._mute.add(place)
-        why = f"it began no answer for {now - silence.began:.1f} s, with {len(calls)} slow calls there; "
-        why += f"of the others' answers {silence.sooner} of {silence.sooner + silence.later} came sooner"
+        self.silences.forget(place)
+        self.silences.muted(place)
         return self._eject(place, why, now)
-
-    def _heard(self, place: int, since: float) -> bool:
-        """Whether any other has begun an answer: where nobody does, nothing is said of one."""
-        return any(at > since for other, at in self._begun_at.items() if other != place)
 
     def _by_rate(self, place: int, record: _Record, now: float) -> Ejection | None:
         if record.bad < _LEAST_FAILURES - 0.5:
@@ -439,7 +361,7 @@ class Outliers:
         until = now + min(settings.ejection_max_s, base_s * count * jitter)
         needs = record.needed = Proof.SYSTEM if unreachable else needs
         ejection = self._out[place] = Ejection(place, why, until, count, unreachable, needs)
-        self._silences.pop(place, None)
+        self.silences.forget(place)
         self._trim(now)
         self._changed()
         return ejection
