@@ -94,6 +94,8 @@ class Checkups:
 
     def called(self, model: str | None, dialect: Dialect, path: str, now: float) -> None:
         """There is a call; on the path of every one."""
+        if not self.runs:
+            return
         self._calls += 1
         self._recent[model] = now, dialect, path
 

@@ -238,6 +238,7 @@ class Performer:
                     await self._reporting.freshen(call.demand)
             if call.told is not None:
                 return call.told
+            self._check_open()
         now = self._clock()
         acked_by = next(self._numbers)
         try:

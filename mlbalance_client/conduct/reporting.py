@@ -78,6 +78,11 @@ class _Followed:
             logger.warning("load reports of %s: %s", self.replica.id, why)
 
 
+def _asked_as(replica: Replica) -> tuple[object, ...]:
+    """What asking it depends on."""
+    return replica.url, replica.tls_name, replica.models
+
+
 class Reporting:
     """One client's. ``client``: its name, by which replicas acknowledge its calls; known once it has started.
 
@@ -156,7 +161,7 @@ class Reporting:
         for name, value in headers:
             if len(name) == len(_SHORT_HEADER) and name.lower() == _SHORT_HEADER:
                 try:
-                    self._fleet.hear(replica, decode_header(value.decode("latin-1"), at=now))
+                    self._fleet.hear(replica, decode_header(value.decode("latin-1"), at=now), in_passing=True)
                 except LoadFormatError:
                     return
                 if (followed := self._followed.get(replica)) is not None:
@@ -164,7 +169,7 @@ class Reporting:
                 return
         report = orca.from_headers(headers, now)
         if report is not None and not report.empty:
-            self._fleet.hear(replica, report)
+            self._fleet.hear(replica, report, in_passing=True)
 
     def freshens(self, demand: Demand) -> bool:
         """Whether a call is expensive enough to ask for its sake, and anybody can be asked."""
@@ -220,7 +225,7 @@ class Reporting:
         self._wanted = {replica.id: replica for replica in replicas}
         for id_, followed in list(self._followed.items()):
             wanted, known = self._wanted.get(id_), followed.replica
-            if wanted is None or (wanted.url, wanted.models) != (known.url, known.models):
+            if wanted is None or _asked_as(wanted) != _asked_as(known):
                 del self._followed[id_]
                 self._unpublish(followed)
                 followed.scope.cancel()

@@ -68,6 +68,8 @@ class Sender:
 
     def keep(self, replicas: tuple[Replica, ...]) -> None:
         """Let go of connections to who is no longer there, or is to be verified by another name."""
+        for replica in replicas:
+            self._origin(replica)  # whoever opens connections there
         here = {(replica.url, replica.tls_name) for replica in replicas}
         gone = [self._origins.pop(place)[0] for place in list(self._origins) if place not in here]
         kept = {origin for origin, _, _ in self._origins.values()}

@@ -546,11 +546,11 @@ class Fleet:
                 barred |= 1 << place
         return barred
 
-    def hear(self, id_: ReplicaId, report: LoadReport) -> None:
-        """A replica has told how it is; one that is gone is not listened to."""
+    def hear(self, id_: ReplicaId, report: LoadReport, *, in_passing: bool = False) -> None:
+        """A replica has told how it is, perhaps with an answer, in passing; one that is gone is not listened to."""
         if (place := self._places.get(id_)) is None:
             return
-        if self.load.hear(place, report) and self.windows is not None:
+        if self.load.hear(place, report, in_passing=in_passing) and self.windows is not None:
             self.windows.hear(place, report)
         self.fitness.hear(place, report)
         if report.replica is not None:

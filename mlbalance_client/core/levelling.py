@@ -24,15 +24,16 @@ class Inflow:
 
     def __init__(self) -> None:
         self._busy: dict[int, float] = {}
-        self._at: dict[int, float] = {}
+        self._at: dict[int, tuple[float, bool]] = {}
         self._sum = 0.0
 
     def hear(self, place: int, at: float, *, busy: bool) -> None:
-        """A replica had work at that time, or none. It counts by the time since its last report, however many come."""
+        """A replica had work at that time, or none, which counts until its next report, however many come."""
         known = self._busy.setdefault(place, 1.0)
-        passed_s = max(0.0, at - self._at.setdefault(place, at))
-        self._at[place] = max(at, self._at[place])
-        self._busy[place] = busy + (known - busy) * exp(-passed_s / _MEMORY_S)
+        since, was = self._at.get(place, (at, busy))
+        self._busy[place] = was + (known - was) * exp(-max(0.0, at - since) / _MEMORY_S)
+        if at >= since:
+            self._at[place] = at, busy
         self._sum = sum(self._busy.values())
 
     def drop(self, place: int) -> None:

@@ -102,8 +102,11 @@ class LoadView:
         self._looks = {basis_: _Looks() for basis_ in Basis}
         self._inflow = Inflow()
 
-    def hear(self, place: int, report: LoadReport) -> bool:
-        """A replica has told how it is; what is older than the report at hand, or tells less, is not believed."""
+    def hear(self, place: int, report: LoadReport, *, in_passing: bool = False) -> bool:
+        """A replica has told how it is; what is older than the report at hand, or tells less, is not believed.
+
+        ``in_passing``: with an answer, which there is only while it is busy.
+        """
         left_s, rules = 0.0, basis(report)
         known = self._reports.get(place)
         if known is not None and report.at - known[0].at < self._expiry_s:
@@ -115,7 +118,7 @@ class LoadView:
             if counted_s is not None:
                 left_s, rules = counted_s, Basis.ADMITTED
         self._reports[place] = report, rules, left_s
-        if (busy := has_work(report)) is not None:
+        if not in_passing and (busy := has_work(report)) is not None:
             self._inflow.hear(place, report.at, busy=busy)
         self._ledger.account(place).reported(report.at, report.acked)
         return True

@@ -219,7 +219,11 @@ class Publishers:
         """The replica is gone or publishes no more."""
         holder = self._holders.pop(place, None)
         if holder is not None:
-            del self._places[holder]
+            left = next((other for other, its in self._holders.items() if its == holder), None)
+            if left is None:
+                del self._places[holder]
+            else:
+                self._places[holder] = left
             self.mask &= ~(1 << place)
 
     def count(self, place: int) -> int:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 import sys
 
+import anyio
+
 from .asgi import App, Message, Scope
 
 _INFO = re.compile(r"^vllm:cache_config_info\{(.*)\}", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 _MOST_BYTES = 4 * 1024 * 1024
+_WITHIN_S = 5.0
+_NO_BODY: Message = {"type": "http.request", "body": b"", "more_body": False}
 
 
 async def kv_tokens(app: App, scope: Scope) -> int | None:
@@ -37,12 +41,20 @@ def read(page: str) -> int | None:
 async def _page(app: App, scope: Scope, path: str) -> str:
     pieces: list[bytes] = []
 
+    sent, asks = anyio.Event(), iter([_NO_BODY])
+
     async def receive() -> Message:
-        return {"type": "http.request", "body": b"", "more_body": False}
+        if (body := next(asks, None)) is not None:
+            return body
+        await sent.wait()  # who sends a stream waits here for its client to go
+        return {"type": "http.disconnect"}
 
     async def send(message: Message) -> None:
-        if message["type"] == "http.response.body" and sum(map(len, pieces)) < _MOST_BYTES:
-            pieces.append(message.get("body", b""))
+        if message["type"] == "http.response.body":
+            if sum(map(len, pieces)) < _MOST_BYTES:
+                pieces.append(message.get("body", b""))
+            if not message.get("more_body"):
+                sent.set()
 
     path = scope.get("root_path", "") + path
     asked = {
@@ -54,7 +66,8 @@ async def _page(app: App, scope: Scope, path: str) -> str:
         "headers": [],
     }
     try:
-        await app(asked, receive, send)
+        with anyio.move_on_after(_WITHIN_S):
+            await app(asked, receive, send)
     except Exception:
         return ""  # a page that fails tells nothing
     return b"".join(pieces).decode("utf-8", "replace")

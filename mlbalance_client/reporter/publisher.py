@@ -222,7 +222,7 @@ class Publisher:
         if page is not None:
             self._page_at = now
             self._pages[page.number] = event("prefixes", encode_prefixes(self._delta(page)))
-            while next(iter(self._pages)) < chains.oldest:
+            while next(iter(self._pages), chains.oldest) < chains.oldest:
                 del self._pages[next(iter(self._pages))]
 
     def _delta(self, page: Page) -> PrefixDelta:

@@ -39,6 +39,8 @@ class Throughput:
         """One thing less, of which ``tokens`` were done."""
         self._pass(now)
         self._active -= 1
+        if not tokens:
+            return
         self._tokens = self._tokens * _MEMORY + tokens
         self._busy_s = self._busy_s * _MEMORY + self._since_s
         self._since_s = 0.0

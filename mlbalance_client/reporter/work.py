@@ -68,16 +68,23 @@ class Workload:
     def first_content(self, work: Work, now: float) -> None:
         """Its prefill is over, if it was not known to be."""
         if id(work) in self._calls and not work.decoding:
+            for earlier in self._prefilling():
+                if earlier is work:
+                    break
+                if not earlier.visible:
+                    self._prefilled(earlier, now, 0)
             self._prefilled(work, now, work.uncached)
 
     def end(self, work: Work, now: float, *, output_tokens: int, whole: bool) -> None:
         """It is gone, having brought ``output_tokens``; ``whole``: to its own end."""
+        head = next((each for each in self._calls.values() if not each.decoding), None)
         if self._calls.pop(id(work), None) is None:
             return
         if work.decoding:
             self.decode.leave(now, output_tokens)
         else:
-            self._head_free_at = now
+            if work is head:
+                self._head_free_at = now
             if work.visible:
                 self.prefill.leave(now, work.uncached if whole else 0)
 

@@ -26,6 +26,7 @@ class WatchedNetwork(httpcore.AsyncNetworkBackend):
         self.closing = closing
         self.silent = True
         self.cut = False
+        self.closed = False
 
     async def connect_tcp(
         self,
@@ -40,7 +41,11 @@ class WatchedNetwork(httpcore.AsyncNetworkBackend):
             stream = await backend.connect_tcp(host, port, timeout, local_address, socket_options)
         except UnicodeError as error:  # the resolver cannot encode the name, and httpcore maps only OSError
             raise httpcore.ConnectError(f"the host name {host!r} cannot be looked up: {error}") from error
-        return _WatchedStream(stream, self)
+        watched = _WatchedStream(stream, self)
+        if self.closed:
+            await watched.aclose()
+            raise httpcore.ConnectError("closed while it was being connected")
+        return watched
 
 
 class _WatchedStream(httpcore.AsyncNetworkStream):

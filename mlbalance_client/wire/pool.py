@@ -86,6 +86,10 @@ class Connection(httpcore.AsyncHTTPConnection):
         """Whether it broke before all of the request was sent."""
         return self._network.cut
 
+    async def aclose(self) -> None:
+        self._network.closed = True
+        await super().aclose()
+
     async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
         """Send a request and wait for the head of its answer."""
         self._network.silent = True

@@ -80,3 +80,17 @@ async def test_who_rings_late_says_so_for_a_while() -> None:
         await anyio.sleep(6)
         assert alarms.late_s(anyio.current_time()) == 0.0
         tasks.cancel_scope.cancel()
+
+
+async def test_who_has_no_timers_to_be_late_with_forgets_how_late_it_was() -> None:
+    alarms = Alarms(anyio.current_time)
+    alarms.set(anyio.current_time() + 1, lambda: None)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(alarms.tend)
+        await anyio.sleep(0.5)
+        stand_still(3.0)
+        await anyio.sleep(0.01)
+        assert alarms.late_s(anyio.current_time()) >= 2.0
+        await anyio.sleep(60)
+        assert alarms.late_s(anyio.current_time()) == 0.0
+        tasks.cancel_scope.cancel()

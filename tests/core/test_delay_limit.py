@@ -164,6 +164,27 @@ def test_as_many_again_are_kept_for_urgent_calls() -> None:
     assert not scene.limit.takes_urgent(2)
 
 
+def test_calls_that_hang_are_no_use_that_is_made_of_it() -> None:
+    scene = Scene()
+    now = scene.rounds(50, 12.0)
+    for _ in range(8):
+        scene.send(now)
+    assert scene.limit.opens_in_s(8, now + 60.0) == 0.0
+
+    scene.rounds(200, 1.0, under_way=9, now=now + 60.0)
+    assert scene.limit.value < 6.0
+
+
+def test_a_call_to_one_that_starts_slowly_does_not_cut_it() -> None:
+    scene = Scene()
+    now = scene.rounds(1, 1.0)
+    for place in range(10):
+        charge = scene.ledger.charge(place, prefill_tokens=1, decode_tokens=0, prefill_s=1.0, now=now)
+        scene.limit.sent(charge, tells=False)
+
+    assert scene.limit.opens_in_s(10, now + 12.0) == 0.0
+
+
 def test_a_call_that_hangs_takes_no_urgent_calls_place() -> None:
     scene = Scene()
     now = scene.rounds(50, 12.0, waiting=10)

@@ -20,6 +20,7 @@ def test_the_least_loaded_fill_up_to_one_level() -> None:
 def test_fresh_reports_are_taken_as_they_are() -> None:
     assert levelled([0.0, 1.0], [0.0, 0.0], 0.75) == [0.0, 1.0]
     assert levelled([0.0, 0.5, 9.0], [0.0, 1.0, 1.0], 1.0)[0] == 0.0
+    assert levelled([0.0, 5.0], [0.1, 10.0], 1.0)[0] == pytest.approx(0.2)  # no more than may have come since
 
 
 def test_without_others_or_without_reports_nothing_has_come() -> None:
@@ -43,6 +44,15 @@ def test_as_much_comes_as_reports_find_replicas_busy() -> None:
     assert inflow.value == pytest.approx(0.25, abs=0.02)
     inflow.drop(0)
     assert inflow.value == 0.75
+
+
+def test_one_that_reports_when_something_changes_was_until_then_as_it_had_said() -> None:
+    inflow = Inflow()
+    for second in range(60):
+        inflow.hear(0, second, busy=True)
+        inflow.hear(0, second + 0.1, busy=False)
+
+    assert inflow.value == pytest.approx(0.1, abs=0.03)
 
 
 def test_one_that_reports_far_more_often_speaks_for_itself_alone() -> None:

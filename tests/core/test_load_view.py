@@ -166,6 +166,13 @@ def learned(view: View, basis: Basis, seconds: float) -> None:
         view.load.explained(guess, seconds, 0.0)
 
 
+def test_one_of_several_processes_does_not_speak_for_what_was_found(view: View) -> None:
+    learned(view, Basis.NOTHING, 5.0)
+    view.tell(0.1, prefill_tokens=0, partial=True)
+
+    assert view.waiting_s(0.1) == pytest.approx(5.0, rel=0.01)
+
+
 def test_missing_is_unknown_never_idle(view: View) -> None:
     """A report without a figure of work leaves the guess as it is; it does not make it zero."""
     learned(view, Basis.NOTHING, 2.0)
@@ -248,6 +255,21 @@ def test_on_an_idle_fleet_others_are_not_thought_to_have_sent_anything(view: Vie
         view.tell(float(at), prefill_tokens=0)
 
     assert view.load.all_waiting_s([0], 61.0, others=1.0) == [pytest.approx(0.0, abs=0.01)]
+
+    view.load.drop(0)
+    view.tell(62.0, prefill_tokens=0)
+    assert view.load.all_waiting_s([0], 63.0, others=1.0) == [pytest.approx(0.75)]
+
+
+def test_what_is_told_with_answers_does_not_say_how_busy_a_replica_is(view: View) -> None:
+    view.ledger.account(0)
+    for at in range(100):
+        view.tell(float(at), prefill_tokens=0)
+    for at in range(100):
+        report = LoadReport(source="test", at=100.0 + at, prefill_tokens=1)
+        view.load.hear(0, report, in_passing=True)
+
+    assert view.load.all_waiting_s([0], 200.0, others=1.0) == [pytest.approx(0.0, abs=0.01)]
 
 
 def test_a_replica_that_is_gone_is_forgotten(view: View) -> None:

@@ -77,6 +77,13 @@ def test_room_is_heard_of_silence_is_not_and_old_reports_are_forgotten() -> None
     assert made.fitness.fullness.full(5.5) == 0
 
 
+def test_of_two_reports_the_older_one_is_not_believed() -> None:
+    made = fleet(kv_used=1.0)
+    made.hear(FULL, LoadReport(source="other", at=-0.5, gpu_utilization=0.05, kv_used=0.3))
+
+    assert made.fitness.fullness.full(0.1) == 1
+
+
 def test_a_place_that_is_free_again_is_not_full() -> None:
     made = fleet(kv_used=1.0)
     made.update([Replica(ROOMY, "http://roomy")])

@@ -184,3 +184,18 @@ def test_a_replica_that_begins_anew_is_found_by_its_new_life_only() -> None:
 
     assert publishers.deepest([5, 6], 1, 3) == [(0, 1)]
     assert publishers.count(0) == 1
+
+
+def test_two_places_of_one_holder_go_one_after_the_other() -> None:
+    table = PublishedPrefixes()
+    publishers = Publishers(table)
+    holder = table.enrol()
+    table.change(holder, [7 << 50], ())
+    for place in (0, 1):
+        publishers.assign(place, holder)
+
+    publishers.drop(1)
+    assert publishers.deepest([7 << 50], 0b11, 2) == [(0, 1)]
+    publishers.drop(0)
+    assert publishers.deepest([7 << 50], 0b11, 2) == []
+    assert not publishers

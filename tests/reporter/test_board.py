@@ -587,3 +587,56 @@ def test_who_is_not_woken_has_missed_little(steps: list[tuple[int, int, int]]) -
         if waiter.woken:
             return
         assert stands <= 3_000
+
+
+def test_a_kv_cache_that_turns_out_small_breaks_no_call() -> None:
+    clock = Clock()
+    board = board_of(clock)
+    for number in range(60):
+        clock.now += 0.2
+        board.begin(prompt=f"{number:05}" * 205 * 64, prompt_tokens=16_384, max_output_tokens=1).succeed()
+        load(board)
+    board.set_kv_tokens(30_000)
+
+    call = board.begin(prompt_tokens=5000)
+    assert load(board).running == 1
+    call.succeed()
+    assert load(board).running == 0
+
+
+def _at_8000_a_second(clock: Clock) -> LoadBoard:
+    board = board_of(clock)
+    for _ in range(40):
+        call = board.begin(prompt_tokens=4000, max_output_tokens=10)
+        clock.now += 0.5
+        call.first_content()
+        call.succeed()
+    return board
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_prompt_that_is_not_seen_to_begin_stands_no_longer_than_it_takes(refuses: bool) -> None:
+    clock = Clock()
+    board = _at_8000_a_second(clock)
+    board.begin(prompt_tokens=8000, max_output_tokens=2000, streaming=False)
+    for _ in range(20):
+        clock.now += 0.2
+        call = board.begin(prompt_tokens=80, max_output_tokens=10)
+        if refuses:
+            call.fail()
+        else:
+            call.first_content()
+            call.succeed()
+
+    assert board.report(clock.now).prefill_tokens == 0
+
+
+def test_refusals_say_nothing_of_the_rate() -> None:
+    clock = Clock()
+    board = _at_8000_a_second(clock)
+    board.begin(prompt_tokens=16_000, max_output_tokens=10)
+    for _ in range(400):
+        clock.now += 0.005
+        board.begin(prompt_tokens=1000, max_output_tokens=10).fail()
+
+    assert load(board).prefill_tokens_per_s == pytest.approx(8000.0)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Awaitable, Callable
+from types import ModuleType
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -497,3 +500,30 @@ async def test_a_plugin_that_cannot_be_loaded_holds_up_no_answer(
 def test_a_board_that_is_given_has_its_settings() -> None:
     with pytest.raises(ConfigError, match="replica"):
         LoadReporter(answering(), board=LoadBoard(), replica="x")
+
+
+async def test_a_page_whose_stream_waits_for_its_client_to_go_is_read_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As Starlette streams: it receives until the disconnect, beside its sending."""
+    monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
+    page = b'vllm:cache_config_info{block_size="16",num_gpu_blocks="100"} 1.0\n'
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async def gone() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(gone)
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await anyio.lowlevel.checkpoint()
+            await send({"type": "http.response.body", "body": page, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+
+    exchange = Exchange(path="/mlbalance/v1/load", method="GET")
+    with anyio.fail_after(10):
+        reporter = LoadReporter(app)
+        await reporter(exchange.scope, exchange.receive, exchange.send)
+
+    assert load_of(reporter).kv_capacity_tokens == 1600

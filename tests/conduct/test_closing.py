@@ -1,0 +1,66 @@
+"""Closing while a call does what closing cannot see: it asks for reports, or it connects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+
+import mlbalance_client as mlb
+from mlbalance_client.core.load_report import LoadReport
+from mlbalance_client.errors import ClientClosed
+
+from .virtual import HANG, WHOLE, Network, anyio_backend, engine_of, request
+
+__all__ = ["anyio_backend"]
+
+pytestmark = pytest.mark.anyio
+
+
+class _SlowToConnect(Network):
+    async def connect_tcp(self, *args: Any, **options: Any) -> Any:
+        await anyio.sleep(3)
+        return await super().connect_tcp(*args, **options)
+
+
+async def test_a_call_that_is_connecting_is_not_sent_afterwards() -> None:
+    network = _SlowToConnect([HANG])
+    engine = engine_of(network, replicas=1, http={"drain_s": 0.0})
+
+    async def call() -> None:
+        with pytest.raises(ClientClosed):
+            await engine.send(request())
+
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call)
+            await anyio.sleep(1)
+            await engine.aclose()
+    assert network.arrived == 0
+    assert network.open == 0
+
+
+async def test_a_call_that_asks_for_reports_enters_no_queue_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = engine_of(Network([WHOLE]), replicas=2, http={"drain_s": 0.0})
+
+    async def freshen(demand: object) -> None:
+        await anyio.sleep(0.25)
+
+    monkeypatch.setattr(engine.reporting, "freshens", lambda demand: True)
+    monkeypatch.setattr(engine.reporting, "freshen", freshen)
+
+    async def call() -> None:
+        with pytest.raises(ClientClosed):
+            await engine.send(request(options=mlb.CallOptions(deadline_s=5.0)))
+
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call)
+            await anyio.sleep(0.1)
+            for replica in engine.fleet.replicas:
+                full = LoadReport(source="vllm", at=anyio.current_time(), expected_wait_s=30.0)
+                engine.fleet.hear(replica.id, full)
+            await engine.aclose()
