@@ -31,21 +31,19 @@ class Looks:
     async def may_ask_for(self, kind: str, turn: Turn) -> None:
         """Wait until a look that has this turn may ask for ``kind``."""
         position = self._kinds.index(kind)
-        while position >= self._proven and (pause_s := self._begins_at(turn) - anyio.current_time()) > 0:
-            with anyio.move_on_after(pause_s):
-                await self._more.wait()
-
-    def _begins_at(self, turn: Turn) -> float:
-        if turn.begins_at is None:
-            turn.begins_at = max(self._free_at, anyio.current_time())
-            self._free_at = turn.begins_at + _BETWEEN_S
-        return turn.begins_at
+        while position >= self._proven and not turn.taken:
+            now = anyio.current_time()
+            if now >= self._free_at:
+                turn.taken, self._free_at = True, now + _BETWEEN_S
+            else:
+                with anyio.move_on_after(self._free_at - now):
+                    await self._more.wait()
 
 
 class Turn:
-    """One look's place among those that go beyond what has been found; taken when it first wants to."""
+    """One look's, among those that go beyond what has been found; taken when it first needs it and may."""
 
-    __slots__ = ("begins_at",)
+    __slots__ = ("taken",)
 
     def __init__(self) -> None:
-        self.begins_at: float | None = None
+        self.taken = False

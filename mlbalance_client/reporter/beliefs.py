@@ -94,7 +94,7 @@ class Beliefs:
                 for call in self._storing
                 if not call.work.decoding or now - call.work.decoding_since < _STORED_WITHIN_S
             ]
-            return self._storing
+            return list(self._storing)
 
     def lost(self, blocks: Iterable[int]) -> None:
         """These are no longer cached."""

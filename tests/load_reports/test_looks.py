@@ -6,6 +6,7 @@ import anyio
 
 from mlbalance_client.config import LoadReportsConfig
 from mlbalance_client.load_reports import ReportError, create, shared_looks
+from mlbalance_client.load_reports.looks import Looks, Turn
 from mlbalance_client.simulator.model.virtual_time import run
 from mlbalance_client.testing.load_reports import Script, ScriptedReplica
 
@@ -52,4 +53,19 @@ def test_what_one_was_found_to_be_all_are_asked_for_at_once() -> None:
 
 
 def test_vaguer_kinds_than_were_found_have_their_turns() -> None:
-    assert read_at_once(VLLM, TGI, TGI, {}) == [(0.0, "vllm"), (1.0, "tgi"), (1.0, "tgi"), (3.0, None)]
+    assert read_at_once(VLLM, TGI, TGI, {}) == [(0.0, "vllm"), (1.0, "tgi"), (1.0, "tgi"), (2.0, None)]
+
+
+def test_looks_that_are_given_up_keep_nobody_waiting() -> None:
+    async def main() -> float:
+        looks = Looks(("a", "b"))
+        async with anyio.create_task_group() as tasks:
+            for _ in range(600):
+                tasks.start_soon(looks.may_ask_for, "b", Turn())
+            await anyio.sleep(2)
+            tasks.cancel_scope.cancel()
+        began = anyio.current_time()
+        await looks.may_ask_for("b", Turn())
+        return anyio.current_time() - began
+
+    assert run(main) <= 1.0
