@@ -81,9 +81,18 @@ def _check_ours(home: Path) -> None:
 
 
 def _locked(path: Path) -> IO[bytes]:
-    file = path.open("wb")
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return file
+    while True:
+        file = path.open("wb")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except FileNotFoundError:
+            pass
+        except OSError:
+            file.close()
+            raise
+        file.close()  # another found it before it was locked, and took it away
 
 
 def _held(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from mlbalance_client.core.fingerprint import fingerprint
 from mlbalance_client.core.load_format import decode_header, decode_load, decode_prefixes
 from mlbalance_client.core.load_report import State
 from mlbalance_client.dialects import find
-from mlbalance_client.reporter import LoadReporter, engine_facts
+from mlbalance_client.reporter import LoadReporter, engine_facts, siblings
 from mlbalance_client.reporter.gpu import Gauge, GpuFigures, read, visible
 from mlbalance_client.simulator.model.fleet import Fleet
 from mlbalance_client.simulator.model.spec import EngineSpec
@@ -235,6 +236,25 @@ def test_processes_on_one_port_find_one_another_until_one_is_killed(tmp_path: Pa
             second.wait()
             assert found == ("True", "True", "False")
         assert asked(first) == "False"
+
+
+def test_one_whose_file_was_taken_away_before_it_was_locked_makes_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken_away = []
+
+    def lock(descriptor: int, how: int) -> None:
+        if not taken_away:
+            taken_away.append(next(tmp_path.glob("mlbalance-*/*/*")))
+            taken_away[0].unlink()
+        fcntl.flock(descriptor, how)
+
+    monkeypatch.setattr(siblings, "fcntl", types.SimpleNamespace(**{**vars(fcntl), "flock": lock}))
+    ours = siblings.Siblings(tmp_path)
+    assert not ours.found({"server": ("127.0.0.1", 8000)})
+
+    assert taken_away[0].exists()
+    ours.close()
 
 
 def test_a_directory_that_cannot_be_had_means_no_siblings(tmp_path: Path) -> None:
