@@ -74,7 +74,10 @@ class Lease:
     ) -> None:
         """The call went well; figures as the replica gave them, where it did."""
         if self._pick.demand.blind and not self._settled:
-            self._learn(self._engine.clock(), output_tokens)
+            now = self._engine.clock()
+            if self.report.ttft_s is None:
+                self.report.ttft_s = now - self._began
+            self._learn(now, output_tokens)
         self._settle(Verdict.OK, Usage(prompt_tokens, cached_tokens, output_tokens))
 
     def fail(self, error: BaseException | str) -> None:

@@ -27,6 +27,7 @@ class FailureKind(StrEnum):
     WRITE = "write"
     WRITE_TIMEOUT = "write_timeout"
     FIRST_CONTENT_TIMEOUT = "first_content_timeout"
+    SILENT = "silent"
     READ = "read"
     READ_TIMEOUT = "read_timeout"
     PROTOCOL = "protocol"
@@ -47,8 +48,26 @@ class FailureKind(StrEnum):
         return self in (FailureKind.READ_TIMEOUT, FailureKind.WRITE_TIMEOUT, FailureKind.REQUEST)
 
 
+_WORDS = {
+    FailureKind.CONNECT: "could not be reached",
+    FailureKind.CONNECT_TIMEOUT: "took no connection in time",
+    FailureKind.WRITE: "broke the connection",
+    FailureKind.WRITE_TIMEOUT: "did not take the request in time",
+    FailureKind.FIRST_CONTENT_TIMEOUT: "did not begin to answer in time",
+    FailureKind.SILENT: "was silent for too long",
+    FailureKind.READ: "broke the connection",
+    FailureKind.READ_TIMEOUT: "did not answer in time",
+    FailureKind.PROTOCOL: "gave no proper answer",
+    FailureKind.CANCELLED: "had not begun to answer",
+}
+
+
 class AttemptReport(NamedTuple):
-    """What one attempt did. Times in seconds since the call began."""
+    """What one attempt did. Times in seconds since the call began.
+
+    ``status``: the answer's; of an error inside of a 200 (``in_band``) the one that the error names. ``failure``: how
+    it ended if no answer came, or such a one. ``detail``: what the replica or the network said of it.
+    """
 
     number: int
     replica: str
@@ -61,9 +80,36 @@ class AttemptReport(NamedTuple):
 
     def __str__(self) -> str:
         what = self.failure or (self.status and f"HTTP {self.status}") or "open"
+        if self.failure is FailureKind.IN_BAND:
+            what = f"error {self.status} inside of a 200"
         return (
             f"#{self.number} {self.replica} ({self.url}): {what}{': ' + self.detail if self.detail else ''}"
         )
+
+    @property
+    def in_words(self) -> str:
+        """What its replica did, to follow its name."""
+        if self.failure is None:
+            said = f"answered with status {self.status}"
+        elif self.failure is FailureKind.IN_BAND:
+            said = f"answered with an error {self.status} inside of a 200"
+        else:
+            said = _WORDS.get(self.failure, f"failed ({self.failure})")
+        return f"{said} ({self.detail})" if self.detail else said
+
+
+def retold(attempts: Sequence[AttemptReport], answered: int = 0) -> str:
+    """Where a call was sent, in turn, and what came of it. ``answered``: the attempt whose answer its caller got."""
+    told: list[str] = []
+    busy_until = 0.0
+    for attempt in attempts:
+        lead = "meanwhile to" if attempt.started_s < busy_until else "then to"
+        if not told:
+            lead = "first sent to" if len(attempts) > 1 else "sent to"
+        came = "whose answer this is" if attempt.number == answered else f"which {attempt.in_words}"
+        told.append(f"{lead} {attempt.replica}, {came}")
+        busy_until = max(busy_until, attempt.ended_s or 0.0)
+    return "; ".join(told)
 
 
 class BalancerError(Exception):

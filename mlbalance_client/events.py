@@ -46,7 +46,10 @@ class AttemptStarted:
 
 @dataclass(frozen=True, slots=True)
 class AttemptEnded:
-    """An attempt is over: ``status``, or ``failure`` (a FailureKind) of which ``detail`` tells more."""
+    """An attempt is over: ``status``, or ``failure`` (a FailureKind) of which ``detail`` tells more.
+
+    Of an error inside of a 200 ``failure`` is ``in_band``, and ``status`` the one that the error names.
+    """
 
     at: float
     call: str
@@ -60,7 +63,11 @@ class AttemptEnded:
 
 @dataclass(frozen=True, slots=True)
 class FailedOver:
-    """A call goes from one replica to another; ``attempt`` is the number of the one that failed."""
+    """A call goes from one replica to another; ``attempt`` is the number of the one that failed.
+
+    ``why``: a FailureKind, or the status of its answer; ``in_band 503``: of an error inside of a 200. ``detail``: what
+    the replica or the network said of it.
+    """
 
     at: float
     call: str
@@ -68,6 +75,7 @@ class FailedOver:
     from_replica: str
     to_replica: str
     why: str
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +142,10 @@ class Shed:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """A charge was closed. Tokens as the replica counted them, ``None`` where it did not say."""
+    """A charge was closed. Tokens as the replica counted them, ``None`` where it did not say.
+
+    ``ttft_s``: as in the call's report; ``None`` if its answer is not the one that the caller got.
+    """
 
     at: float
     call: str

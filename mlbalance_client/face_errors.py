@@ -43,6 +43,7 @@ class ErrorTable:
             FailureKind.READ: library.ReadError,
             FailureKind.READ_TIMEOUT: library.ReadTimeout,
             FailureKind.FIRST_CONTENT_TIMEOUT: library.ReadTimeout,
+            FailureKind.SILENT: library.ReadTimeout,
             FailureKind.UNREAD: library.ReadTimeout,
             FailureKind.REQUEST: library.LocalProtocolError,
         }

@@ -36,6 +36,7 @@ from ..errors import (
     NoCapacity,
     NoReplicas,
     QueueTimeout,
+    retold,
 )
 from ..wire import WireAnswer, WireError, read_hints
 from .alarms import Alarm, Alarms
@@ -65,7 +66,7 @@ class Answer:
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """One sending of a call, under way."""
+    """One sending of a call, under way. ``moved``: why it is given up for another replica, in words."""
 
     number: int
     pick: Pick
@@ -79,7 +80,7 @@ class Attempt:
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     flow: Flow | None = None
     overdue: bool = False
-    moved: bool = False
+    moved: str = ""
     told: bool = False
 
 
@@ -330,8 +331,15 @@ class Performer:
                 self._cut_short(attempt)
             overdue, winner = attempt.overdue, call.plan.winner
             await self._drop(call, attempt, Verdict.FAILED if overdue else Verdict.CANCELLED)
-            kind = FailureKind.FIRST_CONTENT_TIMEOUT if overdue else FailureKind.CANCELLED
-            self._ended(call, attempt, failure=kind, detail=_beaten_by(winner))
+            kind, detail = FailureKind.CANCELLED, _beaten_by(winner)
+            if attempt.moved:
+                kind, detail = FailureKind.SILENT, attempt.moved
+            elif overdue:
+                kind, detail = (
+                    FailureKind.FIRST_CONTENT_TIMEOUT,
+                    f"no content within {self._first_content_s:g} s",
+                )
+            self._ended(call, attempt, failure=kind, detail=detail)
             raise
         self._ended(call, attempt, status=attempt.flow.wire.status)
         return command
@@ -346,10 +354,10 @@ class Performer:
         if status >= 400:
             return await self._refused(call, attempt, flow, status)
         sign = await flow.until_commit()
-        if sign is Sign.CONTENT and flow.blind and not flow.commits_at_head and await flow.hold():
-            # Nothing of it was handed on yet: what breaks or is an error goes elsewhere like any other.
-            flow.finish()
-            sign = Sign.CONTENT if flow.in_band_error is None else Sign.ERROR
+        # Nothing of it was handed on yet: what breaks or is an error goes elsewhere like any other.
+        held = sign is Sign.CONTENT and flow.blind and not flow.commits_at_head and await flow.hold()
+        if held and flow.in_band_error is not None:
+            sign = Sign.ERROR
         if sign is Sign.CONTENT:
             now = self._clock()
             if not flow.blind:
@@ -359,6 +367,8 @@ class Performer:
             command = call.plan.content(attempt.number)
             if _delivers(command, attempt.number):
                 call.report.ttft_s = now - call.began
+            if held:
+                flow.finish()
             return command
         error = flow.in_band_error
         return await self._refused(call, attempt, flow, error.status if error is not None else 0)
@@ -389,10 +399,15 @@ class Performer:
             others=others,
             lacks_model=lacks is not None,
         )
+        # Before it is closed: a second attempt that fails meanwhile cuts that short with its command.
+        self._ended(
+            *(call, attempt),
+            status=status or flow.wire.status,
+            failure=FailureKind.IN_BAND if flow.wire.status < 400 else None,
+            detail="" if error is None else error.message,
+        )
         if not held and not _delivers(command, attempt.number):
             call.flows.pop(attempt.number, None)
-            # Now: a second attempt that fails while this is being closed cuts that short with its command.
-            self._ended(call, attempt, status=flow.wire.status)
             await flow.aclose(Verdict.FAILED)
         return command
 
@@ -442,23 +457,26 @@ class Performer:
         decision = self._fleet.alternative(call.demand, call.plan.tried, now)
         if decision is None:
             return
-        left_s, outliers = call.deadline_at - now, self._fleet.fitness.outliers
+        left_s = call.deadline_at - now
         if call.plan.may_hedge and self._hedging.may(
             decision, call.demand, stood_s, left_s, call.request.options.hedge
         ):
             self._hedge(call, first, decision, now)
-        elif call.plan.may_move(now) and (
-            outliers.ejection(first.pick.place) is not None
-            or (
-                (stood_s >= LONG_DELAYS * first.slow_s or outliers.silences.doubts(first.pick.place))
-                and first.pick.mute
-                and self._hedging.sooner(decision, call.demand, stood_s, left_s)
-            )
-        ):
+        elif call.plan.may_move(now) and (why := self._why_move(first, decision, stood_s, left_s)):
             # Not a second attempt, whose size is bounded, but another instead.
             call.plan.begin_move()
-            first.overdue = first.moved = True
+            first.overdue, first.moved = True, why
             first.scope.cancel()
+
+    def _why_move(self, first: Attempt, decision: Decision, stood_s: float, left_s: float) -> str:
+        """Why a slow call is to go to the chosen replica instead, in words; nothing if it is to stay."""
+        outliers, pick = self._fleet.fitness.outliers, first.pick
+        if (ejection := outliers.ejection(pick.place)) is not None:
+            return f"it was ejected meanwhile: {ejection.why}"
+        stood_long = stood_s >= LONG_DELAYS * first.slow_s or outliers.silences.doubts(pick.place)
+        if stood_long and pick.mute and self._hedging.sooner(decision, pick.demand, stood_s, left_s):
+            return f"it began no answer for {stood_s:.1f} s, while others did"
+        return ""
 
     def _hedge(self, call: CallUnderWay, first: Attempt, decision: Decision, now: float) -> None:
         """Start a second attempt."""
@@ -529,9 +547,11 @@ class Performer:
         del call.flows[number]
         self._leave_others(call, number)
         report = call.report
-        report.attempts = call.told_in_order
+        report.answered(number, call.told_in_order)
         if report.hedged:
             self._tell_of_hedge(call, number, flow.pick)
+        elif len(report.attempts) > 1:
+            report.picked(flow.pick)  # it may be an earlier answer, held while others were tried
         call.delivered = True
         headers = flow.wire.headers
         if exhausted:
@@ -566,9 +586,18 @@ class Performer:
         self._check_open()
         now = self._clock()
         if now >= call.deadline_at:
-            return DeadlineExceeded(f"no answer began within {call.deadline_at - call.began:g} s")
+            return DeadlineExceeded(
+                f"no answer began within {call.deadline_at - call.began:g} s{self._so_far(call)}"
+            )
         rests_s = self._fleet.opens_in_s(call.demand, now)
         return AttemptsExhausted(call.told_in_order, retry_after_s=rests_s or None)
+
+    def _so_far(self, call: CallUnderWay) -> str:
+        """What a call has come to by now, in words."""
+        self._leave_others(call, None)
+        if call.attempts:
+            return f": {retold(call.told_in_order)}"
+        return f": no replica is known: {self._fleet.nobody}" if self._roster.waiting else ""
 
     def _cut_short(self, attempt: Attempt) -> None:
         flow = attempt.flow

@@ -71,7 +71,10 @@ class Telling:
     def failed_over(self, call: str, pick: Pick, now: float, previous: AttemptReport) -> None:
         """A call goes to the picked replica after another has failed it."""
         why = str(previous.failure or previous.status)
-        self._events.emit(FailedOver(now, call, previous.number, previous.replica, pick.replica.id, why))
+        if previous.failure is FailureKind.IN_BAND:
+            why = f"{why} {previous.status}"
+        left, taken, detail = previous.replica, pick.replica.id, previous.detail
+        self._events.emit(FailedOver(now, call, previous.number, left, taken, why, detail))
 
     def hedged(self, call: str, pick: Pick, number: int, slow: str, after_s: float, now: float) -> None:
         """A call goes to the picked replica as well, since ``slow`` has not begun to answer for ``after_s``."""
@@ -131,7 +134,7 @@ class Telling:
                     replica=pick.replica.id,
                     verdict=verdict,
                     total_s=total_s,
-                    ttft_s=report.ttft_s,
+                    ttft_s=report.ttft_s if counts else None,
                     prompt_tokens=usage.prompt_tokens,
                     cached_tokens=usage.cached_tokens,
                     output_tokens=usage.output_tokens,

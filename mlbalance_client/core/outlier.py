@@ -55,13 +55,23 @@ class Failure(StrEnum):
     PUSHBACK = "pushed back"
 
 
+_SILENT = frozenset(
+    {
+        FailureKind.READ_TIMEOUT,
+        FailureKind.WRITE_TIMEOUT,
+        FailureKind.FIRST_CONTENT_TIMEOUT,
+        FailureKind.SILENT,
+    }
+)
+
+
 def failure_of(kind: FailureKind) -> Failure | None:
     """What an attempt without an answer says of its replica; None: nothing, it was its caller's doing."""
     if kind.never_sent:
         return Failure.UNREACHABLE
     if kind in (FailureKind.READ, FailureKind.WRITE):
         return Failure.BROKEN
-    if kind in (FailureKind.READ_TIMEOUT, FailureKind.WRITE_TIMEOUT, FailureKind.FIRST_CONTENT_TIMEOUT):
+    if kind in _SILENT:
         return Failure.SILENT
     return Failure.ERROR if kind is FailureKind.PROTOCOL else None
 
@@ -123,6 +133,7 @@ class _Record:
     bad: float = 0.0
     counted_at: float = 0.0
     row: float = 0.0
+    failures: int = 0
     broken: int = 0
     multiples: deque[float] = field(default_factory=lambda: deque(maxlen=_SAMPLES))
     times_out: int = 0
@@ -224,7 +235,7 @@ class Outliers:
         """The replica served a call to its end."""
         record = self._records.get(place)
         if record is not None:
-            record.row, record.broken, record.refused = 0.0, 0, 0
+            record.row, record.failures, record.broken, record.refused = 0.0, 0, 0, 0
             record.count(1.0, 0.0, now)
 
     def failed(self, place: int, kind: Failure, now: float, *, on_trial: bool = False) -> Ejection | None:
@@ -240,6 +251,7 @@ class Outliers:
         if kind is not Failure.UNREACHABLE:  # which harms no call, and has a rule of its own
             record.count(0.0, 1.0, now)
         record.row += _BROKEN_COUNTS if broken else 1.0
+        record.failures += 1
         record.broken = record.broken + 1 if kind is Failure.UNREACHABLE else 0
         if kind is Failure.SILENT:
             self.silences.muted(place)
@@ -250,7 +262,7 @@ class Outliers:
         if record.broken * _BROKEN_COUNTS >= limit > 0:
             return self._eject(place, f"it {kind} {record.broken} times in a row", now, unreachable=True)
         if record.row >= limit > 0 and self._others_do_not_fail(place):
-            why = f"it failed several calls in a row (weight {record.row:.1f}): the last one {kind}"
+            why = f"it failed {record.failures} calls in a row, the last time it {kind}"
             return self._eject(place, why, now)
         return self._by_rate(place, record, now)
 
@@ -390,7 +402,7 @@ class Outliers:
     def _forget(self, place: int) -> None:
         record = self._records[place]
         record.good = record.bad = record.row = 0.0
-        record.broken = 0
+        record.failures = record.broken = 0
         record.multiples.clear()
 
     def _changed(self) -> None:

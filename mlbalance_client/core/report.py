@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from ..errors import AttemptReport
+from ..errors import AttemptReport, retold
 from .fleet import Fleet, Pick
 from .model import Demand, ReplicaId, Usage
 from .picker import Decision, Source
@@ -33,7 +33,12 @@ class Weighed:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Which replica a call goes to, out of which, and why."""
+    """Which replica a call goes to, out of which, and why. ``str()`` of it is for people.
+
+    ``reason``: in one line. ``candidates``: those that were compared, as they were weighed. Of a call that was made:
+    ``tried``: where it was sent in turn, and why it was not left there, if it was sent more than once; ``hedge``: what
+    came of a second attempt beside the first; ``queued``: what it waited for in this client. Tokens are estimates.
+    """
 
     replica: str
     url: str
@@ -46,6 +51,7 @@ class Explanation:
     candidates: tuple[Weighed, ...]
     hedge: str = ""
     queued: str = ""
+    tried: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -53,10 +59,7 @@ class Explanation:
 
     def __str__(self) -> str:
         lines = [f"{self.replica} ({self.url}): {self.reason}"]
-        if self.queued:
-            lines.append(f"    {self.queued}")
-        if self.hedge:
-            lines.append(f"    {self.hedge}")
+        lines += [f"    {told}" for told in (self.tried, self.queued, self.hedge) if told]
         for c in sorted(self.candidates, key=lambda c: c.score_s):
             mark = "->" if c.replica == self.replica else "  "
             lines.append(
@@ -78,7 +81,8 @@ class CallReport:
     Times are seconds since the call began. ``predicted_hit_tokens`` is what the picker believed the replica to
     have cached; ``usage`` is what the replica said, once the answer has ended. ``hedged``: another replica was asked
     as well; ``hedge_won``: and answered first. ``queued_s``: how long it waited in this client
-    for room, ``queued_for``: and for whose, in words.
+    for room, ``queued_for``: and for whose, in words. ``ttft_s``: until the commit point, which is a stream's first
+    content, the whole answer (or its first 64 KiB) of a call that is not streamed, and the head of one of unknown form.
     """
 
     replica: str = ""
@@ -96,6 +100,7 @@ class CallReport:
     usage: Usage | None = None
     tenant: str | None = None
     priority: int = 0
+    _answered: int = field(default=0, repr=False)
     _explanation: Explanation | None = field(default=None, repr=False)
     _demand: Demand | None = field(default=None, repr=False)
     _decision: Decision | None = field(default=None, repr=False)
@@ -109,13 +114,19 @@ class CallReport:
         self._demand, self._decision = pick.demand, pick.decision
         self._explanation = None
 
+    def answered(self, number: int, attempts: tuple[AttemptReport, ...]) -> None:
+        """Note all attempts, and whose answer the caller gets."""
+        self._answered, self.attempts = number, attempts
+
     def explain(self) -> Explanation:
-        """Why this replica; of the last attempt, if there were several."""
+        """Why this replica, of the attempt that answered, and where the call was sent before. Raises LookupError."""
         if self._explanation is None:
             if self._demand is None or self._decision is None:
                 raise LookupError("no replica was picked for this call")
             self._explanation = replace(
-                explain(self._demand, self._decision, self._hedge_words()), queued=self._queue_words()
+                explain(self._demand, self._decision, self._hedge_words()),
+                queued=self._queue_words(),
+                tried=retold(self.attempts, self._answered) if len(self.attempts) > 1 else "",
             )
         return self._explanation
 

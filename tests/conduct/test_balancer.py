@@ -114,3 +114,4 @@ async def test_events_can_be_heard_until_one_has_enough() -> None:
     assert (picked.replica, picked.tenant, picked.priority) == (lease.replica.id, "t", 3)
     assert (settled.call, settled.verdict, settled.output_tokens) == (picked.call, "ok", 7)
     assert settled.ttft_s is not None
+    assert settled.ttft_s == lease.report.ttft_s

@@ -136,7 +136,10 @@ async def test_past_the_deadline_calls_fail_with_what_was_found(source: Source) 
 
 async def test_a_deadline_of_the_call_counts_while_it_waits(source: Source) -> None:
     async with mlb.AsyncClient(config()) as client:
-        with pytest.raises(mlb.DeadlineExceeded):
+        source.say(DiscoveryError("the agent refuses the connection"))
+        with pytest.raises(
+            mlb.DeadlineExceeded, match="0.02 s: no replica is known: file: the agent refuses"
+        ):
             await client.get("/", extensions={"mlbalance": mlb.CallOptions(deadline_s=0.02)})
 
 

@@ -1,0 +1,185 @@
+"""What callers and listeners are told of calls that one replica did not serve at once, in virtual time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import mlbalance_client as mlb
+from mlbalance_client.events import AttemptEnded, Event, FailedOver, Settled
+
+from ..test_client import OVERLOADED
+from .virtual import (
+    BREAK,
+    DONE,
+    HANG,
+    HEAD,
+    REFUSE,
+    STREAM,
+    WHOLE,
+    Network,
+    Step,
+    after,
+    answer,
+    anyio_backend,
+    chunk,
+    engine_of,
+    nothing_is_left,
+    read,
+    request,
+    rest,
+)
+
+__all__ = ["anyio_backend"]
+
+pytestmark = pytest.mark.anyio
+
+PATIENT = {"hedging": {"enabled": False}, "health_checks": {"enabled": False}}
+BUSY = b'{"error": {"message": "busy", "code": 503}}'
+
+
+async def test_an_explanation_says_where_a_call_was_and_why_it_left() -> None:
+    network = Network([REFUSE], [answer(503, BUSY)], [BREAK], STREAM)
+    engine = engine_of(network, replicas=4, retries={"max_attempts": 4}, **PATIENT)
+    got = await engine.send(request(stream=True))
+    explained = got.report.explain()
+    one, two, three, four = (attempt.replica for attempt in got.report.attempts)
+
+    assert explained.tried == (
+        f"first sent to {one}, which could not be reached (refused); "
+        f"then to {two}, which answered with status 503 (busy); "
+        f"then to {three}, which broke the connection (reset); "
+        f"then to {four}, whose answer this is"
+    )
+    assert explained.tried in str(explained)
+    assert explained.as_dict()["tried"] == explained.tried
+    assert explained.replica == four
+    await read(got)
+    again = await engine.send(request(stream=True))
+    assert again.report.explain().tried == ""
+    await read(again)
+    await nothing_is_left(engine, network)
+
+
+async def test_an_answer_that_was_held_is_told_of_who_gave_it() -> None:
+    engine = engine_of(network := Network([answer(503, BUSY)], [BREAK]), replicas=2, **PATIENT)
+    got = await engine.send(request())
+    report = got.report
+    one, two = (attempt.replica for attempt in report.attempts)
+
+    assert (got.status, report.replica, report.explain().replica) == (503, one, one)
+    assert report.url == report.attempts[0].url
+    assert report.explain().tried == (
+        f"first sent to {one}, whose answer this is; then to {two}, which broke the connection (reset)"
+    )
+    await read(got)
+    await nothing_is_left(engine, network)
+
+
+async def test_an_explanation_of_a_hedged_call_names_both() -> None:
+    engine = engine_of(network := Network([HANG], [after(0.1), *STREAM]), replicas=2)
+    got = await engine.send(request(stream=True))
+    one, two = (attempt.replica for attempt in got.report.attempts)
+
+    assert got.report.explain().tried == (
+        f"first sent to {one}, which had not begun to answer (attempt 2 answered first); "
+        f"meanwhile to {two}, whose answer this is"
+    )
+    await read(got)
+    await nothing_is_left(engine, network)
+
+
+@pytest.mark.parametrize(
+    ("streaming", "failing", "good"),
+    [
+        (True, [HEAD + chunk(OVERLOADED) + b"0\r\n\r\n"], STREAM),
+        (True, [HEAD + chunk(OVERLOADED.removesuffix(DONE)), HANG], STREAM),
+        (False, [answer(200, BUSY)], [WHOLE]),
+    ],
+)
+async def test_an_error_inside_of_a_200_is_told_as_what_it_says(
+    streaming: bool, failing: list[Step], good: list[Step]
+) -> None:
+    heard: list[Event] = []
+    engine = engine_of(network := Network(failing, good), replicas=2, **PATIENT)
+    engine.events.subscribe(heard.append)
+    got = await engine.send(request(stream=streaming))
+    first, second = got.report.attempts
+
+    assert (first.status, first.failure, first.detail) == (503, mlb.FailureKind.IN_BAND, "busy")
+    assert (second.status, second.failure, second.detail) == (200, None, "")
+    assert str(first).endswith("error 503 inside of a 200: busy")
+    assert "which answered with an error 503 inside of a 200 (busy)" in str(got.report.explain())
+    (moved,) = [event for event in heard if isinstance(event, FailedOver)]
+    assert (moved.why, moved.detail) == ("in_band 503", "busy")
+    ended = [event for event in heard if isinstance(event, AttemptEnded)]
+    assert [(event.status, event.failure, event.detail) for event in ended] == [
+        (503, "in_band", "busy"),
+        (200, None, ""),
+    ]
+    await read(got)
+    await nothing_is_left(engine, network)
+
+
+@pytest.mark.parametrize(("streaming", "script"), [(True, STREAM), (False, [WHOLE])])
+async def test_the_time_to_the_first_content_is_the_same_in_report_and_event(
+    streaming: bool, script: list[Step]
+) -> None:
+    heard: list[Event] = []
+    engine = engine_of(network := Network([after(2.0), *script]), replicas=1)
+    engine.events.subscribe(heard.append)
+    got = await engine.send(request(stream=streaming))
+    await read(got)
+    await rest()
+
+    (settled,) = [event for event in heard if isinstance(event, Settled)]
+    assert settled.ttft_s == got.report.ttft_s == pytest.approx(2.0, abs=0.01)
+    await nothing_is_left(engine, network)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_who_did_not_answer_has_no_time_to_the_first_content(streaming: bool) -> None:
+    heard: list[Event] = []
+    good = STREAM if streaming else [WHOLE]
+    engine = engine_of(network := Network([HANG], [after(1.0), *good]), replicas=2)
+    engine.events.subscribe(heard.append)
+    got = await engine.send(request(stream=streaming))
+    await read(got)
+    await rest()
+
+    told = {event.replica: event.ttft_s for event in heard if isinstance(event, Settled)}
+    loser, winner = (attempt.replica for attempt in got.report.attempts)
+    assert told == {loser: None, winner: got.report.ttft_s}
+    await nothing_is_left(engine, network)
+
+
+@pytest.mark.parametrize(
+    ("scripts", "sections", "said"),
+    [
+        ([[HANG]], PATIENT, "sent to {0}, which had not begun to answer"),
+        (
+            [[REFUSE], [HANG]],
+            PATIENT,
+            "first sent to {0}, which could not be reached (refused); then to {1}, which had not begun to answer",
+        ),
+        (
+            [[HANG]],
+            {},
+            "first sent to {0}, which had not begun to answer; meanwhile to {1}, which had not begun to answer",
+        ),
+    ],
+)
+async def test_a_deadline_that_passes_names_who_was_asked(
+    scripts: list[list[Step]], sections: dict[str, Any], said: str
+) -> None:
+    heard: list[Event] = []
+    engine = engine_of(network := Network(*scripts), replicas=2, **sections)
+    engine.events.subscribe(heard.append)
+    with pytest.raises(mlb.DeadlineExceeded) as caught:
+        await engine.send(request(options=mlb.CallOptions(deadline_s=2.0), stream=True))
+
+    ended = {event.attempt: event.replica for event in heard if isinstance(event, AttemptEnded)}
+    asked = [ended[number] for number in sorted(ended)]
+    assert str(caught.value) == f"no answer began within 2 s: {said.format(*asked)}"
+    await nothing_is_left(engine, network)
