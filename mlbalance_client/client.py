@@ -6,7 +6,8 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from types import TracebackType
+from typing import Any, NoReturn, Self
 
 import httpx as library
 
@@ -188,6 +189,10 @@ class _Cookies(library.Cookies):
             super().extract_cookies(response)
 
 
+def _refuse(request: library.Request, **options: Any) -> NoReturn:
+    raise _ERRORS.translate(ClientClosed("this client is closed"), request)
+
+
 _Merged = tuple[list[tuple[bytes, bytes]], dict[tuple[tuple[str, str], ...], library.Headers]]
 
 
@@ -203,6 +208,10 @@ class _Spared:
         self._base: library.URL | None = None
         self._absolute: dict[str, library.URL] = {}
         self._merged: _Merged = [], {}
+
+    def _shut(self) -> None:
+        # In place of the method, so that no call pays for the question.
+        vars(self)["send"] = _refuse
 
     @property
     def cookies(self) -> library.Cookies:
@@ -289,6 +298,25 @@ class AsyncClient(_Spared, library.AsyncClient):
         super().__init__(transport=self.balancer, base_url=base_url, **theirs)
         self._spare(theirs.get("cookies"))
 
+    async def __aenter__(self) -> Self:
+        if self.is_closed:
+            raise _ERRORS.translate(ClientClosed("this client is closed"), None)
+        return await super().__aenter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None = None,
+        error: BaseException | None = None,
+        trace: TracebackType | None = None,
+    ) -> None:
+        self._shut()
+        await super().__aexit__(kind, error, trace)
+
+    async def aclose(self) -> None:
+        """Take no more calls: they raise ClientClosed. Then as the transport's."""
+        self._shut()
+        await super().aclose()
+
     def snapshot(self) -> FleetSnapshot:
         """What the client believes of each replica."""
         return self.balancer.engine.snapshot()
@@ -313,6 +341,25 @@ class Client(_Spared, library.Client):
         theirs.setdefault("timeout", library.Timeout(**self.balancer.face.default_timeouts()))
         super().__init__(transport=self.balancer, base_url=base_url, **theirs)
         self._spare(theirs.get("cookies"))
+
+    def __enter__(self) -> Self:
+        if self.is_closed:
+            raise _ERRORS.translate(ClientClosed("this client is closed"), None)
+        return super().__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None = None,
+        error: BaseException | None = None,
+        trace: TracebackType | None = None,
+    ) -> None:
+        self._shut()
+        super().__exit__(kind, error, trace)
+
+    def close(self) -> None:
+        """Take no more calls: they raise ClientClosed. Then as the transport's."""
+        self._shut()
+        super().close()
 
     def snapshot(self) -> FleetSnapshot:
         """What the client believes of each replica."""

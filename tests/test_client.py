@@ -759,15 +759,6 @@ def test_a_dropped_synchronous_client_leaves_no_thread(fleet: Fleet) -> None:
     assert eventually(lambda: not [t for t in threading.enumerate() if t.name == "mlbalance"])
 
 
-def test_a_closed_synchronous_client_refuses_calls(fleet: Fleet) -> None:
-    client = mlb.Client(fleet.target)
-    client.close()
-    client.close()
-
-    with pytest.raises(RuntimeError, match="closed"):
-        client.post(PATH, json=chat())
-
-
 def held_stream(client: mlb.Client) -> httpx.Response:
     return client.send(client.build_request("POST", PATH, json=chat(stream=True)), stream=True)
 

@@ -47,6 +47,10 @@ from .tending import EventLoop, Loop
 __all__ = ["Answer", "Engine", "Headers", "Request"]
 
 _DRAINED_YET_S = 0.02
+_LOOP_ENDED = (
+    "the event loop in which this client was used has ended, and its connections with it (each asyncio.run has a loop "
+    "of its own): make a client in each, or make all calls in one; Client brings a loop that lasts"
+)
 
 
 def _unencoded(headers: Headers) -> Headers:
@@ -59,6 +63,13 @@ def _unencoded(headers: Headers) -> Headers:
 def _call_weakly(method: WeakMethod[Callable[[], None]]) -> None:
     if (alive := method()) is not None:
         alive()
+
+
+async def _to_the_end(body: Callable[[], Awaitable[None]], ended: Callable[[], None]) -> None:
+    try:
+        await body()
+    finally:
+        ended()
 
 
 def _tell_weakly(method: WeakMethod[Callable[[Event], None]], event: Event) -> None:
@@ -146,7 +157,7 @@ class Engine:
         )
         self._loops: list[Loop] = []
         self._started = False
-        self._closed = False
+        self._closed = ""
         self.drain_s = config.http.drain_s
 
     # -- life ---------------------------------------------------------------------------------------------------
@@ -154,7 +165,7 @@ class Engine:
     def start(self) -> None:
         """Start the background loops; happens by itself at the first call."""
         if self._closed:
-            raise ClientClosed("this client is closed")
+            raise ClientClosed(self._closed)
         if not self._started:
             self._started = True
             if self.config.seed is None:
@@ -162,7 +173,8 @@ class Engine:
             self._client_id = f"{self._rng.getrandbits(40):010x}"
             self.reporting.start(self._client_id, int(self._client_id, 16))
             self.held.start(EventLoop())
-            self._loops.append(Loop("streams", self.held.tend, owner=self))
+            ended = partial(_call_weakly, WeakMethod(self._on_end_of_loop))
+            self._loops.append(Loop("streams", partial(_to_the_end, self.held.tend, ended), owner=self))
             self._loops.append(Loop("connections", self.wire.tend, owner=self))
             self._loops.append(Loop("alarms", self.alarms.tend, owner=self))
             self._loops += self._roster.start(owner=self)
@@ -177,7 +189,7 @@ class Engine:
 
         Idempotent; any task of the loop may call it.
         """
-        self._closed = True
+        self._closed = "this client is closed"
         self._performer.leave()
         # A cancel of asyncio's own comes through any shield, but once: what it interrupts must not keep the rest.
         try:
@@ -186,6 +198,9 @@ class Engine:
                     await anyio.sleep(_DRAINED_YET_S)
         finally:
             await self._end()
+
+    def _on_end_of_loop(self) -> None:
+        self._closed = self._closed or _LOOP_ENDED
 
     async def _end(self) -> None:
         self.held.condemn()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import mlbalance_client as mlb
-from mlbalance_client.events import AttemptEnded, Event, FailedOver, Settled
+from mlbalance_client.events import AttemptEnded, Event, FailedOver, ReplicaEjected, Settled
 
 from ..test_client import OVERLOADED
 from .virtual import (
@@ -182,4 +182,25 @@ async def test_a_deadline_that_passes_names_who_was_asked(
     ended = {event.attempt: event.replica for event in heard if isinstance(event, AttemptEnded)}
     asked = [ended[number] for number in sorted(ended)]
     assert str(caught.value) == f"no answer began within 2 s: {said.format(*asked)}"
+    await nothing_is_left(engine, network)
+
+
+async def test_an_ejection_counts_the_calls_that_failed() -> None:
+    heard: list[Event] = []
+    engine = engine_of(
+        network := Network(*([BREAK], [WHOLE]) * 2, [BREAK], [WHOLE]),
+        replicas=2,
+        retries={"max_attempts": 1},
+        outlier_detection={"rest_base_s": 0.0},
+        **PATIENT,
+    )
+    engine.events.subscribe(heard.append)
+    for _ in range(3):
+        with pytest.raises(mlb.AttemptsExhausted):
+            await engine.send(request())
+        await read(await engine.send(request()))
+
+    (ejected,) = [event for event in heard if isinstance(event, ReplicaEjected)]
+    assert ejected.why == "it failed 3 calls in a row, the last time it broke the connection"
+    assert ejected.why in [row.ejected for row in engine.snapshot().replicas]
     await nothing_is_left(engine, network)
