@@ -20,7 +20,7 @@ from .config import BalancerConfig
 from .config.urls import shown
 from .core.report import Explanation
 from .errors import ConfigError
-from .options import FOR_OTHERS, OUR_OPTIONS, wire_options
+from .options import FOR_OTHERS, OUR_OPTIONS, refuse_unknown, wire_options
 from .wire import Timeouts
 
 Target = str | Path | BalancerConfig | None
@@ -43,10 +43,7 @@ class Face:
                 )
             self.others = {name: options[name] for name in FOR_OTHERS if name in options}
         wire = wire_options(library, self.config, options)
-        if options:
-            raise ConfigError(
-                f"unknown option(s) {', '.join(map(repr, sorted(options)))}; a transport takes {', '.join(OUR_OPTIONS)}"
-            )
+        refuse_unknown(options, ("target", "fleet_url", *OUR_OPTIONS))
         self.engine = Engine(self.config, wire=wire, dialects=dialects)
         self._fleet_url = fleet_url
         self._fleet_host = None if fleet_url is None else library.URL(fleet_url).host

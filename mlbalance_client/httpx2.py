@@ -297,7 +297,7 @@ class AsyncClient(_Spared, library.AsyncClient):
     """
 
     def __init__(self, target: Target = None, *, base_url: str = FLEET_URL, **options: Any) -> None:
-        ours, theirs = client_options(options)
+        ours, theirs = client_options(library.AsyncClient, options)
         self.balancer = AsyncBalancerTransport(target, fleet_url=str(base_url), **ours)
         theirs.setdefault("timeout", library.Timeout(**self.balancer.face.default_timeouts()))
         super().__init__(transport=self.balancer, base_url=base_url, **theirs)
@@ -341,7 +341,7 @@ class Client(_Spared, library.Client):
     """The synchronous drop-in; see AsyncClient. Any number of threads may share one."""
 
     def __init__(self, target: Target = None, *, base_url: str = FLEET_URL, **options: Any) -> None:
-        ours, theirs = client_options(options)
+        ours, theirs = client_options(library.Client, options)
         self.balancer = BalancerTransport(target, fleet_url=str(base_url), **ours)
         theirs.setdefault("timeout", library.Timeout(**self.balancer.face.default_timeouts()))
         super().__init__(transport=self.balancer, base_url=base_url, **theirs)

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import inspect
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from .config import BalancerConfig
+from .config.base import nearest
 from .errors import ConfigError
 from .wire import WireOptions
 
@@ -23,16 +26,39 @@ _REFUSED = {
     "proxies": "a balancer talks to its replicas directly; leave proxies out",
     "mounts": "every request goes through the balancer; leave mounts out",
     "transport": "the balancer is the transport; use AsyncBalancerTransport or BalancerTransport in a plain client",
+    "config": "give a BalancerConfig as the target, the first argument",
     "app": "the balancer talks HTTP; to call an app in process use the library's ASGI or WSGI transport",
 }
 
 
-def client_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def client_options(library_client: type, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """A client's options, sorted into the transport's and the library client's own. Raises ConfigError."""
+    refuse_unknown(options, _client_options(library_client))
     ours = {name: options.pop(name) for name in (*OUR_OPTIONS, *_REFUSED) if name in options}
     if "trust_env" in ours:
         options["trust_env"] = ours["trust_env"]
     return ours, options
+
+
+def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
+    """Raises ConfigError for an option that there is not, with the way out. ``known``: those that there are."""
+    for name in given:
+        if name in BalancerConfig.model_fields:
+            settings = f"{name}=..." if name == "discovery" else f"discovery=..., {name}=..."
+            raise ConfigError(
+                f"{name!r} is no option but a part of the configuration: give BalancerConfig({settings}) as the "
+                f"target, or say it in a TOML file or by MLBALANCE_{name.upper()}"
+                + ("" if name == "seed" else "__<KEY>")
+            )
+        if name not in known and name not in _REFUSED:
+            raise ConfigError(f"unknown option {name!r}; {nearest(name, known)}")
+
+
+@lru_cache
+def _client_options(library_client: type) -> frozenset[str]:
+    """What our clients take: what the library's does and is not refused, and our own."""
+    theirs = inspect.signature(library_client).parameters
+    return frozenset({"target", "base_url", *OUR_OPTIONS, *theirs}) - set(_REFUSED)
 
 
 def wire_options(library: Any, config: BalancerConfig, options: dict[str, Any]) -> WireOptions:

@@ -282,6 +282,30 @@ async def test_tls_files_that_are_none_are_a_wrong_option(context: Any) -> None:
         assert client.balancer.engine.wire.counts() == (0, 0)
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("hedging", r"BalancerConfig\(discovery=..., hedging=...\) as the target.* MLBALANCE_HEDGING__<KEY>"),
+        ("discovery", r"BalancerConfig\(discovery=...\) as the target"),
+        ("seed", r"BalancerConfig\(discovery=..., seed=...\) as the target.* MLBALANCE_SEED$"),
+        ("config", "BalancerConfig as the target"),
+        ("timeuot", "did you mean 'timeout'.*known: auth, base_url, .*, dialects, .*, target, .*, verify$"),
+    ],
+)
+@pytest.mark.parametrize(
+    "made", [mlb.AsyncClient, mlb.Client, mlb.AsyncBalancerTransport, mlb.BalancerTransport]
+)
+def test_an_option_that_there_is_not_is_told_the_way_out(made: Any, option: str, said: str) -> None:
+    if option == "timeuot" and "Transport" in made.__name__:
+        said = "unknown option 'timeuot'; known: cert, .*fleet_url.*, verify"
+    with pytest.raises(mlb.ConfigError, match=said):
+        made("static://127.0.0.1:1", **{option: {"enabled": False}})
+
+
+def test_a_refused_option_may_say_what_is_so_anyway() -> None:
+    mlb.AsyncClient("static://127.0.0.1:1", http2=False, http1=True, proxy=None, mounts=None, transport=None)
+
+
 def test_a_transport_refuses_unknown_options() -> None:
     with pytest.raises(mlb.ConfigError, match="'verfy'.*verify"):
         mlb.AsyncBalancerTransport("static://127.0.0.1:1", verfy=False)
@@ -302,6 +326,24 @@ async def test_a_replica_with_a_path_prefix() -> None:
             await client.post("/v1/x?q=1", json={})
 
         assert server.exchanges[0].path == "/models/a/v1/x?q=1"
+
+
+@pytest.mark.parametrize("prefix", ["/v1", "/gateway/v1"])
+async def test_a_version_that_is_in_the_target_and_in_the_path_is_refused_in_words(prefix: str) -> None:
+    with Scripted(ok) as server:
+        async with mlb.AsyncClient(f"static://{server.address}{prefix}") as client:
+            for path in (PATH, "/v1?x=1"):
+                with pytest.raises(
+                    mlb.ConfigError, match="leave it out of the target, as in http://"
+                ) as caught:
+                    await client.post(path, json=chat())
+                assert str(caught.value).endswith(f"http://{server.address}{prefix.removesuffix('/v1')}")
+            for path in ("/chat/completions", "/v10/x", "/x/v1/v1"):
+                assert (await client.post(path, json=chat())).status_code == 200
+
+        assert [exchange.path for exchange in server.exchanges] == [
+            f"{prefix}/chat/completions", f"{prefix}/v10/x", f"{prefix}/x/v1/v1",
+        ]  # fmt: skip
 
 
 # -- failover -------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterable, Awaitable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,10 +12,13 @@ from ..calls import NO_WISHES, CallOptions
 from ..config import HttpConfig
 from ..core.fleet import Pick
 from ..core.model import Replica
+from ..errors import ConfigError
 from ..wire import Origin, Resending, Timeouts, Wire, WireAnswer, WireRequest
 from .reporting import Reporting
 
 Headers = list[tuple[bytes, bytes]]
+
+_VERSION_TWICE = re.compile(rb"(/v[0-9]\w*)\1(?:[/?]|$)")
 
 
 @dataclass(slots=True)
@@ -45,9 +49,11 @@ class Sender:
     ) -> Awaitable[WireAnswer]:
         """Send it to the picked replica and wait for the head of its answer. The wait raises WireError.
 
-        ``resending``: as in WireRequest.
+        ``resending``: as in WireRequest. Raises ConfigError for a path that no replica has.
         """
         origin, authority, prefix = self._origin(pick.replica)
+        if prefix:
+            _check_path(pick.replica.url, prefix, request.target)
         headers = [
             (b"Host", request.host or authority),
             *request.headers,
@@ -86,3 +92,14 @@ class Sender:
             known = (origin, parts.netloc.encode("ascii"), parts.path.rstrip("/").encode("ascii"))
             self._origins[place] = known
         return known
+
+
+def _check_path(url: str, prefix: bytes, target: bytes) -> None:
+    """Who takes an SDK's base_url for a replica's URL would only hear of a 404."""
+    twice = _VERSION_TWICE.match(prefix + target, prefix.rfind(b"/"))
+    if twice is not None:
+        version = twice[1].decode("ascii")
+        raise ConfigError(
+            f"the replica {url} has {version} in its URL, which goes before the path of every request, and that begins "
+            f"with {version} too: leave it out of the target, as in {url.removesuffix(version)}"
+        )

@@ -60,8 +60,8 @@ class ReplicaConfig(Section):
     """One replica: a URL, or a table when there is more to say."""
 
     url: str = Field(
-        description="`http(s)://host[:port][/prefix]`; the prefix goes before every request's path. No "
-        "credentials, query or fragment."
+        description="`http(s)://host[:port][/prefix]`; the prefix goes before every request's path, those of load "
+        "reports and checks too: the `/v1` of an API is none, for requests bring it. No credentials, query or fragment."
     )
     id: Name | None = Field(
         default=None,

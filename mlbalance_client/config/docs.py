@@ -24,7 +24,8 @@ A client takes a **target**:
 | target | meaning |
 |---|---|
 | `static://10.0.0.1:8000,10.0.0.2:8000` | these replicas; `static+https://` for TLS to them. \
-A path after the last one is a prefix for all; `?model=a,b` names the models that all of them serve |
+A path after the last one is a prefix for all (not the `/v1` of an API, which requests bring); \
+`?model=a,b` names the models that all of them serve |
 | `srv://_llm._tcp.example.com`, `dns://llm.example.com:8000` | DNS: SRV records, or every address of a name |
 | `consul://127.0.0.1:8500/llm?dc=dc1&tag=gpu` | the instances of a service in Consul |
 | `k8s://namespace/service:port` | the endpoints of a service in Kubernetes |

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -27,6 +28,9 @@ FORMS = (
     "the path of a TOML file, or a BalancerConfig"
 )
 
+_ADDRESS = r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}"
+_ADDRESSES = re.compile(rf"{_ADDRESS}(,\s*{_ADDRESS})*(?:/[\w./-]*)?", re.ASCII)
+
 Raw = dict[str, Any]
 Path = tuple[str, ...]
 
@@ -43,9 +47,18 @@ def from_target(target: str | os.PathLike[str] | None, env: Mapping[str, str]) -
         case str() as url if "://" in url:
             return _from_url(url)
         case str() | os.PathLike() as path:
-            return from_file(path, f"; a target is {FORMS}")
+            return from_file(path, f"; {_meant(os.fsdecode(path))}a target is {FORMS}")
         case other:
             raise ConfigError(f"target of type {type(other).__name__}: must be {FORMS}")
+
+
+def _meant(target: str) -> str:
+    """The way out for addresses without a scheme."""
+    addresses = _ADDRESSES.fullmatch(target.strip())
+    if addresses is None:
+        return ""
+    one = "" if addresses[1] else f"http://{addresses[0]} or "
+    return f"did you mean {one}static://{addresses[0]}? "
 
 
 def from_file(path: str | os.PathLike[str], hint: str = "") -> tuple[Raw, str]:

@@ -180,7 +180,14 @@ def test_kinds_that_are_not_installed(kind: str) -> None:
 @pytest.mark.parametrize(
     ("target", "expected"),
     [
-        ("10.0.0.1:8000", "'10.0.0.1:8000': no such file; a target is static://host:port,host:port, http://"),
+        (
+            "10.0.0.1:8000",
+            "no such file; did you mean http://10.0.0.1:8000 or static://10.0.0.1:8000? a target is static://host",
+        ),
+        ("[::1]:1/v", "did you mean http://[::1]:1/v or static://[::1]:1/v? a target is"),
+        ("gpu-1.x:1, gpu-2.x:2", "no such file; did you mean static://gpu-1.x:1, gpu-2.x:2? a target is"),
+        ("fleet.toml", "'fleet.toml': no such file; a target is static://"),
+        ("user:hunter2@10.0.0.1:1", "no such file; a target is static://"),
         ("", "'': no such file; a target is static://"),
         (0, "target of type int: must be"),
         (None, "no target: give static://"),
