@@ -1,5 +1,6 @@
 """The pages say what is so: links lead somewhere, code compiles, and what they promise of a plugin works."""
 
+import json
 import re
 from pathlib import Path
 
@@ -35,6 +36,17 @@ def test_the_plugin_of_the_page_reads_and_watches() -> None:
     assert dialect.matches("POST", "/predict")
     assert dialect.read("/predict", b"abc").prompt == b"abc"
     assert not dialect.watch(200, "text/event-stream").commits_at_head
+
+
+def test_the_faults_of_the_page_are_such() -> None:
+    from mlbalance_client.simulator.model.faults import Faults
+
+    page = (ROOT / "docs/simulated-replica.md").read_text()
+    examples = [json.loads(text) for text in re.findall(r"(?:--faults|curl -d) '(.*?)'", page)]
+
+    assert [Faults.of(example) for example in examples] == [
+        Faults(slow=3), Faults(failing=0.2, failing_status=503), Faults(),
+    ]  # fmt: skip
 
 
 def test_every_error_and_kind_of_failure_is_in_the_table() -> None:

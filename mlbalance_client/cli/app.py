@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ import typer
 from rich.console import Console
 
 from ..config import BalancerConfig, PickingConfig
+from ..config.base import given
 from ..errors import BalancerError
 from ..simulator.model.faults import Faults
 from ..simulator.model.fleet import Fleet, FleetError
@@ -40,8 +42,17 @@ def _fail(error: Exception) -> typer.Exit:
 
 def _faults(text: str) -> Faults:
     try:
-        return Faults.of(json.loads(text))
-    except (ValueError, RecursionError) as error:
+        asked = json.loads(text)
+    except (ValueError, RecursionError):
+        asked = None
+    if not isinstance(asked, dict):
+        known = ", ".join(field.name for field in fields(Faults))
+        raise ValueError(  # noqa: TRY004 - one class for all that is wrong
+            f"--faults {given(text)}: must be a JSON object, such as --faults '{{\"slow\": 3}}'; there are {known}"
+        )
+    try:
+        return Faults.of(asked)
+    except ValueError as error:
         raise ValueError(f"--faults: {error}") from None
 
 

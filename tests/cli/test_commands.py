@@ -385,9 +385,13 @@ def test_a_fleet_that_cannot_run_is_said_in_one_line(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("faults", "said"),
     [
-        ("{bad", "--faults"),
-        ("[1]", "--faults"),
-        ("5", "--faults"),
+        (
+            "slow=3",
+            """--faults 'slow=3': must be a JSON object, such as --faults '{"slow": 3}'; there are slow, """,
+        ),
+        ("{bad", "such as --faults '{"),
+        ("[1]", "such as --faults '{"),
+        ("5", "such as --faults '{"),
         ('{"sloww": 2}', "sloww"),
         ('{"slow": 0}', "slow"),
         ('{"slow": "x"}', "slow"),
