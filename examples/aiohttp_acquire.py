@@ -1,4 +1,7 @@
-"""Another HTTP library, or another protocol: take only the pick, and say how it went."""
+"""Another HTTP library, or another protocol: take only the pick, and say how it went.
+
+Needs, in the clone: pip install . aiohttp
+"""
 
 import asyncio
 

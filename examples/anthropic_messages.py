@@ -1,4 +1,7 @@
-"""The Anthropic SDK against replicas that speak its API."""
+"""The Anthropic SDK against replicas that speak its API.
+
+Needs, in the clone: pip install ".[httpx2]" anthropic
+"""
 
 import asyncio
 

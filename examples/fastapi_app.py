@@ -1,4 +1,7 @@
-"""A web application that owns one client for its lifetime. Serve it with: uvicorn fastapi_app:app"""
+"""A web application that owns one client for its lifetime. Serve it with: uvicorn fastapi_app:app
+
+Needs, in the clone: pip install . fastapi uvicorn
+"""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

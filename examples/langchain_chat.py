@@ -1,4 +1,7 @@
-"""LangChain's ChatOpenAI, which hands its HTTP clients on to the OpenAI SDK."""
+"""LangChain's ChatOpenAI, which hands its HTTP clients on to the OpenAI SDK.
+
+Needs, in the clone: pip install ".[httpx2]" langchain-openai
+"""
 
 import asyncio
 

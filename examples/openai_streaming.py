@@ -1,4 +1,7 @@
-"""The OpenAI SDK (3 and later), streaming. max_retries=0: the balancer retries, once, elsewhere."""
+"""The OpenAI SDK (3 and later), streaming. max_retries=0: the balancer retries, once, elsewhere.
+
+Needs, in the clone: pip install ".[httpx2]" openai
+"""
 
 import asyncio
 

@@ -1,4 +1,7 @@
-"""On trio, with plain streaming."""
+"""On trio, with plain streaming.
+
+Needs, in the clone: pip install . trio
+"""
 
 import json
 

@@ -1,7 +1,10 @@
 """The pages say what is so: links lead somewhere, code compiles, and what they promise of a plugin works."""
 
+import ast
+import dataclasses
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +41,34 @@ def test_the_plugin_of_the_page_reads_and_watches() -> None:
     assert not dialect.watch(200, "text/event-stream").commits_at_head
 
 
+def test_every_wish_and_every_field_of_an_explanation_is_in_a_table() -> None:
+    import mlbalance_client as mlb
+
+    page = (ROOT / "docs/concepts.md").read_text()
+    named = {
+        name for line in page.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line)
+    }
+    fields = [field.name for kind in (mlb.CallOptions, mlb.Explanation) for field in dataclasses.fields(kind)]
+
+    assert [name for name in fields if name not in named] == []
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_says_what_else_it_needs(example: Path) -> None:
+    code = example.read_text()
+    imported = set(re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE))
+    needed = {
+        name.replace("_", "-")
+        for name in imported - sys.stdlib_module_names - {"mlbalance_client", "pydantic"}
+    }
+    if "from mlbalance_client import httpx2" in code:
+        needed.add("[httpx2]")
+    _, _, said = (ast.get_docstring(ast.parse(code)) or "").partition("pip install ")
+
+    assert [name for name in needed if name not in said] == []
+    assert bool(said) == bool(needed)
+
+
 def test_the_faults_of_the_page_are_such() -> None:
     from mlbalance_client.simulator.model.faults import Faults
 
@@ -50,12 +81,12 @@ def test_the_faults_of_the_page_are_such() -> None:
 
 
 def test_every_error_and_kind_of_failure_is_in_the_table() -> None:
-    from mlbalance_client import errors
+    from mlbalance_client import config, errors
 
     page = (ROOT / "docs/errors.md").read_text()
     raised = [
         e.__name__
-        for e in vars(errors).values()
+        for e in (*vars(errors).values(), *vars(config).values())
         if isinstance(e, type) and issubclass(e, errors.BalancerError)
     ]
 
