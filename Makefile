@@ -7,6 +7,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test test-engines check bench lint clean
 
 $(READY): pyproject.toml
+	@echo "Setting up $(VENV): installing the package and what it needs, about a minute or two without a word ..."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --editable ".[all]" --group test

@@ -79,7 +79,7 @@ def demo(
         _print_json({**result.as_dict(), "chart": str(chart)})
         return
     console = Console()
-    console.print(table(result.rows, result.title))
+    console.print(table(result.rows, result.title, demonstration.COMPRESSED))
     console.print(result.summary())
     console.print(f"The chart is in {chart}.", markup=False)
 

@@ -32,11 +32,11 @@ class Row:
         return {"policy": self.name, **{k: None if isnan(v) else v for k, v in found.items()}}
 
 
-def table(rows: Sequence[Row], title: str) -> Table:
-    """Times in seconds of the modelled engine; fits into 80 columns."""
+def table(rows: Sequence[Row], title: str, note: str = "") -> Table:
+    """Times in seconds of the modelled engine; fits into 80 columns. ``note``: goes before the legend."""
     made = Table(
         title=title,
-        caption=_LEGEND,
+        caption=f"{note} {_LEGEND}".strip(),
         title_justify="left",
         caption_justify="left",
         box=SIMPLE_HEAD,

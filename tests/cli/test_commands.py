@@ -283,18 +283,18 @@ def test_a_bad_trace_is_said_in_one_line(
 # -- demo ------------------------------------------------------------------------------------------------------------
 
 
-def made_up(records: list[CallRecord]) -> Result:
+def made_up(records: list[CallRecord], late_s: float) -> Result:
     rows = [Row(name, measure(records, EngineSpec()), ours=name == "mlbalance") for name in POLICIES]
-    return Result("made up", rows, dict.fromkeys(POLICIES, records), 0.0)
+    return Result("made up", rows, dict.fromkeys(POLICIES, records), late_s)
 
 
-def play(monkeypatch: pytest.MonkeyPatch, records: Sequence[CallRecord]) -> list[str]:
+def play(monkeypatch: pytest.MonkeyPatch, records: Sequence[CallRecord], late_s: float = 0.0) -> list[str]:
     """Let ``demo`` replay nothing and have these records; gives the list of replays that were asked for."""
     asked: list[str] = []
 
     async def run(trace: str, calls: int, replicas: int, show: bool) -> Result:
         asked.append(trace)
-        return made_up(list(records))
+        return made_up(list(records), late_s)
 
     monkeypatch.setattr("mlbalance_client.cli.demo.run", run)
     return asked
@@ -312,6 +312,16 @@ def test_demo_compares_three_policies_over_http_and_draws_them(tmp_path: Path) -
     assert all(row["ttft_mean_s"] > 0 for row in printed["policies"])
     assert printed["chart"] == "c.png"
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert "time compressed 6 times" in printed["title"]
+
+
+def test_a_chart_explains_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    play(monkeypatch, GOOD)
+    assert ran("demo", "--chart", "c.svg")[0] == 0
+
+    drawn = (tmp_path / "c.svg").read_text()
+    assert "Each dot is one call under one policy" in drawn
+    assert "Calls that had their first token by then" in drawn
 
 
 def test_demo_prints_a_table_and_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,7 +331,27 @@ def test_demo_prints_a_table_and_a_sentence(monkeypatch: pytest.MonkeyPatch) -> 
     assert code == 0
     assert all(name in out for name in POLICIES)
     assert "1.0 times shorter than round robin" in " ".join(out.split())
+    assert "Time ran 6 times as fast, for engines and arrivals alike" in " ".join(out.split())
     assert "demo-chart.png" in out
+
+
+@pytest.mark.parametrize(("late_s", "busy"), [(0.0, False), (0.01, False), (0.5, True)])
+def test_demo_says_when_its_figures_mean_little(
+    monkeypatch: pytest.MonkeyPatch, late_s: float, busy: bool
+) -> None:
+    play(monkeypatch, GOOD, late_s)
+    _, out, _ = ran("demo")
+
+    assert ("this machine was too busy" in " ".join(out.split())) is busy
+
+
+def test_demo_says_what_it_is_about_to_do(tmp_path: Path) -> None:
+    code, _, err = ran("demo", "--trace", trace_file(tmp_path / "t"), "--calls", "12", "--replicas", "1")
+
+    assert code == 0
+    assert err.startswith(
+        "Replaying 12 recorded calls over HTTP against 1 simulated replicas, through 3 policies in turn: about 12 s."
+    )
 
 
 @pytest.mark.slow
