@@ -547,11 +547,11 @@ class Performer:
         del call.flows[number]
         self._leave_others(call, number)
         report = call.report
-        report.answered(number, call.told_in_order)
+        report.attempts = call.told_in_order
         if report.hedged:
             self._tell_of_hedge(call, number, flow.pick)
         elif len(report.attempts) > 1:
-            report.picked(flow.pick)  # it may be an earlier answer, held while others were tried
+            report.picked(flow.pick, number)  # it may be an earlier answer, held while others were tried
         call.delivered = True
         headers = flow.wire.headers
         if exhausted:
@@ -569,7 +569,7 @@ class Performer:
 
     def _tell_of_hedge(self, call: CallUnderWay, winner: int, pick: Pick) -> None:
         won = call.plan.is_hedge(winner)
-        call.report.picked(pick)
+        call.report.picked(pick, winner)
         call.report.hedge_won = won
         self._tell.hedge_ended(call.id, pick, winner, won=won)
 

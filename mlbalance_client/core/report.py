@@ -105,18 +105,14 @@ class CallReport:
     _demand: Demand | None = field(default=None, repr=False)
     _decision: Decision | None = field(default=None, repr=False)
 
-    def picked(self, pick: Pick) -> None:
-        """Note where the call goes; the words are made only if somebody asks."""
+    def picked(self, pick: Pick, answered: int = 0) -> None:
+        """Note where the call goes; the words are made only if somebody asks. ``answered``: its attempt, if it did."""
         self.replica, self.url = pick.replica.id, pick.replica.url
         self.predicted_hit_tokens = pick.decision.chosen.hit_tokens
         self.prompt_tokens = pick.demand.prompt_tokens
         self.reason = reason(pick.decision)
         self._demand, self._decision = pick.demand, pick.decision
-        self._explanation = None
-
-    def answered(self, number: int, attempts: tuple[AttemptReport, ...]) -> None:
-        """Note all attempts, and whose answer the caller gets."""
-        self._answered, self.attempts = number, attempts
+        self._answered, self._explanation = answered, None
 
     def explain(self) -> Explanation:
         """Why this replica, of the attempt that answered, and where the call was sent before. Raises LookupError."""
