@@ -102,16 +102,19 @@ class Flow:
         return False
 
     async def _read(self) -> bytes | None:
-        """The next bytes, or None at the end. Raises WireError, also for an answer that only a closed connection ended
-        and that lacks its own mark of an end."""
+        """The next bytes, or None at the end. Raises WireError."""
         try:
             return await self._chunks.__anext__()
         except StopAsyncIteration:
-            ending = self.ending = self._watch.end()
+            self._ended()
+            return None
+
+    def _ended(self) -> None:
+        """Raises WireError if only a closed connection ended the answer, and it lacks its own mark of an end."""
+        ending = self.ending = self._watch.end()
         if not (ending.complete or ending.error) and self._lacks_its_end():
             raise WireError(FailureKind.READ, "the connection was closed before the answer's end")
         self.whole = True
-        return None
 
     def _lacks_its_end(self) -> bool:
         wire = self.wire
@@ -128,16 +131,26 @@ class Flow:
         return self._watch.error
 
     async def next_chunk(self) -> bytes | None:
-        """The next bytes for the caller, unchanged, or None at the end. Raises StreamInterrupted."""
+        """The next bytes for the caller, unchanged, or None at the end. Raises StreamInterrupted.
+
+        On the path of every piece, hence no other coroutine between it and the wire.
+        """
         if self.buffered:
             chunk = self.buffered.pop(0)
+            self.idle_since = self._clock()
         elif self.whole:
             self.finish()
             return None
         else:
+            self.idle_since = None
             asked = self._clock()
             try:
-                read = await self._read()
+                try:
+                    chunk = await self._chunks.__anext__()
+                except StopAsyncIteration:
+                    self._ended()
+                    self.finish()
+                    return None
             except WireError as error:
                 if self.stopped is not None:  # while we were reading
                     raise self.interruption(self.stopped) from None
@@ -148,12 +161,9 @@ class Flow:
                     bytes_delivered=self.delivered,
                     kind=error.kind,
                 ) from error
-            if read is None:
-                self.finish()
-                return None
-            chunk = read
+            arrived = self.idle_since = self._clock()
             self._watch.passed(chunk)
-            self.pick.piece(asked, self._clock())
+            self.pick.piece(asked, arrived)
         self.delivered += len(chunk)
         return chunk
 
@@ -191,13 +201,12 @@ class Flow:
 class AnswerBody:
     """The body as the caller reads it: raw bytes, once."""
 
-    __slots__ = ("__weakref__", "_clock", "_closed", "_flow")
+    __slots__ = ("__weakref__", "_closed", "_flow")
 
-    def __init__(self, flow: Flow, clock: Callable[[], float]) -> None:
+    def __init__(self, flow: Flow, now: float) -> None:
         self._flow = flow
-        self._clock = clock
         self._closed = False
-        flow.idle_since = clock()
+        flow.idle_since = now
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -208,7 +217,6 @@ class AnswerBody:
             raise flow.interruption(flow.stopped)
         if self._closed:
             raise StopAsyncIteration
-        flow.idle_since = None
         try:
             chunk = await flow.next_chunk()
         except StreamInterrupted:
@@ -218,7 +226,6 @@ class AnswerBody:
             self._closed = True
             await flow.aclose(Verdict.CANCELLED)
             raise
-        flow.idle_since = self._clock()
         if chunk is None:
             self._closed = True
             raise StopAsyncIteration

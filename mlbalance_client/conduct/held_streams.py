@@ -63,7 +63,7 @@ class HeldStreams:
 
     def hand_out(self, flow: Flow) -> AnswerBody:
         """The body that a caller gets, watched."""
-        body = AnswerBody(flow, self._clock)
+        body = AnswerBody(flow, self._clock())
         # Not weakref.finalize, which costs as much as the rest of handing it out.
         flow.reader = ref(body, lambda _: self._drop(flow))
         return body
