@@ -33,8 +33,8 @@ class Flow:
     """An attempt's answer: reads it up to the commit point, then passes it on; settles its pick exactly once."""
 
     __slots__ = (
-        "_chunks", "_clock", "_on_end", "_watch", "blind", "buffered", "delivered", "ending", "ends_by", "idle_since",
-        "number", "pick", "reader", "report", "settled", "stopped", "whole", "wire",
+        "_chunks", "_clock", "_watch", "blind", "buffered", "delivered", "ending", "ends_by", "idle_since",
+        "number", "on_end", "pick", "reader", "report", "settled", "stopped", "whole", "wire",
     )  # fmt: skip
 
     def __init__(
@@ -67,7 +67,7 @@ class Flow:
         self._watch = watch
         self._chunks: AsyncIterator[bytes] = aiter(wire)
         self._clock = clock
-        self._on_end = on_end
+        self.on_end = on_end
 
     @property
     def commits_at_head(self) -> bool:
@@ -180,7 +180,7 @@ class Flow:
         if not self.settled:
             self.settled = True
             self.pick.settle(verdict, self._clock(), usage)
-            self._on_end(self, verdict, usage)
+            self.on_end(self, verdict, usage)
 
     async def aclose(self, verdict: Verdict) -> None:
         """Settle, and close the connection unless the answer was read to its end."""

@@ -564,6 +564,8 @@ class Performer:
             report.total_s = self._clock() - call.began
         else:
             body = self._held.hand_out(flow)
+            # All else that there is of the call may go: with many streams the collector would visit it often.
+            flow.on_end = partial(self._on_delivered_end, call.id, call.began)
         extensions = {**flow.wire.extensions, "mlbalance": report}
         return Answer(flow.wire.status, headers, body, extensions, report, call.streaming)
 
@@ -618,6 +620,12 @@ class Performer:
     def _on_end(self, call: CallUnderWay, flow: Flow, verdict: Verdict, usage: Usage | None) -> None:
         self._held.remove(flow)
         self._settled(call, flow.number, flow.pick, verdict, usage)
+
+    def _on_delivered_end(
+        self, call_id: str, began: float, flow: Flow, verdict: Verdict, usage: Usage | None
+    ) -> None:
+        self._held.remove(flow)
+        self._tell.settled(call_id, flow.pick, flow.report, began, verdict, usage)
 
     def _settled(
         self, call: CallUnderWay, number: int, pick: Pick, verdict: Verdict, usage: Usage | None
