@@ -193,7 +193,8 @@ def _refuse(request: library.Request, **options: Any) -> NoReturn:
     raise _ERRORS.translate(ClientClosed("this client is closed"), request)
 
 
-_Merged = tuple[list[tuple[bytes, bytes]], dict[tuple[tuple[str, str], ...], library.Headers]]
+# By path and a call's headers: all its headers; and those of its request with a body, unless they tell its length.
+_Known = dict[tuple[str, tuple[tuple[str, str], ...]], tuple[library.Headers, library.Headers | None]]
 
 
 class _Spared:
@@ -207,7 +208,8 @@ class _Spared:
         self._jar = _Cookies(cookies)
         self._base: library.URL | None = None
         self._absolute: dict[str, library.URL] = {}
-        self._merged: _Merged = [], {}
+        # With the client's own.
+        self._merged: tuple[list[tuple[bytes, bytes]], _Known] = [], {}
 
     def _shut(self) -> None:
         # In place of the method, so that no call pays for the question.
@@ -226,18 +228,19 @@ class _Spared:
         """As the library's; a path and headers that were given before are not taken apart again."""
         client: Any = self
         if client.base_url is not self._base:
-            self._base, self._absolute = client.base_url, {}
+            self._base, self._absolute, self._merged = client.base_url, {}, ([], {})
         plain = given.get("params") is None and not client.params
         path = url if plain and isinstance(url, str) else None
         known = None if path is None else self._absolute.get(path)
         if (
-            known is not None
+            path is not None
+            and known is not None
             and not self._jar
             and self._OWN.issuperset(name for name, value in given.items() if value is not None)
         ):
-            headers = self._known_headers(client, given.get("headers"))
+            headers = self._known_headers(client, path, known, given.get("headers"))
             if headers is not None:
-                return self._known_request(client, method, known, headers, given)
+                return self._known_request(client, method, known, *headers, given)
         # A mixin's super is not known to be the library's client.
         request: library.Request = super().build_request(method, known or url, **given)  # type: ignore[misc]
         if path is not None and known is None and len(self._absolute) < self._MOST_KNOWN:
@@ -246,7 +249,12 @@ class _Spared:
 
     @staticmethod
     def _known_request(
-        client: Any, method: str, url: library.URL, headers: library.Headers, given: dict[str, Any]
+        client: Any,
+        method: str,
+        url: library.URL,
+        headers: library.Headers,
+        unsized: library.Headers | None,
+        given: dict[str, Any],
     ) -> library.Request:
         extensions = given.get("extensions") or {}
         if "timeout" not in extensions:
@@ -254,34 +262,39 @@ class _Spared:
             if timeout is library.USE_CLIENT_DEFAULT:
                 timeout = client.timeout
             extensions = {**extensions, "timeout": library.Timeout(timeout).as_dict()}
-        return library.Request(
-            method,
-            url,
-            headers=headers,
-            content=given.get("content"),
-            json=given.get("json"),
-            extensions=extensions,
-        )
+        content = given.get("content")
+        if unsized is None or not content or type(content) is not bytes:
+            return library.Request(
+                method, url, headers=headers, content=content, json=given.get("json"), extensions=extensions
+            )
+        # All that the library would add is how long it is, for which it goes through all headers several times.
+        stream = library.ByteStream(content)
+        request = library.Request(method, url, headers=unsized, stream=stream, extensions=extensions)
+        request.headers["Content-Length"] = str(len(content))
+        request.read()
+        return request
 
-    def _known_headers(self, client: Any, given: Any) -> library.Headers | None:
+    def _known_headers(
+        self, client: Any, path: str, url: library.URL, given: Any
+    ) -> tuple[library.Headers, library.Headers | None] | None:
         """The client's headers with those of a call, if these are plain text."""
-        if given is None:
-            return library.Headers(client.headers)
-        if type(given) is not dict:
+        if given is not None and type(given) is not dict:
             return None
         own, known = self._merged  # one pair: another thread may exchange it
         if client.headers.raw != own:
             own, known = self._merged = client.headers.raw, {}
         try:
-            merged = known.get(key := tuple(given.items()))
+            headers = known.get(key := (path, tuple(given.items()) if given else ()))
         except TypeError:
             return None
-        if merged is None:
+        if headers is None:
             merged = library.Headers(own)
             merged.update(given)
+            sized = "content-length" in merged or "transfer-encoding" in merged
+            headers = merged, None if sized else library.Request("GET", url, headers=merged).headers
             if len(known) < self._MOST_KNOWN:
-                known[key] = merged
-        return merged
+                known[key] = headers
+        return headers
 
 
 class AsyncClient(_Spared, library.AsyncClient):

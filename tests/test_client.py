@@ -930,6 +930,10 @@ async def test_requests_are_built_as_by_the_library(fleet: Fleet) -> None:
         ("/v1/models", {"content": b"x", "timeout": httpx.Timeout(5.0, read=7.0)}),
         ("/v1/models", {"content": b"x", "timeout": 9.0, "extensions": {"sni_hostname": "s"}}),
         ("/v1/models", {"content": b"x", "extensions": {"timeout": {"read": 1.0}}}),
+        ("/v1/models", {"content": b"x", "headers": {"content-length": "9"}}),
+        ("/v1/models", {"content": b"x", "headers": {"Transfer-Encoding": "chunked"}}),
+        ("/v1/models", {"content": b"x", "headers": {"host": "elsewhere"}}),
+        ("http://other/v1/models", {"content": b"x"}),
         ("/v1/models", {"data": {"a": "b"}, "headers": {"x-other": "1"}}),
         ("/v1/models", {"headers": {"x-other": "1", "host": "elsewhere"}}),
         ("/v1/models", {"headers": {b"x-bytes": b"\xff"}}),
@@ -949,6 +953,13 @@ async def test_requests_are_built_as_by_the_library(fleet: Fleet) -> None:
                         assert [getattr(ours, part) for part in parts] == [
                             getattr(theirs, part) for part in parts
                         ]
+        for each in (client, plain):
+            each.base_url = "http://moved"
+        for _ in range(2):
+            ours, theirs = (
+                each.build_request("POST", "/v1/models", content=b"x") for each in (client, plain)
+            )
+            assert ours.headers.raw == theirs.headers.raw
         for each in (client, plain):
             each.cookies = {"a": "1"}
         for each in (client, plain):
