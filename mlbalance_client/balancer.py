@@ -11,7 +11,7 @@ from typing import Self
 from .calls import Call
 from .conduct.alarms import Alarm
 from .conduct.engine import Engine
-from .conduct.performing import LONG_DELAYS
+from .conduct.standing import Standing
 from .core.fleet import Pick
 from .core.model import Replica, Usage, Verdict
 from .core.report import CallReport, Explanation, FleetSnapshot, explain
@@ -34,11 +34,11 @@ class Lease:
         self._pick = pick
         self._engine = engine
         self._began = began
-        self._sent_at = self._looked_at = engine.clock()
+        now = engine.clock()
         self._expected = engine.hedging.expect(pick)
-        self._slow_s = engine.hedging.slow_after_s(self._expected)
-        self._look_at = self._sent_at + self._slow_s
-        self._alarm: Alarm | None = engine.alarms.set(self._look_at, self._look)
+        slow_s = engine.hedging.slow_after_s(self._expected)
+        self._standing = Standing(pick=pick, began=now, slow_s=slow_s, looked_at=now)
+        self._alarm: Alarm | None = engine.alarms.set(now + slow_s, self._look)
         self._id = engine.new_id()
         self._settled = False
         if not owner.hears_of_first_content:
@@ -91,7 +91,7 @@ class Lease:
         """End the lease without a verdict, as if the call was cancelled; nothing if there was one."""
         if self._alarm is not None and not self._settled and self._says_when_it_begins:
             now = self._engine.clock()
-            self._engine.hedging.cut_short(self._expected, now - self._sent_at, now)
+            self._engine.hedging.cut_short(self._expected, now - self._standing.began, now)
             self._pick.cut_short(now)
         self._settle(Verdict.CANCELLED)
 
@@ -101,21 +101,17 @@ class Lease:
 
     def _learn(self, now: float, output_tokens: int | None) -> None:
         """It has begun; of one that is not streamed: ended."""
-        self._engine.hedging.answered(self._expected, now - self._sent_at, now, output_tokens)
+        self._engine.hedging.answered(self._expected, now - self._standing.began, now, output_tokens)
         self._look_no_more()
 
     def _look(self) -> None:
         """It is slow to begin."""
-        now = self._engine.clock()
-        stood_s = now - self._sent_at
-        if (seen_at := self._engine.alarms.seen_at(self._sent_at, self._slow_s, now)) > now:
-            self._look_at = seen_at
-        else:
-            if self._pick.demand.blind or self._says_when_it_begins:
-                self._pick.silent(now, self._looked_at, patient=stood_s < LONG_DELAYS * self._slow_s)
-            self._looked_at = now
-            self._look_at = now + max(self._slow_s, stood_s / 2)
-        self._alarm = self._engine.alarms.set(self._look_at, self._look)
+        now, standing, alarms = self._engine.clock(), self._standing, self._engine.alarms
+        look_at = alarms.seen_at(standing.began, standing.slow_s, now)
+        if look_at <= now:
+            speaks = self._pick.demand.blind or self._says_when_it_begins
+            look_at = standing.found_slow(now, speaks=speaks)
+        self._alarm = alarms.set(look_at, self._look)
 
     def _look_no_more(self) -> None:
         if self._alarm is not None:

@@ -46,6 +46,7 @@ from .queueing import Queueing
 from .reporting import Reporting
 from .roster import Roster
 from .sending import Headers, Request, Sender
+from .standing import Standing
 from .telling import Telling
 from .tending import Loop
 
@@ -64,19 +65,15 @@ class Answer:
     streaming: bool
 
 
-@dataclass(slots=True, eq=False)
-class Attempt:
+@dataclass(slots=True, eq=False, kw_only=True)
+class Attempt(Standing):
     """One sending of a call, under way. ``moved``: why it is given up for another replica, in words."""
 
     number: int
-    pick: Pick
     expected: Expected
     acked_by: int
-    began: float
     hedge: bool
     overdue_at: float
-    slow_s: float
-    looked_at: float
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     flow: Flow | None = None
     overdue: bool = False
@@ -288,8 +285,17 @@ class Performer:
         number = call.plan.started(pick.replica.id, hedge=hedge)
         overdue_at = inf if call.demand.blind else now + self._first_content_s
         expected = self._hedging.expect(pick)
-        slow_s = self._hedging.slow_after_s(expected)
-        attempt = Attempt(number, pick, expected, acked_by, now, hedge, overdue_at, slow_s, looked_at=now)
+        attempt = Attempt(
+            number=number,
+            pick=pick,
+            expected=expected,
+            acked_by=acked_by,
+            began=now,
+            hedge=hedge,
+            overdue_at=overdue_at,
+            slow_s=self._hedging.slow_after_s(expected),
+            looked_at=now,
+        )
         call.running[number] = attempt
         return attempt
 
@@ -448,32 +454,30 @@ class Performer:
         if (seen_at := self.alarms.seen_at(first.began, first.slow_s, now)) > now:
             call.look_at = seen_at  # or it is a second one that is left alone
             return
-        stood_s = now - first.began
-        first.pick.silent(now, first.looked_at, patient=stood_s < LONG_DELAYS * first.slow_s)
-        first.looked_at = now
-        call.look_at = now + max(first.slow_s, stood_s / 2)
+        call.look_at = first.found_slow(now)
         if not call.plan.may_hedge and not call.plan.may_move(now):
             return
         decision = self._fleet.alternative(call.demand, call.plan.tried, now)
         if decision is None:
             return
-        left_s = call.deadline_at - now
+        stood_s, left_s = now - first.began, call.deadline_at - now
         if call.plan.may_hedge and self._hedging.may(
             decision, call.demand, stood_s, left_s, call.request.options.hedge
         ):
             self._hedge(call, first, decision, now)
-        elif call.plan.may_move(now) and (why := self._why_move(first, decision, stood_s, left_s)):
+        elif call.plan.may_move(now) and (why := self._why_move(first, decision, now, left_s)):
             # Not a second attempt, whose size is bounded, but another instead.
             call.plan.begin_move()
             first.overdue, first.moved = True, why
             first.scope.cancel()
 
-    def _why_move(self, first: Attempt, decision: Decision, stood_s: float, left_s: float) -> str:
+    def _why_move(self, first: Attempt, decision: Decision, now: float, left_s: float) -> str:
         """Why a slow call is to go to the chosen replica instead, in words; nothing if it is to stay."""
         outliers, pick = self._fleet.fitness.outliers, first.pick
         if (ejection := outliers.ejection(pick.place)) is not None:
             return f"it was ejected meanwhile: {ejection.why}"
-        stood_long = stood_s >= LONG_DELAYS * first.slow_s or outliers.silences.doubts(pick.place)
+        stood_s = now - first.began
+        stood_long = first.long(now) or outliers.silences.doubts(pick.place)
         if stood_long and pick.mute and self._hedging.sooner(decision, pick.demand, stood_s, left_s):
             return f"it began no answer for {stood_s:.1f} s, while others did"
         return ""
@@ -649,8 +653,6 @@ class Performer:
 
 
 _WAIT = Wait()
-# A call that has stood for so many times what is slow has stood for long.
-LONG_DELAYS = 3.0
 # For the text of an error, which is short and there when its status is; one who cannot send it hangs.
 _TEXT_WITHIN_S = 1.0
 
