@@ -17,6 +17,9 @@ async def main() -> None:
         call = mlb.Call(prompt=prompt, max_output_tokens=16, model="sim", streaming=False)
         async with balancer.acquire(call) as lease:
             async with session.post(f"{lease.replica.url}/v1/completions", json=body) as response:
+                if 400 <= response.status < 500:
+                    lease.release()  # our own mistake: else what is raised would speak against the replica
+                response.raise_for_status()
                 answer = await response.json()
             usage = answer["usage"]
             lease.succeed(

@@ -16,6 +16,7 @@ from .core.fleet import Pick
 from .core.model import Replica, Usage, Verdict
 from .core.report import CallReport, Explanation, FleetSnapshot, explain
 from .dialects.plain import reading_of
+from .errors import PASSED, ConfigError, DeadlineExceeded
 from .events import Subscriber
 from .face import Target
 
@@ -72,7 +73,15 @@ class Lease:
         cached_tokens: int | None = None,
         output_tokens: int | None = None,
     ) -> None:
-        """The call went well; figures as the replica gave them, where it did."""
+        """The call went well; figures as the replica gave them, where it did. Raises ConfigError for others."""
+        figures = {
+            "prompt_tokens": prompt_tokens,
+            "cached_tokens": cached_tokens,
+            "output_tokens": output_tokens,
+        }
+        for name, figure in figures.items():
+            if figure is not None and (type(figure) is not int or figure < 0):
+                raise ConfigError(f"{name} must be a whole number of tokens, not {figure!r:.40}")
         if self._pick.demand.blind and not self._settled:
             now = self._engine.clock()
             if self.report.ttft_s is None:
@@ -154,16 +163,20 @@ class Balancer:
 
         Raises NoReplicas, NoCapacity, QueueTimeout, and DeadlineExceeded if ``deadline_s`` passes in the queue.
         """
+        if not isinstance(call, Call):
+            raise ConfigError(f"acquire takes a Call, such as Call(prompt=...), not a {type(call).__name__}")
         engine = self._engine
         engine.start()
         await engine.replicas_known()
         engine.reporting.called()
         began = engine.clock()
         report = CallReport(tenant=call.options.tenant, priority=call.options.priority)
+        deadline = began + (inf if call.options.deadline_s is None else call.options.deadline_s)
+        if deadline <= began:
+            raise DeadlineExceeded(PASSED)
         demand = engine.demand(reading_of(call), call.options)
         pick = engine.queueing.try_pick(demand, began)
         if pick is None:
-            deadline = began + (call.options.deadline_s or inf)
             pick = await engine.queueing.wait(
                 engine.new_id(), demand, call.options, report, deadline=deadline
             )

@@ -23,7 +23,7 @@ class CallOptions:
     hedge:      False forbids a second, parallel attempt for this call; True also allows it where it is switched off or
                 the prompt is above the bound (docs/resilience.md)
     replayable: whether the call may be sent twice; None lets the dialect decide
-    deadline_s: seconds from now until an answer must have begun, else DeadlineExceeded
+    deadline_s: seconds from now until an answer must have begun, else DeadlineExceeded; at once if it is over already
     cost:       the prompt's cost in tokens, where the caller knows better than the estimate
     """
 
@@ -37,10 +37,13 @@ class CallOptions:
 
     def __post_init__(self) -> None:
         deadline_s = self.deadline_s
-        if deadline_s is not None and not (_is_number(deadline_s) and 0 < deadline_s <= _MOST_S):
+        if deadline_s is not None and not (_is_number(deadline_s) and abs(deadline_s) <= _MOST_S):
             raise ConfigError(
-                f"deadline_s must be a number of seconds from 0 to {_MOST_S:,}, not {deadline_s!r:.40}"
+                f"deadline_s must be a number of seconds up to {_MOST_S:,}, not {deadline_s!r:.40}"
             )
+        for name, flag in (("hedge", self.hedge), ("replayable", self.replayable)):
+            if flag is not None and not isinstance(flag, bool):
+                raise ConfigError(f"{name} must be True, False or None, not {flag!r:.40}")
         for name, value in (("session", self.session), ("tenant", self.tenant)):
             if value is not None and not isinstance(value, str):
                 raise ConfigError(f"{name} must be a string, not a {type(value).__name__}")
@@ -102,7 +105,7 @@ class Call:
     """A call of another protocol, for ``Balancer.acquire``.
 
     ``prompt``: the text (or bytes) whose prefix decides placement. ``max_output_tokens``: the caller's limit.
-    ``replayable`` and the rest are as in CallOptions.
+    ``replayable`` and the rest are as in CallOptions. Raises ConfigError.
     """
 
     prompt: str | bytes = b""
@@ -110,3 +113,16 @@ class Call:
     model: str | None = None
     streaming: bool = True
     options: CallOptions = NO_WISHES
+
+    def __post_init__(self) -> None:
+        most = self.max_output_tokens
+        if not isinstance(self.prompt, str | bytes):
+            raise ConfigError(f"prompt must be a string or bytes, not a {type(self.prompt).__name__}")
+        if most is not None and (type(most) is not int or not 0 <= most <= _MOST_TOKENS):
+            raise ConfigError(
+                f"max_output_tokens must be a whole number up to {_MOST_TOKENS:,}, not {most!r:.40}"
+            )
+        if self.model is not None and not isinstance(self.model, str):
+            raise ConfigError(f"model must be a string, not a {type(self.model).__name__}")
+        if not isinstance(self.options, CallOptions):
+            raise ConfigError(f"options must be CallOptions, not a {type(self.options).__name__}")

@@ -156,6 +156,9 @@ class QueueTimeout(BalancerError):
     """The call waited for room as long as it was allowed to."""
 
 
+PASSED = "the deadline had passed before the call was made"
+
+
 class DeadlineExceeded(BalancerError):
     """The call's deadline passed before an answer began."""
 

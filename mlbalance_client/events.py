@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from inspect import iscoroutinefunction
 from threading import Lock
 
 from .config.urls import scrubbed
+from .errors import ConfigError
 
 LOGGER = logging.getLogger("mlbalance_client")
 LOGGER.addHandler(logging.NullHandler())
@@ -313,7 +315,10 @@ class EventStream:
 
         It must be quick and not block. What it raises is logged once and harms nobody. ``every_call``: whether it
         has a use now for the events of every call, which cost something; false spares them if nobody else has.
+        Raises ConfigError for what cannot be called so.
         """
+        if not callable(subscriber) or iscoroutinefunction(subscriber):
+            raise ConfigError(f"a subscriber must be a plain function of one event, not {subscriber!r:.80}")
         subscription = _Subscription(subscriber, every_call)
         with self._lock:
             self._subscriptions += (subscription,)

@@ -54,9 +54,10 @@ class Face:
 
     def refusal(self, url: str) -> ConfigError:
         """The error for a request to a stranger."""
+        fleet = shown(self._fleet_url or FLEET_URL).rstrip("/")
         return ConfigError(
-            f"{shown(url)} is not the fleet ({shown(self._fleet_url or FLEET_URL)}): use a relative URL, or set "
-            f"http.allow_other_hosts = true to let other hosts through unbalanced"
+            f"{shown(url)} is not the fleet ({fleet}): use a relative URL, or give an "
+            f"SDK base_url={fleet + '/v1'!r}; http.allow_other_hosts = true lets other hosts through unbalanced"
         )
 
     @staticmethod

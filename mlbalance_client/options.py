@@ -44,9 +44,9 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
     """Raises ConfigError for an option that there is not, with the way out. ``known``: those that there are."""
     for name in given:
         if name in BalancerConfig.model_fields:
-            settings = f"{name}=..." if name == "discovery" else f"discovery=..., {name}=..."
+            settings = f"({name}=...)" if name == "discovery" else f".from_target(target, {name}=...)"
             raise ConfigError(
-                f"{name!r} is no option but a part of the configuration: give BalancerConfig({settings}) as the "
+                f"{name!r} is no option but a part of the configuration: give BalancerConfig{settings} as the "
                 f"target, or say it in a TOML file or by MLBALANCE_{name.upper()}"
                 + ("" if name == "seed" else "__<KEY>")
             )

@@ -285,9 +285,12 @@ async def test_tls_files_that_are_none_are_a_wrong_option(context: Any) -> None:
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("hedging", r"BalancerConfig\(discovery=..., hedging=...\) as the target.* MLBALANCE_HEDGING__<KEY>"),
+        (
+            "hedging",
+            r"BalancerConfig.from_target\(target, hedging=...\) as the target.* MLBALANCE_HEDGING__<KEY>",
+        ),
         ("discovery", r"BalancerConfig\(discovery=...\) as the target"),
-        ("seed", r"BalancerConfig\(discovery=..., seed=...\) as the target.* MLBALANCE_SEED$"),
+        ("seed", r"BalancerConfig.from_target\(target, seed=...\) as the target.* MLBALANCE_SEED$"),
         ("config", "BalancerConfig as the target"),
         ("timeuot", "did you mean 'timeout'.*known: auth, base_url, .*, dialects, .*, target, .*, verify$"),
     ],
@@ -974,3 +977,39 @@ async def test_requests_are_built_as_by_the_library(fleet: Fleet) -> None:
     finally:
         await client.aclose()
         await plain.aclose()
+
+
+@pytest.mark.parametrize("deadline_s", [0, -0.2])
+async def test_a_deadline_that_has_passed_is_one_and_nothing_is_sent(deadline_s: float) -> None:
+    with Scripted(lambda exchange: exchange.answer(200)) as server:
+        async with mlb.AsyncClient(config(server)) as client:
+            wishes = mlb.CallOptions(deadline_s=deadline_s)
+            with pytest.raises(mlb.DeadlineExceeded, match="had passed before"):
+                await client.post(PATH, json=chat(), extensions={"mlbalance": wishes})
+            with pytest.raises(mlb.DeadlineExceeded):
+                await client.post(PATH, json=chat(), headers={"x-mlbalance-deadline": str(deadline_s)})
+            assert (await client.post(PATH, json=chat())).status_code == 200
+            assert client.snapshot().outstanding_tokens == 0
+        assert len(server.exchanges) == 1
+
+
+@pytest.mark.parametrize("wish", [{"hedge": "no"}, {"replayable": "false"}, {"replayable": 0}])
+def test_a_wish_that_is_neither_true_nor_false_is_refused(wish: dict[str, Any]) -> None:
+    with pytest.raises(mlb.ConfigError, match="must be True, False or None"):
+        mlb.CallOptions(**wish)
+
+
+@pytest.mark.parametrize("subscriber", ["a string", None])
+def test_what_cannot_be_called_with_an_event_is_no_subscriber(subscriber: Any) -> None:
+    async def coroutine(event: object) -> None: ...
+
+    client = mlb.AsyncClient("static://127.0.0.1:1")
+    for wrong in (subscriber, coroutine):
+        with pytest.raises(mlb.ConfigError, match="plain function"):
+            client.subscribe(wrong)
+
+
+async def test_a_request_to_a_stranger_is_told_what_an_sdk_is_given() -> None:
+    async with mlb.AsyncClient("static://127.0.0.1:1") as client:
+        with pytest.raises(mlb.ConfigError, match="base_url='http://fleet/v1'"):
+            await client.post("https://api.example.com/v1/chat/completions", json=chat())

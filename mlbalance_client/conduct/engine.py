@@ -10,7 +10,6 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from itertools import count
-from math import inf
 from random import Random
 from weakref import WeakMethod
 
@@ -290,7 +289,8 @@ class Engine:
         replayable = repeatable and wished
         began = self.clock()
         self.checkups.called(reading.model, dialect, path, began)
-        deadline_at = began + min(options.deadline_s or inf, self.config.http.call_timeout_s)
+        whole_s = self.config.http.call_timeout_s
+        deadline_at = began + (whole_s if options.deadline_s is None else min(options.deadline_s, whole_s))
         return CallUnderWay(
             id=self.new_id(),
             request=request,

@@ -27,6 +27,7 @@ from ..core.picker import Decision
 from ..core.report import CallReport
 from ..dialects import Dialect, Lacks, Sign
 from ..errors import (
+    PASSED,
     AttemptReport,
     AttemptsExhausted,
     BalancerError,
@@ -189,7 +190,7 @@ class Performer:
 
         Raises NoReplicas, AttemptsExhausted, DeadlineExceeded, ClientClosed.
         """
-        command = call.plan.begin()
+        command = call.plan.begin() if call.began < call.deadline_at else call.plan.out_of_time()
         self.under_way += 1
         try:
             while True:
@@ -592,9 +593,10 @@ class Performer:
         self._check_open()
         now = self._clock()
         if now >= call.deadline_at:
-            return DeadlineExceeded(
-                f"no answer began within {call.deadline_at - call.began:g} s{self._so_far(call)}"
-            )
+            within_s = call.deadline_at - call.began
+            if within_s <= 0:
+                return DeadlineExceeded(PASSED)
+            return DeadlineExceeded(f"no answer began within {within_s:g} s{self._so_far(call)}")
         rests_s = self._fleet.opens_in_s(call.demand, now)
         return AttemptsExhausted(call.told_in_order, retry_after_s=rests_s or None)
 

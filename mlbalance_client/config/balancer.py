@@ -71,18 +71,24 @@ class BalancerConfig(Section):
         target: str | os.PathLike[str] | BalancerConfig | None = None,
         *,
         env: Mapping[str, str] | None = None,
+        **sections: Any,
     ) -> BalancerConfig:
         """The configuration that a target stands for.
 
         ``target``: a discovery URL (``static://h:p,h:p``), one replica's own URL (``http://h:p``), the path
         of a TOML file, or ``None`` for the variable ``MLBALANCE_TARGET``. Variables
         ``MLBALANCE_<SECTION>__<KEY>`` come before what it says. A configuration is complete and taken as it
-        is. ``env``: instead of ``os.environ``. Raises ConfigError.
+        is. ``env``: instead of ``os.environ``. ``sections`` take the place of its own, whole, as in
+        ``from_target("static://h:p", hedging={"enabled": False})``. Raises ConfigError.
         """
         if isinstance(target, BalancerConfig):
-            return target
-        env = os.environ if env is None else env
-        return sources.build(cls, *sources.from_target(target, env), env)
+            found = target
+        else:
+            env = os.environ if env is None else env
+            found = sources.build(cls, *sources.from_target(target, env), env)
+        if not sections:
+            return found
+        return cls(**{**{name: getattr(found, name) for name in cls.model_fields}, **sections})
 
     def redacted(self) -> dict[str, Any]:
         """All settings in force as plain JSON-able values, secrets masked."""

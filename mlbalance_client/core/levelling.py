@@ -10,42 +10,62 @@ as many seconds in a second as work comes to it (the utilization law), and on an
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import exp
 
 # More comes to no fleet that keeps up; until reports have shown less, it is taken to be as busy as that.
 _MOST = 0.75
 _MEMORY_S = 10.0
+# A replica of which nothing was heard before counts as busy for so long.
+_PRIOR_S = 0.5
+
+
+@dataclass(slots=True)
+class _Heard:
+    """For how long, lately, a replica was ``busy``, of the time since it is ``heard`` of; ``was`` it when last?"""
+
+    at: float
+    was: bool
+    busy_s: float = _PRIOR_S
+    heard_s: float = _PRIOR_S
+
+    def until(self, now: float) -> None:
+        passed_s = max(0.0, now - self.at)
+        keep = exp(-passed_s / _MEMORY_S)
+        counts_s = _MEMORY_S * (1.0 - keep)
+        self.heard_s = self.heard_s * keep + counts_s
+        self.busy_s = self.busy_s * keep + counts_s * self.was
 
 
 class Inflow:
     """How many seconds of work a replica gets in a second, on the mean, by how often reports find replicas busy."""
 
-    __slots__ = ("_at", "_busy", "_sum")
+    __slots__ = ("_heard", "_shares")
 
     def __init__(self) -> None:
-        self._busy: dict[int, float] = {}
-        self._at: dict[int, tuple[float, bool]] = {}
-        self._sum = 0.0
+        self._heard: dict[int, _Heard] = {}
+        self._shares = 0.0
 
     def hear(self, place: int, at: float, *, busy: bool) -> None:
         """A replica had work at that time, or none, which counts until its next report, however many come."""
-        known = self._busy.setdefault(place, 1.0)
-        since, was = self._at.get(place, (at, busy))
-        self._busy[place] = was + (known - was) * exp(-max(0.0, at - since) / _MEMORY_S)
-        if at >= since:
-            self._at[place] = at, busy
-        self._sum = sum(self._busy.values())
+        heard = self._heard.setdefault(place, _Heard(at, busy))
+        if at >= heard.at:
+            heard.until(at)
+            heard.at, heard.was = at, busy
+            self._sum_up()
 
     def drop(self, place: int) -> None:
         """The replica is gone."""
-        self._busy.pop(place, None)
-        self._at.pop(place, None)
-        self._sum = sum(self._busy.values())
+        self._heard.pop(place, None)
+        self._sum_up()
+
+    def _sum_up(self) -> None:
+        self._shares = sum(heard.busy_s / heard.heard_s for heard in self._heard.values())
 
     @property
     def value(self) -> float:
         """0 to 0.75."""
-        return min(_MOST, self._sum / len(self._busy)) if self._busy else _MOST
+        return min(_MOST, self._shares / len(self._heard)) if self._heard else _MOST
 
 
 def levelled(waiting_s: Sequence[float], ages_s: Sequence[float | None], inflow: float) -> list[float]:

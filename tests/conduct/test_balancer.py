@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import pytest
 
@@ -115,3 +117,27 @@ async def test_events_can_be_heard_until_one_has_enough() -> None:
     assert (settled.call, settled.verdict, settled.output_tokens) == (picked.call, "ok", 7)
     assert settled.ttft_s is not None
     assert settled.ttft_s == lease.report.ttft_s
+
+
+async def test_what_is_no_call_is_refused_before_anything_is_picked() -> None:
+    async with balancer() as picking:
+        with pytest.raises(mlb.ConfigError, match="acquire takes a Call"):
+            async with picking.acquire("Hi"):  # type: ignore[arg-type]
+                pass
+        late = mlb.Call(prompt="x", options=mlb.CallOptions(deadline_s=0.0))
+        with pytest.raises(mlb.DeadlineExceeded):
+            async with picking.acquire(late):
+                pass
+        async with picking.acquire(CALL) as lease:
+            with pytest.raises(mlb.ConfigError, match="prompt_tokens must be a whole number"):
+                lease.succeed(prompt_tokens=-1)
+            lease.succeed(prompt_tokens=1)
+        assert picking.snapshot().outstanding_requests == 0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"prompt": None}, {"options": {"session": "x"}}, {"max_output_tokens": "x"}, {"model": 3}]
+)
+def test_a_call_that_is_described_wrongly_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(mlb.ConfigError, match=next(iter(wrong))):
+        mlb.Call(**{"prompt": "x", **wrong})

@@ -266,3 +266,15 @@ def test_a_url_does_not_say_a_thing_twice(target: str, key: str) -> None:
 def test_two_forms_of_a_target_mixed_up_are_told_apart(target: str) -> None:
     with pytest.raises(ConfigError, match="static://host:port,host:port"):
         load(target)
+
+
+def test_sections_in_code_take_the_place_of_a_targets_own() -> None:
+    url = "static://127.0.0.1:1"
+    made = BalancerConfig.from_target(url, env={}, hedging={"enabled": False}, retries={"max_attempts": 1})
+    assert (made.hedging.enabled, made.retries.max_attempts) == (False, 1)
+    assert made.discovery == BalancerConfig.from_target(url, env={}).discovery
+
+    again = BalancerConfig.from_target(made, hedging={"enabled": True})
+    assert (again.hedging.enabled, again.retries.max_attempts) == (True, 1)
+    with pytest.raises(ConfigError, match="hedgin"):
+        BalancerConfig.from_target(url, env={}, hedgin={"enabled": False})
