@@ -33,8 +33,8 @@ A path after the last one is a prefix for all (not the `/v1` of an API, which re
 | `http://10.0.0.1:8000`, `https://llm.example` | one replica |
 | `fleet.toml` | a TOML file with the sections below |
 | `BalancerConfig(discovery={"kind": "static", "replicas": [...]}, picking={...})` | the same as an object |
-| `BalancerConfig.from_target("static://10.0.0.1:8000", hedging={"enabled": False}, retries={"max_attempts": 1})` | any of \
-these targets, with sections of your own: here neither hedging nor retries |
+| `BalancerConfig.from_target("static://10.0.0.1:8000", hedging={"enabled": False}, retries={"max_attempts": 1})` | \
+any of these targets, with sections of your own: here neither hedging nor retries |
 | nothing | the variable `MLBALANCE_TARGET`, which holds a URL or a path as above |
 
 ```toml

@@ -159,12 +159,13 @@ async def replay_over_http(
     clients: int,
     reports: Mapping[str, Any] = MappingProxyType({"kind": "none"}),
     middleware: Sequence[str] = (),
+    compression: float = COMPRESSION,
 ) -> tuple[Measures, float]:
     """The window through the omniscient router or so many clients; and by how much the replay was late at worst."""
-    window = TRACE.window(*WINDOW).at_rate(COMPRESSION)
+    window = TRACE.window(*WINDOW).at_rate(compression)
     async with AsyncExitStack() as stack:
         fleet = stack.enter_context(
-            Fleet(8, spec=SPEC.scaled(COMPRESSION), emit_interval_s=EMIT_INTERVAL_S, middleware=middleware)
+            Fleet(8, spec=SPEC.scaled(compression), emit_interval_s=EMIT_INTERVAL_S, middleware=middleware)
         )
         if policy == "omniscient":
             send = _omniscient_over(
@@ -185,13 +186,13 @@ async def replay_over_http(
                 [await stack.enter_async_context(mlb.AsyncClient(config)) for _ in range(clients)]
             )
         records, late_s = await replay_http(window, send)
-    return measure([_stretched(r) for r in records], SPEC), late_s * COMPRESSION
+    return measure([_stretched(r, compression) for r in records], SPEC), late_s * compression
 
 
-def _stretched(record: CallRecord) -> CallRecord:
+def _stretched(record: CallRecord, compression: float) -> CallRecord:
     if record.ttft_s is None or record.total_s is None:
         return record
-    return replace(record, ttft_s=record.ttft_s * COMPRESSION, total_s=record.total_s * COMPRESSION)
+    return replace(record, ttft_s=record.ttft_s * compression, total_s=record.total_s * compression)
 
 
 def http() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import anyio
@@ -18,7 +19,6 @@ from mlbalance_client.simulator.model.spec import EngineSpec
 from mlbalance_client.simulator.world import Told, simulate
 
 from .placement import (
-    COMPRESSION,
     SPEC,
     TRACE,
     WARM,
@@ -33,7 +33,10 @@ from .placement import (
 REPORTER = ("mlbalance_client.reporter.LoadReporter",)
 # A part of the trace is enough to tell signals apart.
 PART = TRACE.window(2000, 5500)
-# Seconds of compressed time between two askings by one client: 64 clients asking 8 replicas share this machine.
+# By number of clients. 64 of them that share a core with the replay read a thousand events of load streams a second:
+# with time compressed that alone makes calls seconds late.
+COMPRESSIONS = {16: 2.0, 64: 1.0}
+# Seconds of the machine's time between two askings by one client.
 INTERVAL_S = {16: 0.5, 64: 1.0}
 TARGETS = {
     "vllm, 16 clients": 1.6,
@@ -215,27 +218,30 @@ def _signal(name: str, told: Callable[[], Told | None], spec: EngineSpec, nothin
 
 def http() -> None:
     """By kind, over HTTP, against the omniscient router in the same run."""
-    rows, late_s = {}, {}
-    rows["omniscient"], late_s["omniscient"] = anyio.run(replay_over_http, "omniscient", 1)
-    for clients in (16, 64):
+    first, last = WINDOW
+    for clients, compression in COMPRESSIONS.items():
+        rows, late_s = {}, {}
+        rows["omniscient"], late_s["omniscient"] = anyio.run(
+            partial(replay_over_http, "omniscient", 1, compression=compression)
+        )
         for kind in ("none", "vllm", "sglang", "stream"):
             name = f"{kind}, {clients} clients"
             reports = {"kind": kind, "interval_s": INTERVAL_S[clients]}
             middleware = REPORTER if kind == "stream" else ()
             rows[name], late_s[name] = anyio.run(
-                replay_over_http, "prefix_tokens", clients, reports, middleware
+                partial(replay_over_http, "prefix_tokens", clients, reports, middleware, compression)
             )
-    first, last = WINDOW
-    print(f"placement by reports over HTTP: calls {first} to {last}, cold caches, time x {COMPRESSION:.0f}")
-    print(
-        "  asked every",
-        ", ".join(f"{s * COMPRESSION:g} s by each of {n} clients" for n, s in INTERVAL_S.items()),
-    )
-    print_rows(rows)
-    for name, target in TARGETS.items():
-        ratio = rows[name].ttft_mean_s / rows["omniscient"].ttft_mean_s
-        print(f"  {name:26}{ratio:5.2f}   target at most {target}: {'met' if ratio <= target else 'NOT MET'}")
-    print("  the replay itself was late by at worst", ", ".join(f"{s:.2f} s" for s in late_s.values()))
+        print(
+            f"placement by reports over HTTP: calls {first} to {last}, cold caches, time x {compression:g}, "
+            f"asked every {INTERVAL_S[clients] * compression:g} s"
+        )
+        print_rows(rows)
+        for name, target in TARGETS.items():
+            if name in rows:
+                ratio = rows[name].ttft_mean_s / rows["omniscient"].ttft_mean_s
+                met = "met" if ratio <= target else "NOT MET"
+                print(f"  {name:26}{ratio:5.2f}   target at most {target}: {met}")
+        print("  the replay itself was late by at worst", ", ".join(f"{s:.2f} s" for s in late_s.values()))
 
 
 def main() -> None:
