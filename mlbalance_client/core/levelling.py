@@ -16,6 +16,8 @@ from math import exp
 # More comes to no fleet that keeps up; until reports have shown less, it is taken to be as busy as that.
 _MOST = 0.75
 _MEMORY_S = 10.0
+# Work comes in bursts of several times the mean, and herds are made in bursts.
+_BURST = 3.0
 # A replica of which nothing was heard before counts as busy for so long.
 _PRIOR_S = 0.5
 
@@ -38,7 +40,7 @@ class _Heard:
 
 
 class Inflow:
-    """How many seconds of work a replica gets in a second, on the mean, by how often reports find replicas busy."""
+    """How many seconds of work a replica may get in a second, by how often reports find replicas busy."""
 
     __slots__ = ("_heard", "_shares")
 
@@ -65,7 +67,7 @@ class Inflow:
     @property
     def value(self) -> float:
         """0 to 0.75."""
-        return min(_MOST, self._shares / len(self._heard)) if self._heard else _MOST
+        return min(_MOST, _BURST * self._shares / len(self._heard)) if self._heard else _MOST
 
 
 def levelled(waiting_s: Sequence[float], ages_s: Sequence[float | None], inflow: float) -> list[float]:
