@@ -78,15 +78,16 @@ def attempts_to(seen: Seen, replica: int, since_s: float, until: type | None = N
 
 
 def three_hedge_delays(seen: Seen, replica: int, since_s: float) -> float:
-    """When so many are over since the first call to a replica that was then done elsewhere."""
-    sent = seen.calls_to(replica, since_s)[0]
-    gone = [
-        t
+    """When so many are over since the first call there, each as long as any stood until it went elsewhere."""
+    url = seen.urls[replica]
+    sent = {e.call: t for t, e in seen.of(events.AttemptStarted, since_s) if e.url == url}
+    delays = [
+        t - sent[e.call]
         for kind in (events.HedgeStarted, events.FailedOver)
         for t, e in seen.of(kind, since_s)
-        if e.from_replica in seen.urls[replica]
+        if e.call in sent and e.from_replica in url
     ]
-    return sent + 3 * (min(gone) - sent)
+    return min(sent.values()) + 3 * max(delays)
 
 
 def test_usual(play: Play, slack: float) -> None:
