@@ -31,6 +31,10 @@ class _Heard:
     busy_s: float = _PRIOR_S
     heard_s: float = _PRIOR_S
 
+    @property
+    def share(self) -> float:
+        return self.busy_s / self.heard_s
+
     def until(self, now: float) -> None:
         passed_s = max(0.0, now - self.at)
         keep = exp(-passed_s / _MEMORY_S)
@@ -50,19 +54,20 @@ class Inflow:
 
     def hear(self, place: int, at: float, *, busy: bool) -> None:
         """A replica had work at that time, or none, which counts until its next report, however many come."""
-        heard = self._heard.setdefault(place, _Heard(at, busy))
+        heard = self._heard.get(place)
+        if heard is None:
+            heard = self._heard[place] = _Heard(at, busy)
+            self._shares += heard.share
         if at >= heard.at:
+            before = heard.share
             heard.until(at)
             heard.at, heard.was = at, busy
-            self._sum_up()
+            self._shares += heard.share - before
 
     def drop(self, place: int) -> None:
         """The replica is gone."""
         self._heard.pop(place, None)
-        self._sum_up()
-
-    def _sum_up(self) -> None:
-        self._shares = sum(heard.busy_s / heard.heard_s for heard in self._heard.values())
+        self._shares = sum(heard.share for heard in self._heard.values())
 
     @property
     def value(self) -> float:

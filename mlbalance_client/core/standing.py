@@ -68,14 +68,13 @@ def _idle(report: LoadReport) -> bool:
 def has_work(report: LoadReport) -> bool | None:
     """Whether any work is there; None: it does not tell."""
     figures = (
-        *(
-            report.expected_wait_s,
-            report.prefill_tokens,
-            report.running,
-            report.waiting,
-            report.waiting_tokens,
-        ),
-        *(report.utilization, None if report.gpu_utilization is None else report.gpu_utilization >= _IDLE),
+        report.expected_wait_s,
+        report.prefill_tokens,
+        report.running,
+        report.waiting,
+        report.waiting_tokens,
+        report.utilization,
+        None if report.gpu_utilization is None else report.gpu_utilization >= _IDLE,
     )
     known = [figure for figure in figures if figure is not None]
     return any(known) if known else None

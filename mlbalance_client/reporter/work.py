@@ -77,16 +77,16 @@ class Workload:
 
     def end(self, work: Work, now: float, *, output_tokens: int, whole: bool) -> None:
         """It is gone, having brought ``output_tokens``; ``whole``: to its own end."""
-        head = next((each for each in self._calls.values() if not each.decoding), None)
-        if self._calls.pop(id(work), None) is None:
+        if id(work) not in self._calls:
             return
         if work.decoding:
             self.decode.leave(now, output_tokens)
         else:
-            if work is head:
+            if work is self._prefilling()[0]:
                 self._head_free_at = now
             if work.visible:
                 self.prefill.leave(now, work.uncached if whole else 0)
+        del self._calls[id(work)]
 
     def tally(self, now: float) -> Tally:
         """What is there."""
