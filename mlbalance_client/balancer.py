@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from math import inf
 from types import TracebackType
 from typing import Self
 
-from .calls import Call
+from .calls import Call, check_tokens
 from .conduct.alarms import Alarm
 from .conduct.engine import Engine
 from .conduct.standing import Standing
@@ -80,8 +79,7 @@ class Lease:
             "output_tokens": output_tokens,
         }
         for name, figure in figures.items():
-            if figure is not None and (type(figure) is not int or figure < 0):
-                raise ConfigError(f"{name} must be a whole number of tokens, not {figure!r:.40}")
+            check_tokens(name, figure)
         if self._pick.demand.blind and not self._settled:
             now = self._engine.clock()
             if self.report.ttft_s is None:
@@ -171,7 +169,7 @@ class Balancer:
         engine.reporting.called()
         began = engine.clock()
         report = CallReport(tenant=call.options.tenant, priority=call.options.priority)
-        deadline = began + (inf if call.options.deadline_s is None else call.options.deadline_s)
+        deadline = call.options.deadline_at(began)
         if deadline <= began:
             raise DeadlineExceeded(PASSED)
         demand = engine.demand(reading_of(call), call.options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 from .errors import ConfigError
@@ -45,14 +46,14 @@ class CallOptions:
             if flag is not None and not isinstance(flag, bool):
                 raise ConfigError(f"{name} must be True, False or None, not {flag!r:.40}")
         for name, value in (("session", self.session), ("tenant", self.tenant)):
-            if value is not None and not isinstance(value, str):
-                raise ConfigError(f"{name} must be a string, not a {type(value).__name__}")
+            _check_string(name, value)
         if type(self.priority) is not int:
             raise ConfigError(f"priority must be a whole number, not {self.priority!r:.40}")
-        if self.cost is not None and (type(self.cost) is not int or not 0 <= self.cost <= _MOST_TOKENS):
-            raise ConfigError(
-                f"cost must be a whole number of tokens up to {_MOST_TOKENS:,}, not {self.cost!r:.40}"
-            )
+        check_tokens("cost", self.cost)
+
+    def deadline_at(self, now: float) -> float:
+        """When an answer must have begun, on the clock that says ``now``; infinite if there is no deadline."""
+        return inf if self.deadline_s is None else now + self.deadline_s
 
     def with_headers(self, headers: Mapping[str, str]) -> CallOptions:
         """These options, overridden by ``x-mlbalance-*`` headers (names lower case). Raises ConfigError."""
@@ -93,6 +94,19 @@ def _flag(name: str, text: str) -> bool:
     raise ConfigError(f"header {HEADER_PREFIX}{name} must be true or false, not {text!r}")
 
 
+def _check_string(name: str, value: object) -> None:
+    if value is not None and not isinstance(value, str):
+        raise ConfigError(f"{name} must be a string, not a {type(value).__name__}")
+
+
+def check_tokens(name: str, value: object) -> None:
+    """Raises ConfigError unless it is a number of tokens, or None."""
+    if value is not None and (type(value) is not int or not 0 <= value <= _MOST_TOKENS):
+        raise ConfigError(
+            f"{name} must be a whole number of tokens up to {_MOST_TOKENS:,}, not {value!r:.40}"
+        )
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -115,14 +129,9 @@ class Call:
     options: CallOptions = NO_WISHES
 
     def __post_init__(self) -> None:
-        most = self.max_output_tokens
         if not isinstance(self.prompt, str | bytes):
             raise ConfigError(f"prompt must be a string or bytes, not a {type(self.prompt).__name__}")
-        if most is not None and (type(most) is not int or not 0 <= most <= _MOST_TOKENS):
-            raise ConfigError(
-                f"max_output_tokens must be a whole number up to {_MOST_TOKENS:,}, not {most!r:.40}"
-            )
-        if self.model is not None and not isinstance(self.model, str):
-            raise ConfigError(f"model must be a string, not a {type(self.model).__name__}")
+        check_tokens("max_output_tokens", self.max_output_tokens)
+        _check_string("model", self.model)
         if not isinstance(self.options, CallOptions):
             raise ConfigError(f"options must be CallOptions, not a {type(self.options).__name__}")

@@ -194,8 +194,12 @@ class _Cookies(library.Cookies):
             super().extract_cookies(response)
 
 
+def _closed(request: library.Request | None = None) -> Exception:
+    return _ERRORS.translate(ClientClosed("this client is closed"), request)
+
+
 def _refuse(request: library.Request, **options: Any) -> NoReturn:
-    raise _ERRORS.translate(ClientClosed("this client is closed"), request)
+    raise _closed(request)
 
 
 # By path and a call's headers: all its headers; and those of its request with a body, unless they tell its length.
@@ -318,7 +322,7 @@ class AsyncClient(_Spared, library.AsyncClient):
 
     async def __aenter__(self) -> Self:
         if self.is_closed:
-            raise _ERRORS.translate(ClientClosed("this client is closed"), None)
+            raise _closed()
         return await super().__aenter__()
 
     async def __aexit__(
@@ -362,7 +366,7 @@ class Client(_Spared, library.Client):
 
     def __enter__(self) -> Self:
         if self.is_closed:
-            raise _ERRORS.translate(ClientClosed("this client is closed"), None)
+            raise _closed()
         return super().__enter__()
 
     def __exit__(

@@ -289,8 +289,7 @@ class Engine:
         replayable = repeatable and wished
         began = self.clock()
         self.checkups.called(reading.model, dialect, path, began)
-        whole_s = self.config.http.call_timeout_s
-        deadline_at = began + (whole_s if options.deadline_s is None else min(options.deadline_s, whole_s))
+        deadline_at = min(options.deadline_at(began), began + self.config.http.call_timeout_s)
         return CallUnderWay(
             id=self.new_id(),
             request=request,
