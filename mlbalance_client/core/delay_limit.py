@@ -27,6 +27,8 @@ _CEILING = 65_536.0
 _ALONE = 0.25
 # A call that is later by so many targets hangs: it keeps no place from others, who may go elsewhere.
 _LOST = 4.0
+# Up to how many limits calls may stand that are more important than those who wait.
+_URGENT = 4.0
 _STEP = 0.1
 _FADE = 0.1
 _LEAST_LEFT = 0.3
@@ -114,8 +116,8 @@ class DelayLimit:
         return 0.0 if under_way + 1 <= self.value else inf
 
     def takes_urgent(self, under_way: int) -> bool:
-        """Whether one more may be sent that is more important than those who wait: as much again is kept for such."""
-        return under_way - len(self._lost) + 1 <= 2.0 * max(1.0, self.value)
+        """Whether one more may be sent that is more important than those who wait."""
+        return under_way - len(self._lost) + 1 <= _URGENT * max(1.0, self.value)
 
     @property
     def _alone(self) -> bool:

@@ -30,6 +30,9 @@ _QUEUE_SHARE = 1 / 8
 # In an overload a replica gets the next one when no more than this part of its queue is left. The rest is kept for
 # urgent ones, who would else wait for their own client's turn among all clients (trunk reservation).
 _PULL_SHARE = 1 / 3
+# What is urgent waits for no ordinary call's end: to be refused, or to stand in line here, is worse than a full queue
+# there. Only that so much stands already, in queues, says that urgent calls themselves are too many.
+_URGENT_QUEUES = 4.0
 
 
 class WindowSettings(Protocol):
@@ -157,7 +160,7 @@ class Windows:
             standing_s = self._load.waiting_s(place, now)
         else:
             standing_s = sum(self._ledger.accounts[place].standing_s(now))
-        return standing_s < self._settings.engine_queue_s
+        return standing_s < _URGENT_QUEUES * self._settings.engine_queue_s
 
     def pulls(self, place: int, now: float, *, overload: bool) -> bool:
         """Whether it has room for a call that waits."""

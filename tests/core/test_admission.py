@@ -115,16 +115,32 @@ def test_calls_do_not_wait_for_work_that_is_only_guessed_at(priority: int) -> No
         picks.append(pick)
     calls = [queue.waiting(demand, 0.0, priority=priority) for _ in range(5)]
     ended = [each for call in calls for each in queue.enter(call, 0.0)]
-    for pick in picks:
+    for pick in picks + [call.pick for call in ended if call.pick]:
         pick.first_content(50.0)
         pick.settle(Verdict.OK, 50.0)
     assert fleet.load.waiting_s(0, 50.0) > config.engine_queue_s
     assert not fleet.ledger.requests
 
-    ended += queue.tick(50.0)
+    pulled = queue.tick(50.0)
 
-    assert any(call.pick for call in ended)
+    assert any(call.pick for call in pulled)
     assert fleet.ledger.requests
+
+
+@pytest.mark.parametrize(("queues", "goes"), [(2.0, True), (3.9, True), (4.1, False)])
+def test_an_urgent_call_stands_behind_a_full_queue_rather_than_in_line(queues: float, goes: bool) -> None:
+    config = AdmissionConfig()
+    fleet = Fleet(PickingConfig(), Random(1), windows=config)
+    fleet.update([Replica(NAMES[0], "http://a")])
+    tokens = int(queues * config.engine_queue_s * fleet.rates[0])
+    fleet.hear(NAMES[0], LoadReport(source="test", at=0.0, prefill_tokens=tokens))
+    queue = Admission(config, fleet)
+    demand = fleet.demand(fingerprint(b"x"), text_bytes=1, prompt_tokens=10)
+    ordinary, urgent = queue.waiting(demand, 0.0), queue.waiting(demand, 0.0, priority=1)
+
+    ended = queue.enter(ordinary, 0.0) + queue.enter(urgent, 0.0)
+
+    assert [call for call in ended if call.pick] == ([urgent] if goes else [])
 
 
 def test_what_cancelled_calls_were_charged_gives_room_while_others_wait() -> None:

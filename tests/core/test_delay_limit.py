@@ -155,13 +155,13 @@ def test_what_is_not_used_fades() -> None:
     assert scene.limit.value < 6.0
 
 
-def test_as_many_again_are_kept_for_urgent_calls() -> None:
+def test_three_times_as_many_more_are_kept_for_urgent_calls() -> None:
     scene = Scene()
     scene.rounds(50, 12.0, waiting=10)
 
     assert scene.limit.opens_in_s(1, 10_000.0) == inf
-    assert scene.limit.takes_urgent(1)
-    assert not scene.limit.takes_urgent(2)
+    assert scene.limit.takes_urgent(3)
+    assert not scene.limit.takes_urgent(4)
 
 
 def test_calls_that_hang_are_no_use_that_is_made_of_it() -> None:
@@ -188,12 +188,12 @@ def test_a_call_to_one_that_starts_slowly_does_not_cut_it() -> None:
 def test_a_call_that_hangs_takes_no_urgent_calls_place() -> None:
     scene = Scene()
     now = scene.rounds(50, 12.0, waiting=10)
-    for _ in range(2):
+    for _ in range(4):
         scene.send(now)
-    assert not scene.limit.takes_urgent(2)
-    assert scene.limit.opens_in_s(2, now + 20.0) == 0.0
+    assert not scene.limit.takes_urgent(4)
+    assert scene.limit.opens_in_s(4, now + 20.0) == 0.0
 
-    assert scene.limit.takes_urgent(2)
+    assert scene.limit.takes_urgent(4)
 
 
 @given(
