@@ -30,6 +30,8 @@ FLOORS = {
     ),
 }
 ORDER = list(FLOORS)
+# A room of the core knows those before it; the modules beside them are above or below them all.
+CORE_ROOMS = ("members", "load", "health", "placement")
 IMPURE = {
     "anyio", "asyncio", "datetime", "httpcore", "httpx", "httpx2", "io", "logging", "os", "pathlib", "random", "select",
     "secrets", "socket", "ssl", "subprocess", "sys", "tempfile", "threading", "time", "trio", "urllib", "uuid",
@@ -77,6 +79,11 @@ def floor(module: str) -> int:
     return next(ORDER.index(name) for name, rooms in FLOORS.items() if room in rooms)
 
 
+def _core_room(module: str) -> int | None:
+    room, _, rest = module.removeprefix("core.").partition(".")
+    return CORE_ROOMS.index(room) if rest and module.startswith("core.") else None
+
+
 def violations(root: Path) -> list[str]:
     graph = edges(root)
     wrong = []
@@ -87,6 +94,9 @@ def violations(root: Path) -> list[str]:
                     wrong.append(f"the model imports the product: {module} -> {target}")
             elif floor(target) > floor(module):
                 wrong.append(f"outwards: {module} -> {target}")
+            inner, needed = _core_room(module), _core_room(target)
+            if inner is not None and needed is not None and needed > inner:
+                wrong.append(f"the core's rooms in the wrong order: {module} -> {target}")
             room, other = module.partition(".")[0], target.partition(".")[0]
             if room != other and {room, other} <= set(FLOORS["rim"]):
                 wrong.append(f"rims import one another: {module} -> {target}")
@@ -131,12 +141,15 @@ def test_the_layers_hold() -> None:
         ("wire/a.py", "from mlbalance_client.conduct import engine", "outwards"),
         ("wire/a.py", "from mlbalance_client.dialects import b", "rims"),
         ("core/a.py", "def f():\n    from . import b", "cycle"),
+        ("core/load/a.py", "from ..health import b", "wrong order"),
         ("simulator/model/a.py", "from mlbalance_client import errors", "the model"),
     ],
 )
 def test_the_checker_sees_violations(tmp_path: Path, file: str, text: str, said: str) -> None:
     for name in (
         "core/b.py",
+        "core/load/b.py",
+        "core/health/b.py",
         "wire/b.py",
         "dialects/b.py",
         "conduct/engine.py",

@@ -12,8 +12,8 @@ from typing import NamedTuple
 from weakref import ref
 
 from ..core.fleet import Pick
+from ..core.health.outlier import Failure
 from ..core.model import Usage, Verdict
-from ..core.outlier import Failure
 from ..core.report import CallReport
 from ..dialects.base import AnswerWatch, Ending, InBandError, Sign
 from ..errors import FailureKind, StreamInterrupted

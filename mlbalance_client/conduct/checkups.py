@@ -14,12 +14,12 @@ from random import Random
 import anyio
 
 from ..config import HealthChecksConfig
-from ..core.fitness import Unproven
 from ..core.fleet import Fleet
+from ..core.health.fitness import Unproven
+from ..core.health.outlier import Failure, Proof, failure_of_status
+from ..core.health.vigil import Vigil
 from ..core.model import Replica, ReplicaId
-from ..core.outlier import Failure, Proof, failure_of_status
 from ..core.report import LastCheck
-from ..core.vigil import Vigil
 from ..dialects import ChecksModels, Dialect, Ending, ModelCheck
 from ..events import HealthCheckFailed, HealthCheckPassed
 from ..health import Finding, Get, Health, SystemCheck, generating_path, judged

@@ -22,12 +22,12 @@ from ..core.attempts import Attempts
 from ..core.budget import Budget
 from ..core.fingerprint import fingerprint, text_key
 from ..core.fleet import Fleet
+from ..core.health.outlier import Outliers
+from ..core.health.pushback import Pushback
+from ..core.health.slow_start import SlowStart
 from ..core.hedging import Hedging
 from ..core.model import Demand
-from ..core.outlier import Outliers
-from ..core.pushback import Pushback
 from ..core.report import CallReport, Explanation, FleetSnapshot, explain, snapshot
-from ..core.slow_start import SlowStart
 from ..dialects import Dialect, Reading, find
 from ..errors import ClientClosed
 from ..events import Event, EventStream, log_events

@@ -20,10 +20,10 @@ import anyio
 from ..config import HttpConfig
 from ..core.attempts import RETRIED_STATUSES, Attempts, Command, Deliver, GiveUp, Pause, Start, Wait
 from ..core.fleet import Fleet, Pick
+from ..core.health.outlier import Failure, failure_of, failure_of_status
 from ..core.hedging import Expected, Hedging
 from ..core.model import Demand, ReplicaId, Usage, Verdict
-from ..core.outlier import Failure, failure_of, failure_of_status
-from ..core.picker import Decision
+from ..core.placement.picker import Decision
 from ..core.report import CallReport
 from ..dialects import Dialect, Lacks, Sign
 from ..errors import (

@@ -16,14 +16,14 @@ import anyio.lowlevel
 
 from .. import load_reports
 from ..config import LoadReportsConfig
-from ..core.cadence import Cadence
 from ..core.fingerprint import SCHEME
 from ..core.fleet import Fleet, Pick
-from ..core.freshening import FRESH_S, whom_to_ask
-from ..core.load_format import HEADER, LoadFormatError, PrefixDelta, decode_header
-from ..core.load_report import LoadReport
+from ..core.load.cadence import Cadence
+from ..core.load.format import HEADER, LoadFormatError, PrefixDelta, decode_header
+from ..core.load.prefix_delta import KEYED_SCHEME
+from ..core.load.report import LoadReport
 from ..core.model import Demand, Replica, ReplicaId
-from ..core.prefix_delta import KEYED_SCHEME
+from ..core.placement.freshening import FRESH_S, whom_to_ask
 from ..errors import ClientClosed
 from ..load_reports import Auto, Complaints, Forbidden, Format, NoAnswer, NotThere, ReportError, orca
 from ..load_reports.shared import Key, SharedPrefixes

@@ -19,8 +19,8 @@ from ..backoff import Backoff, doubling
 from ..config import DiscoveryConfig, RegistryConfig, StaticConfig
 from ..config.urls import scrubbed
 from ..core.fleet import Fleet
-from ..core.guard import Guard
-from ..core.membership import Membership, admitted
+from ..core.members.guard import Guard
+from ..core.members.membership import Membership, admitted
 from ..core.model import Replica
 from ..errors import BalancerError, ConfigError
 from ..events import DiscoveryRecovered, DiscoveryTrouble, EventStream, ReplicasChanged

@@ -16,7 +16,7 @@ from typing import Protocol
 from ..errors import BalancerError, DeadlineExceeded, NoCapacity, QueueTimeout
 from .fleet import Fleet, Pick
 from .model import Demand, ReplicaId
-from .picker import Decision
+from .placement.picker import Decision
 from .waiting_line import Waiter, WaitingLine
 
 # Of how many in order the one that suits best is pulled, and how often the first may be passed over for it.

@@ -15,24 +15,24 @@ from typing import Protocol
 
 from ..errors import NoReplicas
 from .attempts import Others
-from .company import Company
 from .cost import Costs, PrefillRates, prefill_units
 from .fingerprint import BLOCK_BYTES, Fingerprint
-from .fitness import Fitness, News, unheard
-from .ledger import Charge, Ledger
-from .load_report import LoadReport
-from .load_view import Guess, LoadView
+from .health.fitness import Fitness, News, unheard
+from .health.outlier import Failure, Outliers
+from .health.pushback import Pushback
+from .health.slow_start import SlowStart
+from .load.company import Company
+from .load.ledger import Charge, Ledger
+from .load.pace import Stream
+from .load.report import LoadReport
+from .load.view import Guess, LoadView
+from .load.windows import Windows, WindowSettings
 from .model import Demand, Replica, ReplicaId, ReplicaState, Usage, Verdict
-from .outlier import Failure, Outliers
-from .pace import Stream
-from .picker import Decision, PickingSettings, PrefixTokens, Sight, Source, policy
-from .pool import Pool
-from .prefix_index import PrefixIndex
-from .published import PublishedPrefixes, Publishers
-from .pushback import Pushback
-from .serving import Serving
-from .slow_start import SlowStart
-from .windows import Windows, WindowSettings
+from .placement.picker import Decision, PickingSettings, PrefixTokens, Sight, Source, policy
+from .placement.pool import Pool
+from .placement.prefix_index import PrefixIndex
+from .placement.published import PublishedPrefixes, Publishers
+from .placement.serving import Serving
 
 # Engines cache in blocks of their own size, so that a little more may be a hit than the blocks of text tell.
 _SLACK_BLOCKS = 2

@@ -24,7 +24,7 @@ from ddsketch import DDSketch
 from .budget import Budget
 from .fleet import Pick
 from .model import Demand, ReplicaId
-from .picker import Candidate, Decision
+from .placement.picker import Candidate, Decision
 from .remembered import Remembered
 
 _ACCURACY = 0.02

@@ -8,9 +8,9 @@ from typing import Any
 
 from ..errors import AttemptReport, retold
 from .fleet import Fleet, Pick
+from .load.windows import Window
 from .model import Demand, ReplicaId, Usage
-from .picker import Decision, Source
-from .windows import Window
+from .placement.picker import Decision, Source
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from random import Random
 from typing import cast
 
 from mlbalance_client.config import DiscoveryConfig, StaticConfig, kinds
-from mlbalance_client.core.membership import Membership
+from mlbalance_client.core.members.membership import Membership
 from mlbalance_client.errors import ConfigError
 
 from .base import Discovery, Publish, make_replica, replica_of

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from mlbalance_client.config import ReplicaConfig, replica_url
-from mlbalance_client.core.membership import Membership
+from mlbalance_client.core.members.membership import Membership
 from mlbalance_client.core.model import Replica, ReplicaId, ReplicaState
 from mlbalance_client.errors import ConfigError
 

@@ -17,7 +17,7 @@ import httpx
 
 from mlbalance_client.backoff import Backoff, doubling
 from mlbalance_client.config import ConsulConfig
-from mlbalance_client.core.membership import Membership
+from mlbalance_client.core.members.membership import Membership
 from mlbalance_client.errors import DiscoveryError
 
 from .base import Publish

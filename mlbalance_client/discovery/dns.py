@@ -11,7 +11,7 @@ import dns.name
 import dns.resolver
 
 from mlbalance_client.config import DnsConfig, ResolverConfig, SrvConfig
-from mlbalance_client.core.membership import Membership
+from mlbalance_client.core.members.membership import Membership
 from mlbalance_client.core.model import Replica
 from mlbalance_client.errors import ConfigError, DiscoveryError
 

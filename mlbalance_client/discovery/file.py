@@ -13,7 +13,7 @@ import anyio
 from anyio import to_thread
 
 from mlbalance_client.config import FileConfig, ReplicaFile
-from mlbalance_client.core.membership import Membership
+from mlbalance_client.core.members.membership import Membership
 from mlbalance_client.core.model import Replica
 from mlbalance_client.errors import ConfigError, DiscoveryError
 

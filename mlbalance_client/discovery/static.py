@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlbalance_client.config import StaticConfig
-from mlbalance_client.core.membership import Membership
+from mlbalance_client.core.members.membership import Membership
 
 from .base import Publish, replica_of
 

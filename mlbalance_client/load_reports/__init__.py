@@ -1,4 +1,4 @@
-"""What replicas say of their load: one adapter an engine, all giving ``core.load_report.LoadReport``."""
+"""What replicas say of their load: one adapter an engine, all giving ``LoadReport``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import cast
 
 from mlbalance_client.config import LoadReportsConfig
 from mlbalance_client.config.load_reports import report_kinds
+from mlbalance_client.core.load.report import LoadReport, State
 
 from . import orca
 from .auto import Auto
@@ -33,11 +34,13 @@ __all__ = [
     "Fetch",
     "Forbidden",
     "Format",
+    "LoadReport",
     "Looks",
     "NoAnswer",
     "NotThere",
     "Page",
     "ReportError",
+    "State",
     "create",
     "orca",
     "shared_looks",

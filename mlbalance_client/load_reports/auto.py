@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from mlbalance_client.core.load_report import LoadReport
+from mlbalance_client.core.load.report import LoadReport
 
 from .base import Fetch, Format, NoAnswer, NotThere, ReportError
 from .looks import Looks, Turn

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlbalance_client.core.load_report import LoadReport
+from mlbalance_client.core.load.report import LoadReport
 
 _LONGEST = 300
 

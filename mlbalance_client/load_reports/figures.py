@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from mlbalance_client.core.load_report import State
+from mlbalance_client.core.load.report import State
 
 from .base import MOST_BYTES, ReportError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from mlbalance_client.core.load_report import LoadReport, State
+from mlbalance_client.core.load.report import LoadReport, State
 
 from . import probes
 from .base import Fetch, ReportError

@@ -14,7 +14,7 @@ from base64 import b64decode
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from mlbalance_client.core.load_report import LoadReport
+from mlbalance_client.core.load.report import LoadReport
 
 from .base import ReportError
 from .figures import parsed_fields, share, whole

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from urllib.parse import quote
 
-from mlbalance_client.core.load_report import State
+from mlbalance_client.core.load.report import State
 
 from .base import Fetch, NoAnswer, NotThere, Page, ReportError
 from .figures import mapping, parsed

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from threading import Lock
 
-from mlbalance_client.core.load_format import PrefixDelta
-from mlbalance_client.core.published import PublishedPrefixes
+from mlbalance_client.core.load.format import PrefixDelta
+from mlbalance_client.core.placement.published import PublishedPrefixes
 
 Key = tuple[str, str]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from mlbalance_client.core.load_format import LoadFormatError, PrefixDelta, decode_load, decode_prefixes
-from mlbalance_client.core.load_report import LoadReport
+from mlbalance_client.core.load.format import LoadFormatError, PrefixDelta, decode_load, decode_prefixes
+from mlbalance_client.core.load.report import LoadReport
 from mlbalance_client.core.sse import EventReader
 
 from .base import ReportError

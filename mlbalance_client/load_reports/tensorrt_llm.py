@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from mlbalance_client.core.load_report import LoadReport, State
+from mlbalance_client.core.load.report import LoadReport, State
 
 from . import probes
 from .base import Fetch

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mlbalance_client.core.load_report import LoadReport, State
+from mlbalance_client.core.load.report import LoadReport, State
 
 from . import probes
 from .base import Fetch, Page, ReportError

@@ -13,9 +13,9 @@ from math import inf
 from threading import RLock
 
 from ..core.fingerprint import SCHEME, fingerprint
-from ..core.load_report import LoadReport, State
+from ..core.load.prefix_delta import KEYED_SCHEME
+from ..core.load.report import LoadReport, State
 from ..core.model import Usage
-from ..core.prefix_delta import KEYED_SCHEME
 from ..dialects import Reading
 from ..dialects.plain import reading_of
 from .acks import Acks

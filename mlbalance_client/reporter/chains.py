@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..core.load_format import PrefixDelta
+from ..core.load.format import PrefixDelta
 
 _PAGES = 128
 MOST_BLOCKS = 65_536

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from ..core.load_report import LoadReport
+from ..core.load.report import LoadReport
 
 _SHARE = 0.1
 _LARGE_S = 0.2

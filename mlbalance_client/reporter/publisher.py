@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from math import inf
 
-from ..core.load_format import PrefixDelta, encode_prefixes, personal
-from ..core.load_report import LoadReport
+from ..core.load.format import PrefixDelta, encode_prefixes, personal
+from ..core.load.report import LoadReport
 from .chains import Page
 from .change import LARGE_REQUESTS, Change
 from .grants import Grant, Grants

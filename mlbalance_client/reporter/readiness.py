@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..core.load_report import State
+from ..core.load.report import State
 
 _MOST_MODELS = 64
 

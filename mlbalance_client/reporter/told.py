@@ -6,8 +6,8 @@ from collections.abc import Callable
 from threading import RLock
 from typing import Protocol
 
-from ..core.load_format import encode_header, encode_load
-from ..core.load_report import LoadReport
+from ..core.load.format import encode_header, encode_load
+from ..core.load.report import LoadReport
 from .acks import Acks
 from .chains import Chains
 from .change import Expectation

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from ..core.load_format import HEADER
+from ..core.load.format import HEADER
 from ..dialects import AnswerWatch, Dialect, Ending, Reading, Sign
 from ..dialects.watches import BlindWatch
 from .asgi import Message, Receive, Scope, Send

@@ -12,10 +12,10 @@ from random import Random
 from mlbalance_client.core.admission import Admission, AdmissionSettings, Waiting
 from mlbalance_client.core.fingerprint import BLOCK_BYTES, Fingerprint, fingerprint
 from mlbalance_client.core.fleet import Fleet, FleetSettings, Pick
-from mlbalance_client.core.freshening import FRESH_S, whom_to_ask
-from mlbalance_client.core.load_report import LoadReport
+from mlbalance_client.core.load.report import LoadReport
 from mlbalance_client.core.model import Demand, Replica, ReplicaId, Usage, Verdict
-from mlbalance_client.core.published import PublishedPrefixes
+from mlbalance_client.core.placement.freshening import FRESH_S, whom_to_ask
+from mlbalance_client.core.placement.published import PublishedPrefixes
 
 from .model.engine import Engine
 from .model.measures import CallRecord

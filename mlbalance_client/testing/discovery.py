@@ -18,7 +18,7 @@ import anyio
 from mlbalance_client.balancer import Balancer
 from mlbalance_client.calls import Call
 from mlbalance_client.config import BalancerConfig, DiscoveryConfig
-from mlbalance_client.core.membership import Membership
+from mlbalance_client.core.members.membership import Membership
 from mlbalance_client.discovery import create
 from mlbalance_client.errors import DiscoveryError
 

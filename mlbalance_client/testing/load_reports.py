@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from random import Random
 
-from mlbalance_client.core.load_report import LoadReport
+from mlbalance_client.core.load.report import LoadReport
 from mlbalance_client.load_reports import Fetch, Format, NoAnswer, Page, ReportError
 
 Script = Mapping[str | tuple[int, str], bytes | Page]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from mlbalance_client.config import AdmissionConfig, PickingConfig
-from mlbalance_client.core.load_report import LoadReport
+from mlbalance_client.core.load.report import LoadReport
 from mlbalance_client.simulator.model.engine import Engine
 from mlbalance_client.simulator.model.measures import CallRecord, measure
 from mlbalance_client.simulator.model.spec import EngineSpec

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 
 from mlbalance_client.config.picking import PickingConfig
-from mlbalance_client.core.load_report import LoadReport
+from mlbalance_client.core.load.report import LoadReport
 from mlbalance_client.simulator.model.engine import Engine
 from mlbalance_client.simulator.model.measures import Measures, measure
 from mlbalance_client.simulator.model.router import Omniscient, TwoChoicesRouter

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 import mlbalance_client as mlb
-from mlbalance_client.core.load_report import LoadReport
+from mlbalance_client.core.load.report import LoadReport
 from mlbalance_client.errors import ClientClosed
 
 from .virtual import HANG, WHOLE, Network, anyio_backend, engine_of, request

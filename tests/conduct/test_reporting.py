@@ -17,9 +17,9 @@ import pytest
 import mlbalance_client as mlb
 from mlbalance_client.conduct.engine import Engine
 from mlbalance_client.conduct.reporting import Reporting
-from mlbalance_client.core.cadence import Cadence
 from mlbalance_client.core.fingerprint import SCHEME
-from mlbalance_client.core.load_format import PrefixDelta, encode_prefixes
+from mlbalance_client.core.load.cadence import Cadence
+from mlbalance_client.core.load.format import PrefixDelta, encode_prefixes
 from mlbalance_client.core.model import Replica
 from mlbalance_client.simulator.model.fleet import Fleet
 from mlbalance_client.simulator.model.spec import EngineSpec

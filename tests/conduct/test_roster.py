@@ -20,7 +20,7 @@ from mlbalance_client import discovery
 from mlbalance_client.conduct.roster import Roster
 from mlbalance_client.config import FileConfig, PickingConfig
 from mlbalance_client.core.fleet import Fleet
-from mlbalance_client.core.membership import Membership
+from mlbalance_client.core.members.membership import Membership
 from mlbalance_client.discovery import make_replica
 from mlbalance_client.errors import DiscoveryError
 from mlbalance_client.events import DiscoveryRecovered, DiscoveryTrouble, Event, EventStream, ReplicasChanged

@@ -14,9 +14,9 @@ from mlbalance_client.config import AdmissionConfig, PickingConfig
 from mlbalance_client.core.admission import Admission, Waiting
 from mlbalance_client.core.fingerprint import fingerprint
 from mlbalance_client.core.fleet import Fleet, Pick
-from mlbalance_client.core.load_report import LoadReport
+from mlbalance_client.core.load.report import LoadReport
 from mlbalance_client.core.model import Replica, ReplicaId, Verdict
-from mlbalance_client.core.picker import Decision
+from mlbalance_client.core.placement.picker import Decision
 from mlbalance_client.errors import ClientClosed, DeadlineExceeded, NoCapacity, NoReplicas, QueueTimeout
 
 NAMES = [ReplicaId(name) for name in "abc"]

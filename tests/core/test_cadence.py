@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlbalance_client.core.cadence import Cadence
+from mlbalance_client.core.load.cadence import Cadence
 
 
 def cadence(seed: int = 1, interval_s: float = 1.0) -> Cadence:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlbalance_client.core.company import Company
+from mlbalance_client.core.load.company import Company
 
 
 def test_until_answers_show_otherwise_there_may_be_others() -> None:

@@ -7,8 +7,8 @@ from math import inf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlbalance_client.core.delay_limit import DelayLimit
-from mlbalance_client.core.ledger import Charge, Ledger
+from mlbalance_client.core.load.delay_limit import DelayLimit
+from mlbalance_client.core.load.ledger import Charge, Ledger
 
 TARGET_S = 3.0
 

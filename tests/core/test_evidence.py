@@ -9,12 +9,12 @@ import pytest
 
 from mlbalance_client.config import OutlierDetectionConfig, PickingConfig, SlowStartConfig
 from mlbalance_client.core.fingerprint import fingerprint
-from mlbalance_client.core.fitness import News
 from mlbalance_client.core.fleet import Fleet
-from mlbalance_client.core.load_report import LoadReport, State
+from mlbalance_client.core.health.fitness import News
+from mlbalance_client.core.health.outlier import Failure, Outliers, Proof
+from mlbalance_client.core.health.slow_start import SlowStart
+from mlbalance_client.core.load.report import LoadReport, State
 from mlbalance_client.core.model import Demand, Replica, ReplicaId, ReplicaState, Verdict
-from mlbalance_client.core.outlier import Failure, Outliers, Proof
-from mlbalance_client.core.slow_start import SlowStart
 from mlbalance_client.events import ReplicaEjected, ReplicaReturned
 
 A, B, C = (ReplicaId(name) for name in "abc")

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlbalance_client.core.freshening import whom_to_ask
-from mlbalance_client.core.picker import NO_HIT, Compared, Decision, Hit, Source
-from mlbalance_client.core.pool import Pool
+from mlbalance_client.core.placement.freshening import whom_to_ask
+from mlbalance_client.core.placement.picker import NO_HIT, Compared, Decision, Hit, Source
+from mlbalance_client.core.placement.pool import Pool
 
 
 def decision(scores: list[float], own_s: float = 1.0, best: Hit = NO_HIT) -> Decision:

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlbalance_client.config import RegistryConfig
-from mlbalance_client.core.guard import Guard
-from mlbalance_client.core.membership import Membership
+from mlbalance_client.core.members.guard import Guard
+from mlbalance_client.core.members.membership import Membership
 from mlbalance_client.core.model import Replica, ReplicaId, ReplicaState
 
 

@@ -14,7 +14,7 @@ from mlbalance_client.core.fingerprint import fingerprint
 from mlbalance_client.core.fleet import Fleet, Pick
 from mlbalance_client.core.hedging import Hedging, RecentQuantile
 from mlbalance_client.core.model import Demand, Replica, ReplicaId
-from mlbalance_client.core.picker import Candidate, Compared, Decision, Source
+from mlbalance_client.core.placement.picker import Candidate, Compared, Decision, Source
 
 OPEN = HedgingConfig(reserve_tokens=1_000_000)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlbalance_client.core.levelling import Inflow, levelled
+from mlbalance_client.core.load.levelling import Inflow, levelled
 
 columns = st.lists(
     st.tuples(st.floats(0, 100), st.one_of(st.none(), st.floats(0, 10))), min_size=1, max_size=9

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlbalance_client.core.load_format import (
+from mlbalance_client.core.load.format import (
     LoadFormatError,
     PrefixDelta,
     decode_header,
@@ -20,8 +20,8 @@ from mlbalance_client.core.load_format import (
     encode_prefixes,
     personal,
 )
-from mlbalance_client.core.load_report import LoadReport, State
-from mlbalance_client.core.prefix_delta import KEYED_SCHEME, SCHEMES
+from mlbalance_client.core.load.prefix_delta import KEYED_SCHEME, SCHEMES
+from mlbalance_client.core.load.report import LoadReport, State
 
 GOLDEN = (
     b'{"v":1,"replica":"llm-7","epoch":"f3c1","seq":1842,"t_ms":91342,"state":"ready","running":3,"waiting":1,'

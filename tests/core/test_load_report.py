@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlbalance_client.core.load_report import LoadReport, State
+from mlbalance_client.core.load.report import LoadReport, State
 
 
 @pytest.mark.parametrize("wrong", [-1, float("nan"), float("inf"), 1e16, 10**400, -(10**400)])

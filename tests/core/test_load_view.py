@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from mlbalance_client.core.company import Company
-from mlbalance_client.core.ledger import Charge, Ledger
-from mlbalance_client.core.load_report import LoadReport
-from mlbalance_client.core.load_view import LoadView
+from mlbalance_client.core.load.company import Company
+from mlbalance_client.core.load.ledger import Charge, Ledger
+from mlbalance_client.core.load.pace import Found
+from mlbalance_client.core.load.report import LoadReport
+from mlbalance_client.core.load.standing import Basis
+from mlbalance_client.core.load.view import LoadView
 from mlbalance_client.core.model import Verdict
-from mlbalance_client.core.pace import Found
-from mlbalance_client.core.standing import Basis
 
 RATE = 10_000.0
 EXPIRY_S = 4.0

@@ -10,7 +10,7 @@ import pytest
 from mlbalance_client.config import PickingConfig
 from mlbalance_client.core.fingerprint import fingerprint
 from mlbalance_client.core.fleet import Fleet
-from mlbalance_client.core.load_report import LoadReport
+from mlbalance_client.core.load.report import LoadReport
 from mlbalance_client.core.model import Replica, ReplicaId
 
 FULL, ROOMY = ReplicaId("full"), ReplicaId("roomy")

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from mlbalance_client.config import OutlierDetectionConfig, PickingConfig, SlowStartConfig
 from mlbalance_client.core.fingerprint import fingerprint
-from mlbalance_client.core.fitness import News
 from mlbalance_client.core.fleet import Fleet, Pick
+from mlbalance_client.core.health.fitness import News
+from mlbalance_client.core.health.outlier import Failure, Outliers, failure_of, failure_of_status, wilson_low
+from mlbalance_client.core.health.pushback import Pushback
+from mlbalance_client.core.health.slow_start import SlowStart
 from mlbalance_client.core.model import Demand, Replica, ReplicaId, Usage, Verdict
-from mlbalance_client.core.outlier import Failure, Outliers, failure_of, failure_of_status, wilson_low
-from mlbalance_client.core.pushback import Pushback
 from mlbalance_client.core.report import snapshot
-from mlbalance_client.core.slow_start import SlowStart
 from mlbalance_client.errors import FailureKind
 from mlbalance_client.events import PanicChanged, ReplicaEjected, ReplicaReturned
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlbalance_client.core.pace import Found, Pace
+from mlbalance_client.core.load.pace import Found, Pace
 
 FAST_S, SLOW_S = 0.02, 0.2
 

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlbalance_client.core.prefix_index import PrefixIndex
+from mlbalance_client.core.placement.prefix_index import PrefixIndex
 
 chains = st.lists(st.integers(0, 30), min_size=1, max_size=12, unique=True)
 prompts = st.lists(st.integers(0, 2), min_size=1, max_size=8)

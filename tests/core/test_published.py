@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from mlbalance_client.core.published import PublishedPrefixes, Publishers
+from mlbalance_client.core.placement.published import PublishedPrefixes, Publishers
 
 # Hashes that crowd: few top bits, few low ones, and bytes that look like holders' numbers.
 CHAINS = [

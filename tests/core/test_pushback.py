@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from mlbalance_client.config import PickingConfig
 from mlbalance_client.core.fingerprint import fingerprint
 from mlbalance_client.core.fleet import Fleet
+from mlbalance_client.core.health.pushback import Pushback
 from mlbalance_client.core.model import Replica, ReplicaId, Verdict
-from mlbalance_client.core.pushback import Pushback
 
 
 def test_each_failure_in_a_row_doubles_the_rest_up_to_its_bound() -> None:

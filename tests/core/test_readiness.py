@@ -7,12 +7,12 @@ from random import Random
 
 import pytest
 
-from mlbalance_client.core.absences import Absences
-from mlbalance_client.core.fitness import Fitness
-from mlbalance_client.core.load_report import LoadReport, State
+from mlbalance_client.core.health.absences import Absences
+from mlbalance_client.core.health.fitness import Fitness
+from mlbalance_client.core.health.pushback import Pushback
+from mlbalance_client.core.health.readiness import Readiness
+from mlbalance_client.core.load.report import LoadReport, State
 from mlbalance_client.core.model import Replica, ReplicaId
-from mlbalance_client.core.pushback import Pushback
-from mlbalance_client.core.readiness import Readiness
 
 EXPIRY_S = 5.0
 

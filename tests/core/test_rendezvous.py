@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlbalance_client.core.rendezvous import Rendezvous
+from mlbalance_client.core.placement.rendezvous import Rendezvous
 
 DOC = Path(__file__).parents[2] / "docs" / "fingerprint.md"
 VECTORS = re.findall(r"^\| `(\w{16})` \| (replica-.*) \|$", DOC.read_text(), re.MULTILINE)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlbalance_client.core.load_report import LoadReport, State
-from mlbalance_client.core.standing import Basis, Work, basis, reported_s, tells, under_way_s
+from mlbalance_client.core.load.report import LoadReport, State
+from mlbalance_client.core.load.standing import Basis, Work, basis, reported_s, tells, under_way_s
 
 RATE = 10_000.0
 

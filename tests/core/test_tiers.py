@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from mlbalance_client.config import PickingConfig
 from mlbalance_client.core.fingerprint import fingerprint
 from mlbalance_client.core.fleet import Fleet
+from mlbalance_client.core.load.pace import Found
 from mlbalance_client.core.model import Replica, ReplicaId, ReplicaState, Verdict
-from mlbalance_client.core.pace import Found
-from mlbalance_client.core.picker import Source
-from mlbalance_client.core.tiers import tiers
+from mlbalance_client.core.placement.picker import Source
+from mlbalance_client.core.placement.tiers import tiers
 from mlbalance_client.errors import NoReplicas
 
 H, D, X, G = ReplicaState.HEALTHY, ReplicaState.DEGRADED, ReplicaState.OUT, ReplicaState.DRAINING

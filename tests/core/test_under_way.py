@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlbalance_client.core.load_report import LoadReport
-from mlbalance_client.core.standing import Work
-from mlbalance_client.core.under_way import UnderWay
+from mlbalance_client.core.load.report import LoadReport
+from mlbalance_client.core.load.standing import Work
+from mlbalance_client.core.load.under_way import UnderWay
 
 RATE = 10_000.0
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlbalance_client.core.health.vigil import Vigil
 from mlbalance_client.core.model import ReplicaId
-from mlbalance_client.core.vigil import Vigil
 
 
 @dataclass(frozen=True)

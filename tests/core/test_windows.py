@@ -7,7 +7,7 @@ from random import Random
 from mlbalance_client.config import AdmissionConfig, PickingConfig
 from mlbalance_client.core.fingerprint import fingerprint
 from mlbalance_client.core.fleet import Fleet, Pick
-from mlbalance_client.core.load_report import LoadReport
+from mlbalance_client.core.load.report import LoadReport
 from mlbalance_client.core.model import Demand, Replica, ReplicaId, Usage, Verdict
 
 A, B = ReplicaId("a"), ReplicaId("b")

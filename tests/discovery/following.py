@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 
 from mlbalance_client.config import BalancerConfig
-from mlbalance_client.core.membership import Membership
+from mlbalance_client.core.members.membership import Membership
 from mlbalance_client.discovery import create
 from mlbalance_client.errors import DiscoveryError
 

@@ -13,7 +13,7 @@ import anyio
 import dns.rcode
 import pytest
 
-from mlbalance_client.core.membership import Membership
+from mlbalance_client.core.members.membership import Membership
 from mlbalance_client.discovery import make_replica
 from mlbalance_client.errors import DiscoveryError
 from mlbalance_client.testing import DiscoveryConformance, Registry

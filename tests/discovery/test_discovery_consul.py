@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import mlbalance_client as mlb
 from mlbalance_client.cli.checking import find
 from mlbalance_client.config import BalancerConfig, ConsulConfig
-from mlbalance_client.core.membership import Membership
+from mlbalance_client.core.members.membership import Membership
 from mlbalance_client.core.model import Replica, ReplicaState
 from mlbalance_client.discovery.consul_answer import instances
 from mlbalance_client.discovery.http import registry_client

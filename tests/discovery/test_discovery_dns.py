@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlbalance_client.config import BalancerConfig
-from mlbalance_client.core.membership import Membership
+from mlbalance_client.core.members.membership import Membership
 from mlbalance_client.discovery import create, resolving
 from mlbalance_client.discovery.dns import SrvDiscovery
 from mlbalance_client.errors import ConfigError, DiscoveryError

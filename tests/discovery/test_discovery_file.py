@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlbalance_client.config import BalancerConfig
-from mlbalance_client.core.membership import Membership
+from mlbalance_client.core.members.membership import Membership
 from mlbalance_client.core.model import ReplicaState
 from mlbalance_client.discovery.file import FileDiscovery
 from mlbalance_client.errors import DiscoveryError

@@ -16,8 +16,8 @@ import mlbalance_client as mlb
 from mlbalance_client.config import BalancerConfig, K8sConfig, PickingConfig
 from mlbalance_client.core.fingerprint import fingerprint
 from mlbalance_client.core.fleet import Fleet
-from mlbalance_client.core.guard import Guard
-from mlbalance_client.core.membership import Membership
+from mlbalance_client.core.members.guard import Guard
+from mlbalance_client.core.members.membership import Membership
 from mlbalance_client.core.model import Replica
 from mlbalance_client.discovery import make_replica
 from mlbalance_client.discovery.consul_answer import instances

@@ -14,8 +14,8 @@ import anyio
 import httpx
 
 import mlbalance_client as mlb
-from mlbalance_client.core.load_format import HEADER
-from mlbalance_client.core.picker import Source
+from mlbalance_client.core.load.format import HEADER
+from mlbalance_client.core.placement.picker import Source
 
 from .engine import MODEL, Engine
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mlbalance_client.config import LoadReportsConfig
-from mlbalance_client.core.load_report import LoadReport, State
+from mlbalance_client.core.load.report import LoadReport, State
 from mlbalance_client.load_reports import Format, NoAnswer, NotThere, Page, ReportError, create
 from mlbalance_client.load_reports.auto import Auto, Search
 from mlbalance_client.testing.load_reports import Script, ScriptedReplica, check_format

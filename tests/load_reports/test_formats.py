@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mlbalance_client.config import LoadReportsConfig
-from mlbalance_client.core.load_report import State
+from mlbalance_client.core.load.report import State
 from mlbalance_client.load_reports import Format, NoAnswer, NotThere, Page, ReportError, create
 from mlbalance_client.load_reports.waits import LateWait
 from mlbalance_client.testing.load_reports import Script, ScriptedReplica, check_format

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mlbalance_client.core.load_report import LoadReport
+from mlbalance_client.core.load.report import LoadReport
 from mlbalance_client.load_reports import (
     llama_cpp,
     nim,

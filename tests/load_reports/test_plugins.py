@@ -12,7 +12,7 @@ import pytest
 
 from mlbalance_client.config import BalancerConfig, LoadReportsConfig
 from mlbalance_client.config.load_reports import report_kinds
-from mlbalance_client.core.load_report import LoadReport
+from mlbalance_client.core.load.report import LoadReport
 from mlbalance_client.errors import ConfigError
 from mlbalance_client.load_reports import Fetch, Format, NoAnswer, NotThere, Page, create
 from mlbalance_client.testing.load_reports import ScriptedReplica, check_format

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
 
-from mlbalance_client.core.load_format import PrefixDelta
+from mlbalance_client.core.load.format import PrefixDelta
 from mlbalance_client.load_reports.shared import Key, SharedPrefixes
 
 KEY = ("http://replica", "e1")

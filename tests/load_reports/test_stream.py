@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlbalance_client.core.fingerprint import SCHEME
-from mlbalance_client.core.load_format import PrefixDelta, encode_load, encode_prefixes
-from mlbalance_client.core.load_report import LoadReport, State
-from mlbalance_client.core.prefix_delta import KEYED_SCHEME
+from mlbalance_client.core.load.format import PrefixDelta, encode_load, encode_prefixes
+from mlbalance_client.core.load.prefix_delta import KEYED_SCHEME
+from mlbalance_client.core.load.report import LoadReport, State
 from mlbalance_client.load_reports import ReportError
 from mlbalance_client.load_reports.stream import StreamReader
 

@@ -11,8 +11,8 @@ import pytest
 
 from mlbalance_client.cli.checking import find
 from mlbalance_client.config import BalancerConfig
-from mlbalance_client.core.guard import Guard
-from mlbalance_client.core.membership import Membership
+from mlbalance_client.core.members.guard import Guard
+from mlbalance_client.core.members.membership import Membership
 from mlbalance_client.events import ReplicasChanged
 
 from ..scripted import Exchange, Scripted

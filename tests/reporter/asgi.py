@@ -8,8 +8,8 @@ from typing import Any
 
 import anyio
 
-from mlbalance_client.core.load_format import decode_load
-from mlbalance_client.core.load_report import LoadReport
+from mlbalance_client.core.load.format import decode_load
+from mlbalance_client.core.load.report import LoadReport
 from mlbalance_client.reporter import LoadReporter, snapshot
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "why " * 1000}], "max_tokens": 9}

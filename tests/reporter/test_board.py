@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from mlbalance_client.core.fingerprint import fingerprint
-from mlbalance_client.core.load_format import decode_header, decode_load, decode_prefixes
-from mlbalance_client.core.load_report import State
+from mlbalance_client.core.load.format import decode_header, decode_load, decode_prefixes
+from mlbalance_client.core.load.report import State
 from mlbalance_client.dialects.plain import reading_of
 from mlbalance_client.errors import ConfigError
 from mlbalance_client.reporter import BoardCall, LoadBoard, ReporterSettings, snapshot

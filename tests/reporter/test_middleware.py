@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlbalance_client.core.fingerprint import fingerprint
-from mlbalance_client.core.load_format import decode_header
-from mlbalance_client.core.load_report import State
+from mlbalance_client.core.load.format import decode_header
+from mlbalance_client.core.load.report import State
 from mlbalance_client.dialects import Ending, Sign, find
 from mlbalance_client.errors import ConfigError
 from mlbalance_client.reporter import LoadBoard, LoadReporter, middleware

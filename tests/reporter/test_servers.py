@@ -17,8 +17,8 @@ import httpx
 import pytest
 
 from mlbalance_client.core.fingerprint import fingerprint
-from mlbalance_client.core.load_format import decode_header, decode_load, decode_prefixes
-from mlbalance_client.core.load_report import State
+from mlbalance_client.core.load.format import decode_header, decode_load, decode_prefixes
+from mlbalance_client.core.load.report import State
 from mlbalance_client.dialects import find
 from mlbalance_client.reporter import LoadReporter, engine_facts, siblings
 from mlbalance_client.reporter.gpu import Gauge, GpuFigures, read, visible

@@ -12,8 +12,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from mlbalance_client.core.load_format import PrefixDelta, decode_load, decode_prefixes
-from mlbalance_client.core.load_report import LoadReport, State
+from mlbalance_client.core.load.format import PrefixDelta, decode_load, decode_prefixes
+from mlbalance_client.core.load.report import LoadReport, State
 from mlbalance_client.reporter import BoardFull, LoadApp, LoadBoard, LoadReporter, ReporterSettings, events
 from mlbalance_client.reporter import publisher as publishing
 from mlbalance_client.reporter.serving import PATH

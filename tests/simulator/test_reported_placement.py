@@ -9,7 +9,7 @@ import pytest
 
 from mlbalance_client.config import PickingConfig
 from mlbalance_client.core.fingerprint import Fingerprint
-from mlbalance_client.core.load_report import LoadReport
+from mlbalance_client.core.load.report import LoadReport
 from mlbalance_client.simulator.model.engine import Engine
 from mlbalance_client.simulator.model.measures import measure
 from mlbalance_client.simulator.model.replay import RouterPlacer, replay

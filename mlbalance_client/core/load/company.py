@@ -7,7 +7,7 @@ tokens in answers that this client never sent there.
 
 from __future__ import annotations
 
-from .cost import Recent
+from ..cost import Recent
 
 _STEP = 0.05
 _KEEP = 0.95

@@ -14,15 +14,15 @@ from itertools import islice
 from random import Random
 from typing import NamedTuple, Protocol
 
-from .company import Company
-from .cost import PrefillRates, prefill_units
-from .ledger import Ledger
-from .load_view import LoadView
-from .model import Demand
+from ..cost import PrefillRates, prefill_units
+from ..health.slow_start import SlowStart
+from ..load.company import Company
+from ..load.ledger import Ledger
+from ..load.view import LoadView
+from ..model import Demand
 from .pool import Pool
 from .prefix_index import PrefixIndex
 from .published import Publishers
-from .slow_start import SlowStart
 
 
 class Source(StrEnum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from random import Random
 
-from .model import Replica
+from ..model import Replica
 from .rendezvous import Rendezvous
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..remembered import Remembered
 from .pushback import Pushback
-from .remembered import Remembered
 
 _MOST_MODELS = 256
 

@@ -14,7 +14,7 @@ from collections import OrderedDict, defaultdict, deque
 from dataclasses import dataclass, field
 from functools import partial
 
-from .model import Verdict
+from ..model import Verdict
 
 
 @dataclass(slots=True, eq=False)

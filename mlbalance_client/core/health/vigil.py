@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Protocol
 
-from .cadence import Cadence
-from .model import ReplicaId
+from ..load.cadence import Cadence
+from ..model import ReplicaId
 
 _JITTER = 0.1
 _CLIENTS_PER_S = 1.0

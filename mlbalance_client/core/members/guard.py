@@ -18,9 +18,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from ..model import Replica, ReplicaState
 from .flapping import Flaps, FlapSettings
 from .membership import Membership, Network, admitted
-from .model import Replica, ReplicaState
 
 _NAMED = 5
 

@@ -14,7 +14,7 @@ room. Where a queue is told, it shows what memory does not let in: to bar by a g
 
 from __future__ import annotations
 
-from .load_report import LoadReport
+from .report import LoadReport
 from .standing import tells
 
 _BEYOND = 1 / 8  # an engine's own queue keeps it busy between two of its reports

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from .load_report import LoadReport
+from .report import LoadReport
 
 _STEP = 0.02
 _MOST_IN_USE = 0.95

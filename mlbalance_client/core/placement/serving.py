@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from math import inf
 
-from .model import Replica, ReplicaId
+from ..model import Replica, ReplicaId
+from ..remembered import Remembered
 from .pool import Pool
-from .remembered import Remembered
 from .tiers import tiers
 
 _MODELS = 256

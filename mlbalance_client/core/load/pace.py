@@ -11,7 +11,7 @@ from collections.abc import Container
 from enum import StrEnum
 from statistics import median
 
-from .cost import Recent
+from ..cost import Recent
 
 _SLOW = 4.0
 _LONG_S = 0.5

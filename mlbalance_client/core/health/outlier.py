@@ -29,7 +29,7 @@ from random import Random
 from statistics import median
 from typing import Protocol
 
-from ..errors import FailureKind
+from ...errors import FailureKind
 from .silence import Silences
 
 _WINDOW_S = 30.0

@@ -17,8 +17,8 @@ from math import exp
 from .company import Company
 from .ledger import Account, Ledger
 from .levelling import Inflow, levelled
-from .load_report import LoadReport
 from .pace import Found, Pace
+from .report import LoadReport
 from .standing import TELLING, Basis, Work, basis, has_work, reported_s, tells, under_way_s
 from .under_way import UnderWay
 

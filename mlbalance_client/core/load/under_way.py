@@ -7,7 +7,7 @@ is done already is not told; it began between two reports, or before both.
 
 from __future__ import annotations
 
-from .load_report import LoadReport
+from .report import LoadReport
 from .standing import MOST_UNDER_WAY_S, Work
 
 # Cancelled prompts are never counted as prefilled: the least seen in so long is what nothing under way looks like.

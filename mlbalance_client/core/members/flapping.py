@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Protocol
 
-from .model import Replica, ReplicaId
+from ..model import Replica, ReplicaId
 
 
 class FlapSettings(Protocol):

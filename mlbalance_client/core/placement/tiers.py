@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .model import Replica, ReplicaState
+from ..model import Replica, ReplicaState
 from .pool import Pool
 
 _ENOUGH = 1.0 - 1e-9

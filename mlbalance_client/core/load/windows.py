@@ -21,9 +21,9 @@ from typing import Protocol
 
 from .delay_limit import DelayLimit
 from .ledger import Charge, Ledger
-from .load_report import LoadReport
-from .load_view import LoadView
 from .memory import left_tokens
+from .report import LoadReport
+from .view import LoadView
 
 # An engine's own queue keeps it busy between two of its reports.
 _QUEUE_SHARE = 1 / 8

@@ -8,8 +8,8 @@ from base64 import b64decode, b64encode
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .fingerprint import BLOCK_BYTES, SCHEME
-from .load_fields import VERSION, LoadFormatError, check_version, needed, parsed, sequence, text
+from ..fingerprint import BLOCK_BYTES, SCHEME
+from .fields import VERSION, LoadFormatError, check_version, needed, parsed, sequence, text
 
 KEYED_SCHEME = f"blake2b-64/{BLOCK_BYTES}/1"
 SCHEMES = frozenset({SCHEME, KEYED_SCHEME})

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from random import Random
 from typing import NamedTuple
 
-from ..events import PanicChanged, ReplicaEjected, ReplicaReturned
+from ...events import PanicChanged, ReplicaEjected, ReplicaReturned
+from ..load.memory import Fullness
+from ..load.report import LoadReport
+from ..model import Replica, ReplicaId
 from .absences import Absences
-from .load_report import LoadReport
-from .memory import Fullness
-from .model import Replica, ReplicaId
 from .outlier import Ejection, Failure, Outliers, Proof
 from .pushback import Pushback
 from .readiness import Readiness

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
-from .model import Replica, ReplicaId
+from ..model import Replica, ReplicaId
 
 _REMARKS = 20
 _NAMED = 5

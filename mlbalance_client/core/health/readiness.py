@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .load_report import LoadReport, State
+from ..load.report import LoadReport, State
 
 _COLD = frozenset({State.STARTING, State.ASLEEP})
 _CLOSED = _COLD | {State.DRAINING, State.OVERLOADED}

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .load_fields import (
+from .fields import (
     VERSION,
     LoadFormatError,
     check_version,
@@ -24,8 +24,8 @@ from .load_fields import (
     table,
     text,
 )
-from .load_report import LoadReport, State
 from .prefix_delta import PrefixDelta, decode_prefixes, encode_prefixes
+from .report import LoadReport, State
 
 __all__ = [
     "HEADER",
