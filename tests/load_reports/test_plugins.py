@@ -12,9 +12,8 @@ import pytest
 
 from mlbalance_client.config import BalancerConfig, LoadReportsConfig
 from mlbalance_client.config.load_reports import report_kinds
-from mlbalance_client.core.load.report import LoadReport
 from mlbalance_client.errors import ConfigError
-from mlbalance_client.load_reports import Fetch, Format, NoAnswer, NotThere, Page, create
+from mlbalance_client.load_reports import Fetch, Format, LoadReport, NoAnswer, NotThere, Page, create
 from mlbalance_client.testing.load_reports import ScriptedReplica, check_format
 
 ROOT = Path(__file__).parents[2]
@@ -24,8 +23,7 @@ import json
 from typing import Literal
 
 from mlbalance_client.config import LoadReportsConfig
-from mlbalance_client.core.load_report import LoadReport, State
-from mlbalance_client.load_reports import NotThere, ReportError
+from mlbalance_client.load_reports import LoadReport, NotThere, ReportError, State
 
 
 class AbacusConfig(LoadReportsConfig):

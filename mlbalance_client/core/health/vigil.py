@@ -1,7 +1,7 @@
 """Whom a client checks, and when: those of whom its calls tell nothing, at moments of its own, within a budget.
 
 Each replica is checked by a client at most once an interval, in a phase of the client's own and one check at a time.
-The interval grows for a client without calls (up to eightfold, core.cadence), and with the number of clients where the
+The interval grows for a client without calls (up to eightfold, cadence.py), and with the number of clients where the
 replica tells it: then all of them together make about one check a second there. Checks that cost tokens come out of a
 bucket of so many a minute, which holds one minute's worth.
 """
