@@ -25,7 +25,8 @@ check: lint
 	$(BIN)/pytest -q -n 2 --dist worksteal -m "not slow and not sdk"
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -q -m alone
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not alone"
 
 # Real engines: installs and compiles them in .tools/engines at first (4 GB, a quarter of an hour).
 test-engines: $(READY)

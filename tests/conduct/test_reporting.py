@@ -334,6 +334,7 @@ async def test_nonsense_in_passing_harms_no_call(value: str) -> None:
             assert told(client) == {}
 
 
+@pytest.mark.alone
 async def test_an_expensive_call_asks_afresh_before_it_is_placed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Cadence, "first_s", lambda self: 0.0)
     page = json.dumps({"loads": [{"num_running_reqs": 1, "num_waiting_reqs": 0}]}).encode()
@@ -437,6 +438,7 @@ def many_lives(exchange: Exchange) -> None:
     exchange.wait_gone(30)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("bad", [floods, huge, lies, silent, hangs, many_lives])
 async def test_a_bad_stream_harms_nobody_else(bad: Script) -> None:
     def script(exchange: Exchange) -> None:

@@ -129,6 +129,7 @@ async def test_an_agent_that_is_killed_and_comes_back_empty(
             assert len(scene.causes) == len(set(scene.causes)) < 8
 
 
+@pytest.mark.alone
 async def test_an_agent_that_cannot_be_reached_at_all(servers: list[Scripted]) -> None:
     nowhere = {"kind": "consul", "service": "llm", "address": "127.0.0.1:1", "start_timeout_s": 0.3}
     async with mlb.AsyncClient(mlb.BalancerConfig(discovery=nowhere)) as client:

@@ -42,7 +42,7 @@ def slack(request: pytest.FixtureRequest) -> float:
     return SLACK[request.node.callspec.params["play"]]
 
 
-@pytest.fixture(params=["virtual", "http"])
+@pytest.fixture(params=["virtual", pytest.param("http", marks=pytest.mark.alone)])
 def play(request: pytest.FixtureRequest) -> Play:
     """Plays a scene by its name."""
 
