@@ -9,8 +9,6 @@ replica, come in great number, and wait a little longer.
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 from ..core.load.report import LoadReport
 
 _SHARE = 0.1
@@ -18,14 +16,8 @@ _LARGE_S = 0.2
 LARGE_REQUESTS = 4
 _SCARCE = 0.75
 _UNKNOWN_RATE = 10_000.0
-
-
-class Change(IntEnum):
-    """How much of a change it is."""
-
-    NONE = 0
-    SMALL = 1
-    LARGE = 2
+# How much of a change it is. No enum: its members are slow to name (Python 3.11), and this is asked for each event.
+NONE, SMALL, LARGE = range(3)
 
 
 class Expectation:
@@ -63,15 +55,15 @@ class Expectation:
         self.limited = told.batch_limit is not None or told.kv_used is not None
         self._scarce = _scarce(told)
 
-    def change(self, fresh: LoadReport) -> Change:
+    def change(self, fresh: LoadReport) -> int:
         """How far ``fresh`` is off."""
         if fresh.state is not self._state or fresh.models is not self._models:
-            return Change.LARGE
+            return LARGE
         passed_s = fresh.at - self._at
         prefill = max(0.0, self._prefill - self._prefill_rate * passed_s)
         off_prefill = abs((fresh.prefill_tokens or 0) - prefill)
         if off_prefill > _SHARE * prefill and off_prefill > self.large_tokens:
-            return Change.LARGE
+            return LARGE
         waiting, running = self._waiting, self._running
         decode = max(0.0, self._decode - self._decode_rate * passed_s)
         off_waiting, off_running = abs((fresh.waiting or 0) - waiting), abs((fresh.running or 0) - running)
@@ -83,10 +75,10 @@ class Expectation:
             or (much_waiting and off_waiting > LARGE_REQUESTS)
             or (much_running and off_running > LARGE_REQUESTS)
         ):
-            return Change.LARGE
+            return LARGE
         if off_prefill > _SHARE * prefill or much_decode or much_waiting or much_running:
-            return Change.SMALL
-        return Change.NONE
+            return SMALL
+        return NONE
 
 
 def _scarce(report: LoadReport) -> bool:

@@ -11,7 +11,7 @@ from math import inf
 from ..core.load.format import PrefixDelta, encode_prefixes, personal
 from ..core.load.report import LoadReport
 from .chains import Page
-from .change import LARGE_REQUESTS, Change
+from .change import LARGE, LARGE_REQUESTS, SMALL
 from .grants import Grant, Grants
 from .subscriber import Subscriber, Waiter
 from .told import Source, Told, event
@@ -46,7 +46,7 @@ class _Armed:
             if not group:
                 del self._groups[told]
 
-    def take(self, report: LoadReport, least: Change) -> list[Subscriber]:
+    def take(self, report: LoadReport, least: int) -> list[Subscriber]:
         """Those for whom it is such a change."""
         found = [told for told in self._groups if told.expects.change(report) >= least]
         return [subscriber for told in found for subscriber in self._groups.pop(told).values()]
@@ -170,8 +170,8 @@ class Publisher:
         if self._calm or self._told is None or self._outdated(self._told):
             report = self.tell(now).report
             for subscriber in (
-                *self._calm.take(report, Change.SMALL),
-                *self._hasty.take(report, Change.LARGE),
+                *self._calm.take(report, SMALL),
+                *self._hasty.take(report, LARGE),
             ):
                 subscriber.waiter.wake(False)
 
