@@ -21,15 +21,17 @@ NONE, SMALL, LARGE = range(3)
 
 
 class Expectation:
-    """What a report lets one expect; made once a report, and asked many times.
+    """What a report lets one expect; made once a report, and asked many times, mostly of the same newer one.
 
     ``large_tokens``: how many of prefill make a change large. ``limited``: so may requests, near a limit that is known.
     """
 
     __slots__ = (
         "_at",
+        "_compared",
         "_decode",
         "_decode_rate",
+        "_found",
         "_models",
         "_prefill",
         "_prefill_rate",
@@ -54,9 +56,15 @@ class Expectation:
         self.large_tokens = _LARGE_S * (self._prefill_rate or _UNKNOWN_RATE)
         self.limited = told.batch_limit is not None or told.kv_used is not None
         self._scarce = _scarce(told)
+        self._compared, self._found = told, NONE
 
     def change(self, fresh: LoadReport) -> int:
         """How far ``fresh`` is off."""
+        if fresh is not self._compared:
+            self._compared, self._found = fresh, self._compare(fresh)
+        return self._found
+
+    def _compare(self, fresh: LoadReport) -> int:
         if fresh.state is not self._state or fresh.models is not self._models:
             return LARGE
         passed_s = fresh.at - self._at

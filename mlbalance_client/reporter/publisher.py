@@ -196,10 +196,9 @@ class Publisher:
     def prefixes(self, number: int | None) -> tuple[int, list[bytes]]:
         """What one who is at page ``number`` lacks, and where it is then; None: it is nowhere."""
         chains = self._board.chains
-        pages = None if number is None else chains.since(number)
-        if pages is None:
+        if number is None or not chains.tells_since(number):
             return chains.number, [self._all()]
-        return chains.number, [self._pages[page.number] for page in pages]
+        return chains.number, [self._pages[later] for later in range(number + 1, chains.number + 1)]
 
     def _all(self) -> bytes:
         chains = self._board.chains
