@@ -28,7 +28,9 @@ class State(StrEnum):
     ASLEEP = "asleep"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(
+    slots=True, kw_only=True
+)  # a frozen one takes six times as long to make, and is made for each event
 class LoadReport:
     """A replica's load at one moment.
 
