@@ -115,9 +115,11 @@ class Publisher:
 
     def load(self, told: Told, client: str | None, grant: Grant | None, now: float) -> bytes:
         """A report's JSON for one client."""
-        requests, tokens = (
-            None if room is None else self.grants.share(grant, room, now) for room in told.room
-        )
+        requests, tokens = told.room
+        if requests is not None:
+            requests = self.grants.share(grant, requests, now)
+        if tokens is not None:
+            tokens = self.grants.share(grant, tokens, now)
         acked = self._board.acks.acked(client, told.seq)
         return personal(
             told.json, requests, tokens, {client: acked} if client is not None and acked is not None else None
@@ -173,7 +175,7 @@ class Publisher:
                 *self._calm.take(report, SMALL),
                 *self._hasty.take(report, LARGE),
             ):
-                subscriber.waiter.wake(False)
+                subscriber.waiter.wake(False, subscriber.sent_at + self.spacing_s - now)
 
     def wake_all(self) -> None:
         """Wake everybody, from wherever: a signal handler perhaps."""

@@ -28,8 +28,11 @@ class Feed(Protocol):
 class Waiter(Protocol):
     """What carries a subscriber's bytes, and waits in between."""
 
-    def wake(self, foreign: bool) -> None:
-        """End a wait early; ``foreign``: perhaps from another thread or a signal handler."""
+    def wake(self, foreign: bool, in_s: float = 0.0) -> None:
+        """End a wait early; ``foreign``: perhaps from another thread or a signal handler.
+
+        ``in_s``: what there is to tell may not be told before, so waking can wait (or not: nothing is told then).
+        """
 
     def give_up(self) -> None:
         """Sending has taken too long: nobody reads."""
