@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -30,7 +30,7 @@ class Chains:
 
     def __init__(self, capacity_blocks: int) -> None:
         self.capacity = 0
-        self._held: dict[int, int] = {}
+        self._held: OrderedDict[int, int] = OrderedDict()
         self._stamp = 0
         self._changed: dict[int, bool] = {}
         self._pages: deque[Page] = deque()
@@ -53,16 +53,18 @@ class Chains:
         """A prompt is being computed: its stamp, and the stamps that those leading blocks had which are there."""
         held, before = self._held, []
         for block in chain:
-            if (stamp := held.get(block)) is None:
+            if (used := held.get(block)) is None:
                 break
-            before.append(stamp)
-        self._stamp += 1
+            before.append(used)
+        self._stamp = stamp = self._stamp + 1
         for block in reversed(chain[: self.capacity]):
-            if held.pop(block, None) is None:
+            if block in held:
+                held.move_to_end(block)
+            else:
                 self._note(block, True)
-            held[block] = self._stamp
+            held[block] = stamp
         self._trim()
-        return self._stamp, before
+        return stamp, before
 
     def forget(self, blocks: Iterable[int], stamp: int | None = None) -> None:
         """These are not there after all; with a ``stamp``, unless they were used since."""
@@ -105,15 +107,9 @@ class Chains:
         """The number of the oldest page that is kept."""
         return self._pages[0].number if self._pages else self.number + 1
 
-    def since(self, number: int) -> list[Page] | None:
-        """The pages after ``number``, or None if they are no longer all there."""
-        if not 0 <= number <= self.number:
-            return None
-        if number == self.number:
-            return []
-        if self.oldest > number + 1:
-            return None
-        return [page for page in self._pages if page.number > number]
+    def tells_since(self, number: int) -> bool:
+        """Whether all pages after ``number`` are there still."""
+        return self.oldest - 1 <= number <= self.number
 
     def number_at(self, seq: int) -> int | None:
         """The last page that came before load report ``seq``, or None if that is too long ago to tell."""
@@ -136,6 +132,4 @@ class Chains:
 
     def _trim(self) -> None:
         while len(self._held) > self.capacity:
-            block = next(iter(self._held))
-            del self._held[block]
-            self._note(block, False)
+            self._note(self._held.popitem(last=False)[0], False)

@@ -9,8 +9,6 @@ replica, come in great number, and wait a little longer.
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 from ..core.load.report import LoadReport
 
 _SHARE = 0.1
@@ -18,26 +16,22 @@ _LARGE_S = 0.2
 LARGE_REQUESTS = 4
 _SCARCE = 0.75
 _UNKNOWN_RATE = 10_000.0
-
-
-class Change(IntEnum):
-    """How much of a change it is."""
-
-    NONE = 0
-    SMALL = 1
-    LARGE = 2
+# How much of a change it is. No enum: its members are slow to name (Python 3.11), and this is asked for each event.
+NONE, SMALL, LARGE = range(3)
 
 
 class Expectation:
-    """What a report lets one expect; made once a report, and asked many times.
+    """What a report lets one expect; made once a report, and asked many times, mostly of the same newer one.
 
     ``large_tokens``: how many of prefill make a change large. ``limited``: so may requests, near a limit that is known.
     """
 
     __slots__ = (
         "_at",
+        "_compared",
         "_decode",
         "_decode_rate",
+        "_found",
         "_models",
         "_prefill",
         "_prefill_rate",
@@ -62,16 +56,22 @@ class Expectation:
         self.large_tokens = _LARGE_S * (self._prefill_rate or _UNKNOWN_RATE)
         self.limited = told.batch_limit is not None or told.kv_used is not None
         self._scarce = _scarce(told)
+        self._compared, self._found = told, NONE
 
-    def change(self, fresh: LoadReport) -> Change:
+    def change(self, fresh: LoadReport) -> int:
         """How far ``fresh`` is off."""
+        if fresh is not self._compared:
+            self._compared, self._found = fresh, self._compare(fresh)
+        return self._found
+
+    def _compare(self, fresh: LoadReport) -> int:
         if fresh.state is not self._state or fresh.models is not self._models:
-            return Change.LARGE
+            return LARGE
         passed_s = fresh.at - self._at
         prefill = max(0.0, self._prefill - self._prefill_rate * passed_s)
         off_prefill = abs((fresh.prefill_tokens or 0) - prefill)
         if off_prefill > _SHARE * prefill and off_prefill > self.large_tokens:
-            return Change.LARGE
+            return LARGE
         waiting, running = self._waiting, self._running
         decode = max(0.0, self._decode - self._decode_rate * passed_s)
         off_waiting, off_running = abs((fresh.waiting or 0) - waiting), abs((fresh.running or 0) - running)
@@ -83,10 +83,10 @@ class Expectation:
             or (much_waiting and off_waiting > LARGE_REQUESTS)
             or (much_running and off_running > LARGE_REQUESTS)
         ):
-            return Change.LARGE
+            return LARGE
         if off_prefill > _SHARE * prefill or much_decode or much_waiting or much_running:
-            return Change.SMALL
-        return Change.NONE
+            return SMALL
+        return NONE
 
 
 def _scarce(report: LoadReport) -> bool:

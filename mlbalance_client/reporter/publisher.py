@@ -11,7 +11,7 @@ from math import inf
 from ..core.load.format import PrefixDelta, encode_prefixes, personal
 from ..core.load.report import LoadReport
 from .chains import Page
-from .change import LARGE_REQUESTS, Change
+from .change import LARGE, LARGE_REQUESTS, SMALL
 from .grants import Grant, Grants
 from .subscriber import Subscriber, Waiter
 from .told import Source, Told, event
@@ -46,7 +46,7 @@ class _Armed:
             if not group:
                 del self._groups[told]
 
-    def take(self, report: LoadReport, least: Change) -> list[Subscriber]:
+    def take(self, report: LoadReport, least: int) -> list[Subscriber]:
         """Those for whom it is such a change."""
         found = [told for told in self._groups if told.expects.change(report) >= least]
         return [subscriber for told in found for subscriber in self._groups.pop(told).values()]
@@ -115,9 +115,11 @@ class Publisher:
 
     def load(self, told: Told, client: str | None, grant: Grant | None, now: float) -> bytes:
         """A report's JSON for one client."""
-        requests, tokens = (
-            None if room is None else self.grants.share(grant, room, now) for room in told.room
-        )
+        requests, tokens = told.room
+        if requests is not None:
+            requests = self.grants.share(grant, requests, now)
+        if tokens is not None:
+            tokens = self.grants.share(grant, tokens, now)
         acked = self._board.acks.acked(client, told.seq)
         return personal(
             told.json, requests, tokens, {client: acked} if client is not None and acked is not None else None
@@ -170,10 +172,10 @@ class Publisher:
         if self._calm or self._told is None or self._outdated(self._told):
             report = self.tell(now).report
             for subscriber in (
-                *self._calm.take(report, Change.SMALL),
-                *self._hasty.take(report, Change.LARGE),
+                *self._calm.take(report, SMALL),
+                *self._hasty.take(report, LARGE),
             ):
-                subscriber.waiter.wake(False)
+                subscriber.waiter.wake(False, subscriber.sent_at + self.spacing_s - now)
 
     def wake_all(self) -> None:
         """Wake everybody, from wherever: a signal handler perhaps."""
@@ -196,10 +198,9 @@ class Publisher:
     def prefixes(self, number: int | None) -> tuple[int, list[bytes]]:
         """What one who is at page ``number`` lacks, and where it is then; None: it is nowhere."""
         chains = self._board.chains
-        pages = None if number is None else chains.since(number)
-        if pages is None:
+        if number is None or not chains.tells_since(number):
             return chains.number, [self._all()]
-        return chains.number, [self._pages[page.number] for page in pages]
+        return chains.number, [self._pages[later] for later in range(number + 1, chains.number + 1)]
 
     def _all(self) -> bytes:
         chains = self._board.chains

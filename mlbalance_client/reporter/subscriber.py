@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from .change import Change
+from .change import LARGE, SMALL
 from .grants import Grant
 from .told import Source, Told, event
 
@@ -28,8 +28,11 @@ class Feed(Protocol):
 class Waiter(Protocol):
     """What carries a subscriber's bytes, and waits in between."""
 
-    def wake(self, foreign: bool) -> None:
-        """End a wait early; ``foreign``: perhaps from another thread or a signal handler."""
+    def wake(self, foreign: bool, in_s: float = 0.0) -> None:
+        """End a wait early; ``foreign``: perhaps from another thread or a signal handler.
+
+        ``in_s``: what there is to tell may not be told before, so waking can wait (or not: nothing is told then).
+        """
 
     def give_up(self) -> None:
         """Sending has taken too long: nobody reads."""
@@ -82,7 +85,7 @@ class Subscriber:
             assert self.told is not None
             found = self.told.expects.change(feed.told(now).report)
             if since_s < feed.spacing_s:
-                if found is Change.LARGE:
+                if found == LARGE:
                     return feed.spacing_s - since_s, False
             elif self._hears(found, since_s):
                 return 0.0, False
@@ -105,6 +108,6 @@ class Subscriber:
             return True
         return self._hears(self.told.expects.change(told.report), since_s)
 
-    def _hears(self, found: Change, since_s: float) -> bool:
+    def _hears(self, found: int, since_s: float) -> bool:
         """Whether a change is enough to be told now."""
-        return found is Change.LARGE or (found is Change.SMALL and since_s >= self._feed.small_s)
+        return found == LARGE or (found == SMALL and since_s >= self._feed.small_s)

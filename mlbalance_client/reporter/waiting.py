@@ -19,7 +19,7 @@ from ..conduct.tending import EventLoop
 class Waiting(Protocol):
     """A waiter on an event loop."""
 
-    def wake(self, foreign: bool) -> None: ...
+    def wake(self, foreign: bool, in_s: float = 0.0) -> None: ...
     def give_up(self) -> None: ...
     async def wait(self, seconds: float, wakeable: bool) -> None: ...
 
@@ -36,18 +36,18 @@ class _OnLoop:
         self._loop = EventLoop()
         self._thread = threading.get_ident()
 
-    def wake(self, foreign: bool) -> None:
-        """At once in the loop's own thread, else through the loop."""
+    def wake(self, foreign: bool, in_s: float = 0.0) -> None:
+        """In the loop's own thread, else through the loop."""
         if foreign or threading.get_ident() != self._thread:
             self._loop.call_soon(self._wake)
         else:
-            self._wake()
+            self._wake(in_s)
 
     def give_up(self) -> None:
         """End the stream."""
         self._loop.call_soon(self._leave)
 
-    def _wake(self) -> None:
+    def _wake(self, in_s: float = 0.0) -> None:
         raise NotImplementedError
 
 
@@ -70,9 +70,12 @@ class OnAsyncio(_OnLoop):
             timer.cancel()
             self._future = None
 
-    def _wake(self) -> None:
+    def _wake(self, in_s: float = 0.0) -> None:
         if self._future is not None:
-            _finish(self._future)
+            if in_s > 0.0:
+                self._running.call_later(in_s, _finish, self._future)
+            else:
+                _finish(self._future)
 
 
 class OnTrio(_OnLoop):
@@ -90,7 +93,7 @@ class OnTrio(_OnLoop):
             await event.wait()
         self._event = None
 
-    def _wake(self) -> None:
+    def _wake(self, in_s: float = 0.0) -> None:
         if self._event is not None:
             self._event.set()
 
@@ -101,7 +104,7 @@ class InThread:
     def __init__(self) -> None:
         self._event = threading.Event()
 
-    def wake(self, foreign: bool) -> None:
+    def wake(self, foreign: bool, in_s: float = 0.0) -> None:
         """From any thread."""
         self._event.set()
 

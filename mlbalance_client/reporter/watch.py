@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Any
 
 from ..core.load.format import HEADER
@@ -18,6 +18,7 @@ _HEADER = HEADER.encode("ascii")
 _BUSY = frozenset({429, 503})
 # Their work is by size of input: all of it counts as prefill, which is over with the answer.
 _NO_OUTPUT = frozenset({"kserve.infer", "bytes"})
+_PIECES, _SMALL = 32, 4096
 
 
 def with_load(message: Message, value: str) -> Message:
@@ -55,7 +56,7 @@ class WatchedCall:
         self._size = 0
         self._call: BoardCall | None = None
         self._watch: AnswerWatch | None = None
-        self._passing: Callable[[bytes], None] | None = None
+        self._passing: list[bytes] | None = None
 
     async def receive(self) -> Message:
         """What the server has for the app; the end of the body begins the call."""
@@ -66,12 +67,12 @@ class WatchedCall:
 
     def send(self, message: Message) -> Awaitable[None]:
         """What the app has for the server. No coroutine of our own: most messages are single tokens."""
-        if self._passing is not None and message.get("more_body"):
+        passing = self._passing
+        if passing is not None and message.get("more_body"):
             self._work.produced += 1
-            try:
-                self._passing(message.get("body", b""))
-            except Exception as error:
-                self._blind(error)
+            passing.append(body := message.get("body", b""))
+            if len(passing) == _PIECES or len(body) > _SMALL:
+                self._pass_on()
         elif message["type"] == "http.response.body":
             return self._body(message)
         elif message["type"] == "http.response.start":
@@ -130,10 +131,7 @@ class WatchedCall:
         if watch is not None and call is not None and (body := message.get("body", b"")):
             if self._passing is not None:
                 call.work.produced += 1
-                try:
-                    self._passing(body)
-                except Exception as error:
-                    self._blind(error)
+                self._passing.append(body)
             else:
                 self._before_content(watch, call, body)
         return self._send(message) if more else self._last(message)
@@ -146,10 +144,19 @@ class WatchedCall:
             return
         if sign is Sign.PREAMBLE:
             return
-        self._passing, self._work = watch.passed, call.work
+        self._passing, self._work = [], call.work
         if sign is Sign.CONTENT and call.work.visible:
             call.first_content()
             call.work.produced += 1
+
+    def _pass_on(self) -> None:
+        """Let the watch have what has passed: not each token by itself, which would cost as much as all else."""
+        if self._watch is not None and self._passing:
+            passed, self._passing = self._passing, []
+            try:
+                self._watch.passed(b"".join(passed))
+            except Exception as error:
+                self._blind(error)
 
     async def _last(self, message: Message) -> None:
         try:
@@ -159,9 +166,11 @@ class WatchedCall:
             self._end()
 
     def _end(self) -> None:
-        call, watch = self._call, self._watch
+        call = self._call
         if call is None or call.over:
             return
+        self._pass_on()
+        watch = self._watch
         if watch is None:
             call.fail()
             return

@@ -468,7 +468,7 @@ class _Waiter:
     def __init__(self) -> None:
         self.woken = 0
 
-    def wake(self, foreign: bool) -> None:
+    def wake(self, foreign: bool, in_s: float = 0.0) -> None:
         self.woken += 1
 
     def give_up(self) -> None:

@@ -327,6 +327,26 @@ async def test_a_change_counted_in_another_thread_reaches_a_stream(monkeypatch: 
     assert last.prefill_tokens == 10**6
 
 
+async def test_a_large_change_too_soon_is_told_as_soon_as_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publishing.Publisher, "most_s", 60.0)
+    monkeypatch.setattr(publishing, "MOST_S", 60.0)
+    monkeypatch.setattr(publishing, "SMALL_S", 60.0)
+    board = LoadBoard()
+    exchange = Exchange(path="/anywhere", method="GET", accept="text/event-stream")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(LoadApp(board), exchange.scope, exchange.receive, exchange.send)
+        await exchange.until(2)
+        await anyio.wait_all_tasks_blocked()
+        board.begin(prompt_tokens=10**6)
+        with anyio.fail_after(10):
+            await exchange.until(3)
+        exchange.gone.set()
+
+    last = parsed(exchange.body)[-1][1]
+    assert isinstance(last, LoadReport)
+    assert last.prefill_tokens == 10**6
+
+
 def test_events_for_servers_that_give_a_thread_to_a_request() -> None:
     board = LoadBoard()
     found: Iterator[bytes] = events(board, client="c")
