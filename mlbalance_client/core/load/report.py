@@ -28,8 +28,9 @@ class State(StrEnum):
     ASLEEP = "asleep"
 
 
-# Nobody changes one; but a frozen one takes six times as long to make, and one is made for each event.
-@dataclass(slots=True, kw_only=True, unsafe_hash=True)
+@dataclass(
+    slots=True, kw_only=True
+)  # a frozen one takes six times as long to make, and is made for each event
 class LoadReport:
     """A replica's load at one moment.
 
