@@ -28,9 +28,7 @@ class State(StrEnum):
     ASLEEP = "asleep"
 
 
-@dataclass(
-    slots=True, kw_only=True
-)  # a frozen one takes six times as long to make, and is made for each event
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadReport:
     """A replica's load at one moment.
 
