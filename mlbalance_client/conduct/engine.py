@@ -172,6 +172,7 @@ class Engine:
             self._client_id = f"{self._rng.getrandbits(40):010x}"
             self.reporting.start(self._client_id, int(self._client_id, 16))
             self.held.start(EventLoop())
+            self._performer.start()
             ended = partial(_call_weakly, WeakMethod(self._on_end_of_loop))
             self._loops.append(Loop("streams", partial(_to_the_end, self.held.tend, ended), owner=self))
             self._loops.append(Loop("connections", self.wire.tend, owner=self))

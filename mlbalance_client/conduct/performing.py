@@ -75,7 +75,7 @@ class Attempt(Standing):
     acked_by: int
     hedge: bool
     overdue_at: float
-    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    scope: anyio.CancelScope
     flow: Flow | None = None
     overdue: bool = False
     moved: str = ""
@@ -161,8 +161,14 @@ class Performer:
         self._waiting: set[CallUnderWay] = set()
         self._seconds: dict[Attempt, Loop] = {}
         self._leaving = self._closed = False
+        self._make_scope: Callable[[], anyio.CancelScope] = anyio.CancelScope
         self.under_way = 0
         self.alarms = alarms
+
+    def start(self) -> None:
+        """In the event loop that will run it, before anything else."""
+        # The class of its backend, which anyio would look up for every call.
+        self._make_scope = type(anyio.CancelScope())
 
     def leave(self) -> None:
         """Nobody is to wait for replicas any more; calls that have one go on."""
@@ -294,6 +300,7 @@ class Performer:
             began=now,
             hedge=hedge,
             overdue_at=overdue_at,
+            scope=self._make_scope(),
             slow_s=self._hedging.slow_after_s(expected),
             looked_at=now,
         )
