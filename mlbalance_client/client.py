@@ -255,9 +255,8 @@ class _Spared:
         extensions = given.get("extensions") or {}
         if "timeout" not in extensions:
             timeout = given.get("timeout", library.USE_CLIENT_DEFAULT)
-            if timeout is library.USE_CLIENT_DEFAULT:
-                timeout = client.timeout
-            extensions = {**extensions, "timeout": library.Timeout(timeout).as_dict()}
+            timeout = client.timeout if timeout is library.USE_CLIENT_DEFAULT else library.Timeout(timeout)
+            extensions = {**extensions, "timeout": timeout.as_dict()}
         content = given.get("content")
         if unsized is None or not content or type(content) is not bytes:
             return library.Request(
