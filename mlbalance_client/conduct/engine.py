@@ -294,23 +294,18 @@ class Engine:
         began = self.clock()
         self.checkups.called(reading.model, dialect, path, began)
         deadline_at = min(options.deadline_at(began), began + self._http.call_timeout_s)
+        report = CallReport()
+        report.tenant, report.priority = options.tenant, options.priority
         return CallUnderWay(
-            id=self.new_id(),
-            request=request,
-            dialect=dialect,
-            streaming=reading.streaming,
-            demand=self.demand(reading, options, replayable=replayable),
-            plan=Attempts(
-                replayable,
-                self._strategies,
-                self._retry_budget,
-                began,
-                deadline_at,
-                self._max_hedges,
-            ),
-            began=began,
-            report=CallReport(tenant=options.tenant, priority=options.priority),
-            deadline_at=deadline_at,
+            self.new_id(),
+            request,
+            dialect,
+            reading.streaming,
+            self.demand(reading, options, replayable=replayable),
+            Attempts(replayable, self._strategies, self._retry_budget, began, deadline_at, self._max_hedges),
+            began,
+            report,
+            deadline_at,
         )
 
     def _dialect(self, method: str, path: str) -> Dialect:

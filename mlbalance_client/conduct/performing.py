@@ -66,7 +66,7 @@ class Answer:
     streaming: bool
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
+@dataclass(slots=True, eq=False)
 class Attempt(Standing):
     """One sending of a call, under way. ``moved``: why it is given up for another replica, in words."""
 
@@ -292,17 +292,9 @@ class Performer:
         number = call.plan.started(pick.replica.id, hedge=hedge)
         overdue_at = inf if call.demand.blind else now + self._first_content_s
         expected = self._hedging.expect(pick)
+        slow_s = self._hedging.slow_after_s(expected)
         attempt = Attempt(
-            number=number,
-            pick=pick,
-            expected=expected,
-            acked_by=acked_by,
-            began=now,
-            hedge=hedge,
-            overdue_at=overdue_at,
-            scope=self._make_scope(),
-            slow_s=self._hedging.slow_after_s(expected),
-            looked_at=now,
+            *(pick, now, slow_s, now), number, expected, acked_by, hedge, overdue_at, self._make_scope()
         )
         call.running[number] = attempt
         return attempt
