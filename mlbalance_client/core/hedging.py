@@ -125,7 +125,7 @@ class _Route:
         typical = sample if typical is None else typical + _TYPICAL_STEP * (sample - typical)
         self._typical[replica] = typical
         self._since += 1
-        if self._since >= max(_STALE, len(self._typical)):
+        if self._since >= _STALE and self._since >= len(self._typical):
             self._usual, self._since = median_low(self._typical.values()), 0
         if typical <= self._usual + _UNUSUAL:
             self.multiples.add(multiple, now)
