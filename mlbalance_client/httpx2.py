@@ -17,7 +17,6 @@ except ModuleNotFoundError as missing:
     ) from missing
 
 from .calls import CallOptions
-from .conduct.answer import HeldBody
 from .core.report import Explanation, FleetSnapshot
 from .errors import BalancerError, ClientClosed
 from .events import Subscriber
@@ -28,23 +27,16 @@ from .options import client_options
 
 __all__ = ["AsyncBalancerTransport", "AsyncClient", "BalancerTransport", "Client"]
 
-_ERRORS = ErrorTable(library)
+# Bound once: each stream refers to it.
+_translate = ErrorTable(library).translate
 
 
 class _AsyncStream(library.AsyncByteStream):
     def __init__(self, body: Body, request: library.Request) -> None:
-        self._body = body
-        self._request = request
+        self._body = body.translated(_translate, request)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        # What is in memory raises nothing that would have to be translated.
-        return self._body if isinstance(self._body, HeldBody) else self
-
-    async def __anext__(self) -> bytes:
-        try:
-            return await self._body.__anext__()
-        except BalancerError as error:
-            raise _ERRORS.translate(error, self._request) from error.__cause__
+        return self._body
 
     async def aclose(self) -> None:
         await self._body.aclose()
@@ -83,7 +75,7 @@ class AsyncBalancerTransport(library.AsyncBaseTransport):
         except BalancerError as error:
             if sdk_retries and (substitute := synthesised(error)) is not None:
                 return library.Response(**substitute)
-            raise _ERRORS.translate(error, request) from error.__cause__
+            raise _translate(error, request) from error.__cause__
         return library.Response(
             answer.status,
             headers=come_home(self.engine, answer, url),
@@ -116,7 +108,7 @@ class _SyncStream(library.SyncByteStream):
             while (chunk := self._thread.call(_next(self._body))) is not None:
                 yield chunk
         except BalancerError as error:
-            raise _ERRORS.translate(error, self._request) from error.__cause__
+            raise _translate(error, self._request) from error.__cause__
 
     def close(self) -> None:
         with suppress(ClientClosed):  # which has closed this too
@@ -155,7 +147,7 @@ class BalancerTransport(library.BaseTransport):
         except BalancerError as error:
             if sdk_retries and (substitute := synthesised(error)) is not None:
                 return library.Response(**substitute)
-            raise _ERRORS.translate(error, request) from error.__cause__
+            raise _translate(error, request) from error.__cause__
         return library.Response(
             answer.status,
             headers=come_home(self.engine, answer, url),
@@ -195,7 +187,7 @@ class _Cookies(library.Cookies):
 
 
 def _closed(request: library.Request | None = None) -> Exception:
-    return _ERRORS.translate(ClientClosed("this client is closed"), request)
+    return _translate(ClientClosed("this client is closed"), request)
 
 
 def _refuse(request: library.Request, **options: Any) -> NoReturn:
@@ -268,9 +260,8 @@ class _Spared:
         extensions = given.get("extensions") or {}
         if "timeout" not in extensions:
             timeout = given.get("timeout", library.USE_CLIENT_DEFAULT)
-            if timeout is library.USE_CLIENT_DEFAULT:
-                timeout = client.timeout
-            extensions = {**extensions, "timeout": library.Timeout(timeout).as_dict()}
+            timeout = client.timeout if timeout is library.USE_CLIENT_DEFAULT else library.Timeout(timeout)
+            extensions = {**extensions, "timeout": timeout.as_dict()}
         content = given.get("content")
         if unsized is None or not content or type(content) is not bytes:
             return library.Request(

@@ -6,9 +6,9 @@ round, so that a body which the caller drops can be noticed and its flow ended.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import ref
 
 from ..core.fleet import Pick
@@ -16,7 +16,7 @@ from ..core.health.outlier import Failure
 from ..core.model import Usage, Verdict
 from ..core.report import CallReport
 from ..dialects.base import AnswerWatch, Ending, InBandError, Sign
-from ..errors import FailureKind, StreamInterrupted
+from ..errors import BalancerError, FailureKind, StreamInterrupted
 from ..wire import WireAnswer, WireError
 
 HELD_BYTES = 64 * 1024
@@ -29,12 +29,22 @@ class Stopped(NamedTuple):
     why: str
 
 
+Translate = Callable[[BalancerError, Any], BalancerError]
+
+
+def _as_it_is(error: BalancerError, request: object) -> BalancerError:
+    return error
+
+
 class Flow:
-    """An attempt's answer: reads it up to the commit point, then passes it on; settles its pick exactly once."""
+    """An attempt's answer: reads it up to the commit point, then passes it on; settles its pick exactly once.
+
+    ``closed``: nobody reads on. ``translate``: into what its reader is told, of which ``request``.
+    """
 
     __slots__ = (
-        "_chunks", "_clock", "_watch", "blind", "buffered", "delivered", "ending", "ends_by", "idle_since",
-        "number", "on_end", "pick", "reader", "report", "settled", "stopped", "whole", "wire",
+        "_chunks", "_clock", "_watch", "blind", "buffered", "closed", "delivered", "ending", "ends_by", "idle_since",
+        "number", "on_end", "pick", "reader", "report", "request", "settled", "stopped", "translate", "whole", "wire",
     )  # fmt: skip
 
     def __init__(
@@ -60,7 +70,9 @@ class Flow:
         self.delivered = 0
         self.idle_since: float | None = None
         self.reader: ref[AnswerBody] | None = None
-        self.settled = False
+        self.settled = self.closed = False
+        self.translate: Translate = _as_it_is
+        self.request: object = None
         self.stopped: Stopped | None = None
         self.ending: Ending | None = None
         self.whole = False
@@ -130,18 +142,20 @@ class Flow:
         """The engine's error inside a 200 answer, if its first event or its whole body was one."""
         return self._watch.error
 
-    async def next_chunk(self) -> bytes | None:
-        """The next bytes for the caller, unchanged, or None at the end. Raises StreamInterrupted.
+    async def next_chunk(self) -> bytes:
+        """The next bytes for the caller, unchanged. Raises StreamInterrupted, as ``translate`` puts it.
 
-        On the path of every piece, hence no other coroutine between it and the wire.
+        On the path of every piece, hence no other coroutine between the caller and the wire.
         """
+        if self.closed:
+            raise StopAsyncIteration
+        if self.stopped is not None:
+            raise self.translate(self._interruption(self.stopped), self.request)
+        chunk: bytes | None = None
         if self.buffered:
             chunk = self.buffered.pop(0)
             self.idle_since = self._clock()
-        elif self.whole:
-            self.finish()
-            return None
-        else:
+        elif not self.whole:
             self.idle_since = None
             asked = self._clock()
             try:
@@ -149,25 +163,34 @@ class Flow:
                     chunk = await self._chunks.__anext__()
                 except StopAsyncIteration:
                     self._ended()
-                    self.finish()
-                    return None
             except WireError as error:
+                self.closed = True
                 if self.stopped is not None:  # while we were reading
-                    raise self.interruption(self.stopped) from None
+                    raise self.translate(self._interruption(self.stopped), self.request) from None
                 self.pick.failed(self._clock(), kind=Failure.BROKEN)
                 await self.aclose(Verdict.FAILED)
-                raise StreamInterrupted(
+                broken = StreamInterrupted(
                     f"the answer of {self.pick.replica.id} broke off after {self.delivered} bytes: {error}",
                     bytes_delivered=self.delivered,
                     kind=error.kind,
-                ) from error
-            arrived = self.idle_since = self._clock()
-            self._watch.passed(chunk)
-            self.pick.piece(asked, arrived)
+                )
+                raise self.translate(broken, self.request) from error
+            except BaseException:
+                self.closed = True
+                await self.aclose(Verdict.CANCELLED)
+                raise
+            if chunk is not None:
+                arrived = self.idle_since = self._clock()
+                self._watch.passed(chunk)
+                self.pick.piece(asked, arrived)
+        if chunk is None:
+            self.closed = True
+            self.finish()
+            raise StopAsyncIteration
         self.delivered += len(chunk)
         return chunk
 
-    def interruption(self, stopped: Stopped) -> StreamInterrupted:
+    def _interruption(self, stopped: Stopped) -> StreamInterrupted:
         """What a reader hears of a flow that was stopped."""
         return StreamInterrupted(
             f"the answer of {self.pick.replica.id} was closed: {stopped.why}",
@@ -201,50 +224,42 @@ class Flow:
 class AnswerBody:
     """The body as the caller reads it: raw bytes, once."""
 
-    __slots__ = ("__weakref__", "_closed", "_flow")
+    __slots__ = ("__weakref__", "_flow")
 
     def __init__(self, flow: Flow, now: float) -> None:
         self._flow = flow
-        self._closed = False
         flow.idle_since = now
+
+    def translated(self, translate: Translate, request: object) -> AnswerBody:
+        """Itself, raising errors as this puts them."""
+        self._flow.translate, self._flow.request = translate, request
+        return self
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
-    async def __anext__(self) -> bytes:
-        flow = self._flow
-        if flow.stopped is not None and not self._closed:
-            raise flow.interruption(flow.stopped)
-        if self._closed:
-            raise StopAsyncIteration
-        try:
-            chunk = await flow.next_chunk()
-        except StreamInterrupted:
-            self._closed = True
-            raise
-        except BaseException:
-            self._closed = True
-            await flow.aclose(Verdict.CANCELLED)
-            raise
-        if chunk is None:
-            self._closed = True
-            raise StopAsyncIteration
-        return chunk
+    def __anext__(self) -> Awaitable[bytes]:
+        return self._flow.next_chunk()
 
     async def aclose(self) -> None:
         """Close early: the replica sees the connection go and stops. Idempotent."""
-        if not self._closed:
-            self._closed = True
-            await self._flow.aclose(Verdict.CANCELLED)
+        flow = self._flow
+        if not flow.closed:
+            flow.closed = True
+            await flow.aclose(Verdict.CANCELLED)
 
 
 class HeldBody:
-    """A small body that is already in memory."""
+    """A small body that is already in memory: to read it raises no errors."""
 
     __slots__ = ("_chunks",)
 
     def __init__(self, chunks: list[bytes]) -> None:
         self._chunks = chunks
+
+    def translated(self, translate: Translate, request: object) -> HeldBody:
+        """Itself."""
+        return self
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self

@@ -54,7 +54,10 @@ class _Checked:
 
 
 class Checkups:
-    """One client's. ``tell``: where events go. Its chance is its own, as that of reporting."""
+    """One client's. ``tell``: where events go; ``runs``: whether there is anything to run.
+
+    Its chance is its own, as that of reporting.
+    """
 
     def __init__(
         self,
@@ -65,6 +68,7 @@ class Checkups:
         clock: Callable[[], float],
         tell: Callable[[Told], None],
     ) -> None:
+        self.runs = config.enabled
         self._config = config
         self._fleet = fleet
         self._wire = wire
@@ -81,11 +85,6 @@ class Checkups:
         self._calls = 0
         self._checked: dict[ReplicaId, _Checked] = {}
         self._warned = False
-
-    @property
-    def runs(self) -> bool:
-        """Whether there is anything to run."""
-        return self._config.enabled
 
     def start(self, seed: int) -> None:
         """Before anything else, in the process that will run it."""

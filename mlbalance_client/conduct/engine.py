@@ -18,6 +18,7 @@ import anyio
 from ..backoff import RetryStrategies
 from ..calls import CallOptions
 from ..config import BalancerConfig
+from ..config.base import plain
 from ..core.attempts import Attempts
 from ..core.budget import Budget
 from ..core.fingerprint import fingerprint, text_key
@@ -95,13 +96,13 @@ class Engine:
         self._rng = Random(config.seed)
         rests = config.outlier_detection
         self.fleet = Fleet(
-            config.picking,
+            plain(config.picking),
             self._rng,
             Pushback(rests.rest_base_s, rests.rest_max_s),
             expiry_s=config.load_reports.expiry_s,
             published=Reporting.shared().table,
-            windows=config.admission,
-            outliers=Outliers(config.outlier_detection, self._rng),
+            windows=plain(config.admission),
+            outliers=Outliers(plain(config.outlier_detection), self._rng),
             slow_start=SlowStart(config.slow_start),
             tell=tell,
         )
@@ -109,6 +110,8 @@ class Engine:
         self._client_id = ""
         self._numbers = count(1)
         self._dialects = tuple(dialects)
+        self._http = plain(config.http)
+        self._max_hedges = config.hedging.max_hedges
         secret = config.picking.fingerprint_secret
         self._secret = None if secret is None else secret.get_secret_value().encode()
         options = wire or WireOptions(keepalive_expiry_s=config.http.keepalive_expiry_s)
@@ -135,7 +138,7 @@ class Engine:
         self._sender = Sender(config.http, self.wire, self.reporting)
         self.alarms = Alarms(clock)
         self.fleet.late_s = self.alarms.late_s
-        self.hedging = Hedging(config.hedging)
+        self.hedging = Hedging(plain(config.hedging))
         self.queueing = Queueing(config.admission, self.fleet, self.tell, self.alarms)
         changed = partial(_call_weakly, WeakMethod(self._on_change))
         self._roster = Roster(config.discovery, self.fleet, self.events, Random(config.seed), clock, changed)
@@ -172,6 +175,7 @@ class Engine:
             self._client_id = f"{self._rng.getrandbits(40):010x}"
             self.reporting.start(self._client_id, int(self._client_id, 16))
             self.held.start(EventLoop())
+            self._performer.start()
             ended = partial(_call_weakly, WeakMethod(self._on_end_of_loop))
             self._loops.append(Loop("streams", partial(_to_the_end, self.held.tend, ended), owner=self))
             self._loops.append(Loop("connections", self.wire.tend, owner=self))
@@ -280,7 +284,7 @@ class Engine:
         path = request.target.partition(b"?")[0].decode("ascii", "replace")
         dialect = self._dialect(request.method, path)
         body = request.body
-        repeatable = isinstance(body, bytes) and len(body) <= self.config.http.max_replay_body_bytes
+        repeatable = isinstance(body, bytes) and len(body) <= self._http.max_replay_body_bytes
         reading = dialect.read(path, body if isinstance(body, bytes) else b"")
         if reading.streaming:
             request.headers = _unencoded(request.headers)
@@ -289,24 +293,19 @@ class Engine:
         replayable = repeatable and wished
         began = self.clock()
         self.checkups.called(reading.model, dialect, path, began)
-        deadline_at = min(options.deadline_at(began), began + self.config.http.call_timeout_s)
+        deadline_at = min(options.deadline_at(began), began + self._http.call_timeout_s)
+        report = CallReport()
+        report.tenant, report.priority = options.tenant, options.priority
         return CallUnderWay(
-            id=self.new_id(),
-            request=request,
-            dialect=dialect,
-            streaming=reading.streaming,
-            demand=self.demand(reading, options, replayable=replayable),
-            plan=Attempts(
-                replayable,
-                self._strategies,
-                self._retry_budget,
-                began,
-                deadline_at,
-                self.config.hedging.max_hedges,
-            ),
-            began=began,
-            report=CallReport(tenant=options.tenant, priority=options.priority),
-            deadline_at=deadline_at,
+            self.new_id(),
+            request,
+            dialect,
+            reading.streaming,
+            self.demand(reading, options, replayable=replayable),
+            Attempts(replayable, self._strategies, self._retry_budget, began, deadline_at, self._max_hedges),
+            began,
+            report,
+            deadline_at,
         )
 
     def _dialect(self, method: str, path: str) -> Dialect:

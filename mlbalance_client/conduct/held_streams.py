@@ -22,6 +22,13 @@ _BETWEEN_READS_S = 0.2
 _CLOSED = FailureKind.CANCELLED, "the client was closed"
 
 
+class _Reader(ref[AnswerBody]):
+    """Refers to a body, and knows its flow: a closure would be four more objects of each stream to collect."""
+
+    __slots__ = ("flow",)
+    flow: Flow
+
+
 class HeldStreams:
     """``patience_s``: how long an answer may be held unread; ``idle_s``: how long a connection may be idle;
     ``whole_s``: how long a call may take."""
@@ -65,7 +72,8 @@ class HeldStreams:
         """The body that a caller gets, watched."""
         body = AnswerBody(flow, self._clock())
         # Not weakref.finalize, which costs as much as the rest of handing it out.
-        flow.reader = ref(body, lambda _: self._drop(flow))
+        flow.reader = reader = _Reader(body, self._drop)
+        reader.flow = flow
         return body
 
     def wake(self) -> None:
@@ -103,8 +111,8 @@ class HeldStreams:
         for flow in list(self._open):
             await flow.stop(Verdict.CANCELLED, *_CLOSED)
 
-    def _drop(self, flow: Flow) -> None:
+    def _drop(self, reader: _Reader) -> None:
         """The caller dropped a body. Runs in a finalizer: any thread, any moment; hence only a note and a wake-up."""
-        if not flow.settled and self._event_loop is not None:
-            self._dropped.append(flow)
+        if not reader.flow.settled and self._event_loop is not None:
+            self._dropped.append(reader.flow)
             self._event_loop.call_soon(self.wake)

@@ -66,7 +66,7 @@ class Answer:
     streaming: bool
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
+@dataclass(slots=True, eq=False)
 class Attempt(Standing):
     """One sending of a call, under way. ``moved``: why it is given up for another replica, in words."""
 
@@ -75,7 +75,7 @@ class Attempt(Standing):
     acked_by: int
     hedge: bool
     overdue_at: float
-    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    scope: anyio.CancelScope
     flow: Flow | None = None
     overdue: bool = False
     moved: str = ""
@@ -161,8 +161,14 @@ class Performer:
         self._waiting: set[CallUnderWay] = set()
         self._seconds: dict[Attempt, Loop] = {}
         self._leaving = self._closed = False
+        self._make_scope: Callable[[], anyio.CancelScope] = anyio.CancelScope
         self.under_way = 0
         self.alarms = alarms
+
+    def start(self) -> None:
+        """In the event loop that will run it, before anything else."""
+        # The class of its backend, which anyio would look up for every call.
+        self._make_scope = type(anyio.CancelScope())
 
     def leave(self) -> None:
         """Nobody is to wait for replicas any more; calls that have one go on."""
@@ -286,16 +292,9 @@ class Performer:
         number = call.plan.started(pick.replica.id, hedge=hedge)
         overdue_at = inf if call.demand.blind else now + self._first_content_s
         expected = self._hedging.expect(pick)
+        slow_s = self._hedging.slow_after_s(expected)
         attempt = Attempt(
-            number=number,
-            pick=pick,
-            expected=expected,
-            acked_by=acked_by,
-            began=now,
-            hedge=hedge,
-            overdue_at=overdue_at,
-            slow_s=self._hedging.slow_after_s(expected),
-            looked_at=now,
+            *(pick, now, slow_s, now), number, expected, acked_by, hedge, overdue_at, self._make_scope()
         )
         call.running[number] = attempt
         return attempt

@@ -99,6 +99,9 @@ class Reporting:
         keyed: bool,
     ) -> None:
         self._config = config
+        self._listens = config.kind != "none"
+        self._asks_orca = config.asks_orca
+        self._on_demand_tokens = config.on_demand_tokens
         self._fleet = fleet
         self._wire = wire
         self._rng = Random()
@@ -147,13 +150,13 @@ class Reporting:
             headers.append((CALL_HEADER, f"{self.client}.{number}".encode("ascii")))
         else:
             pick.unnumbered()
-        if self._config.asks_orca:
+        if self._asks_orca:
             headers.append(orca.ASK)
         return headers
 
     def overheard(self, replica: ReplicaId, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """What an answer's headers say in passing."""
-        if self._config.kind == "none":
+        if not self._listens:
             return
         if self._down and (answers := self._down.get(replica)) is not None:
             answers.set()
@@ -173,7 +176,7 @@ class Reporting:
 
     def freshens(self, demand: Demand) -> bool:
         """Whether a call is expensive enough to ask for its sake, and anybody can be asked."""
-        least = self._config.on_demand_tokens
+        least = self._on_demand_tokens
         if not least or demand.prompt_tokens < least or not self._followed or not self._fleet.compares:
             return False
         now = self._clock()
@@ -199,7 +202,7 @@ class Reporting:
                 return 0.0
             return followed.asked_s if followed.asked_s < patience_s else float("inf")
 
-        places = whom_to_ask(decision, demand.prompt_tokens, self._config.on_demand_tokens, cost_s)
+        places = whom_to_ask(decision, demand.prompt_tokens, self._on_demand_tokens, cost_s)
         if places:
             with anyio.move_on_after(patience_s):
                 async with anyio.create_task_group() as tasks:

@@ -62,13 +62,13 @@ class Sender:
         return self._wire.open(
             origin,
             WireRequest(
-                method=request.method.encode("ascii"),
-                target=prefix + request.target,
-                headers=headers,
-                body=request.body,
-                timeouts=request.timeouts or self._timeouts,
-                extensions=request.extensions,
-                resending=resending,
+                request.method.encode("ascii"),
+                prefix + request.target,
+                headers,
+                request.body,
+                request.timeouts or self._timeouts,
+                request.extensions,
+                resending,
             ),
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
-from typing import Any, NamedTuple, NoReturn, Self
+from typing import Any, NamedTuple, NoReturn, Self, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 
@@ -73,6 +73,19 @@ class Section(BaseModel):
 
     def __delattr__(self, name: str) -> NoReturn:
         raise ConfigError(f"{name}: a configuration is immutable; make a new one instead")
+
+
+S = TypeVar("S", bound=Section)
+
+
+class _Plain:
+    def __init__(self, section: Section) -> None:
+        vars(self).update(section)
+
+
+def plain(section: S) -> S:
+    """Its values alone, for who reads them at every call: to read one of a pydantic model costs as much as a call."""
+    return cast(S, _Plain(section))
 
 
 def dotted(path: Iterable[str | int]) -> str:

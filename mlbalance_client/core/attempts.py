@@ -87,8 +87,7 @@ class Pause:
     until: float
 
 
-@dataclass(frozen=True, slots=True)
-class Deliver:
+class Deliver(NamedTuple):
     """Hand the answer of attempt ``number`` to the caller. ``exhausted``: it is a failure that was given up on."""
 
     number: int

@@ -57,61 +57,63 @@ class Recent:
 
 
 class TokenRatio:
-    """Bytes of text a token, as a ratio of decaying sums: long prompts count more than short ones."""
+    """Bytes of text a token, as a ratio of decaying sums: long prompts count more than short ones.
 
-    __slots__ = ("_bytes", "_tokens")
+    ``value``: within 0.5 .. 16.
+    """
+
+    __slots__ = ("_bytes", "_tokens", "value")
 
     def __init__(self, bytes_per_token: float, trust_tokens: float = 2000.0) -> None:
         self._tokens = trust_tokens
         self._bytes = trust_tokens * bytes_per_token
-
-    @property
-    def value(self) -> float:
-        """Bytes a token, within 0.5 .. 16."""
-        return min(16.0, max(0.5, self._bytes / self._tokens))
+        self.value = self._within_bounds()
 
     def learn(self, size_bytes: int, tokens: int) -> None:
         """``tokens`` were what an engine counted for ``size_bytes`` of text."""
         if size_bytes > 0 and 0 < tokens <= 4 * size_bytes:
             self._bytes = self._bytes * _MEMORY + size_bytes
             self._tokens = self._tokens * _MEMORY + tokens
+            self.value = self._within_bounds()
+
+    def _within_bounds(self) -> float:
+        return min(16.0, max(0.5, self._bytes / self._tokens))
 
 
-class PrefillRates:
+class PrefillRates(dict[int, float]):
     """Work units a second of each replica, learned from calls that were the oldest at their replica.
 
     The time from the first content before it (or from its sending) to its own is what its prefill took, or
     more, if other clients' work came between: hence a high quantile, as smetric takes, not a mean. A replica's own
     figure is drawn to the fleet's until it has many samples, for unlike noise must not pass for unlike speed.
+
+    A pick reads one for each candidate: as a table, of what was asked for since the last sample.
     """
 
     def __init__(self) -> None:
         self._guess: dict[int, float] = {}
         self._of_replica: dict[int, Recent] = {}
         self._of_fleet = Recent(_RATE_QUANTILE, 4 * _SAMPLES)
-        self._value: dict[int, float] = {}
 
     def admit(self, place: int, guess: float) -> None:
         """A replica is there; ``guess`` (units a second) serves until eight samples of the fleet are in."""
         if place not in self._of_replica:
             self._of_replica[place] = Recent(_RATE_QUANTILE, _SAMPLES)
         self._guess[place] = guess
-        self._value.pop(place, None)
+        self.pop(place, None)
 
     def forget(self, place: int) -> None:
         """What the replica has shown counts no more; it is taken to be as fast as the others."""
         self._of_replica[place] = Recent(_RATE_QUANTILE, _SAMPLES)
-        self._value.pop(place, None)
+        self.pop(place, None)
 
     def drop(self, place: int) -> None:
         """The replica is gone."""
-        for table in (self._guess, self._of_replica, self._value):
+        for table in (self._guess, self._of_replica, self):
             table.pop(place, None)
 
-    def __getitem__(self, place: int) -> float:
-        rate = self._value.get(place)
-        if rate is None:
-            rate = self._value[place] = self._pace(place) * self._guess[place]
+    def __missing__(self, place: int) -> float:
+        rate = self[place] = self._pace(place) * self._guess[place]
         return rate
 
     def relative(self, place: int) -> float:
@@ -137,7 +139,7 @@ class PrefillRates:
         if isfinite(pace) and pace > 0:
             self._of_replica[place].add(pace)
             self._of_fleet.add(pace)
-            self._value.clear()
+            self.clear()
 
     def _pace(self, place: int) -> float:
         """By how much a replica is faster than its guess."""

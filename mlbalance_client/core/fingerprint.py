@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from hashlib import blake2b
+from struct import Struct
 from typing import NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
 BLOCK_BYTES = 1024
 SCHEME = f"xxh3-64/{BLOCK_BYTES}/1"
+_BLOCK = Struct(f"{BLOCK_BYTES}s")
+_LINKED_BLOCK = Struct(f"<Q{BLOCK_BYTES}s")
 
 
 class Fingerprint(NamedTuple):
@@ -35,8 +38,8 @@ def fingerprint(canonical: bytes, secret: bytes | None = None) -> Fingerprint:
         return Fingerprint((), digest(canonical), size)
     link = digest(canonical[:BLOCK_BYTES])
     chain = [link]
-    for start in range(BLOCK_BYTES, full, BLOCK_BYTES):
-        link = digest(link.to_bytes(8, "little") + canonical[start : start + BLOCK_BYTES])
+    for (block,) in _BLOCK.iter_unpack(memoryview(canonical)[BLOCK_BYTES:full]):
+        link = digest(_LINKED_BLOCK.pack(link, block))
         chain.append(link)
     whole = digest(link.to_bytes(8, "little") + canonical[full:]) if full < size else link
     return Fingerprint(tuple(chain), whole, size)

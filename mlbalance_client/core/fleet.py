@@ -36,6 +36,7 @@ from .placement.serving import Serving
 
 # Engines cache in blocks of their own size, so that a little more may be a hit than the blocks of text tell.
 _SLACK_BLOCKS = 2
+_OWN_RECORD = (Source.RECORD, Source.SESSION)
 # Below this no figure of a call's time tells a slow replica from a small call.
 _FLOOR_S = 0.05
 # Of a time of which this client's own lateness may be more than so much, nothing is its replica's for certain.
@@ -630,7 +631,7 @@ class Fleet:
         if usage.cached_tokens is None:
             return
         per_block = self._sight.tokens_per_block
-        own = chosen.hit_tokens if chosen.source in (Source.RECORD, Source.SESSION) else 0
+        own = chosen.hit_tokens if chosen.source in _OWN_RECORD else 0
         self.company.found_cached(usage.cached_tokens, own + int(_SLACK_BLOCKS * per_block))
         if chosen.source is Source.RECORD:
             self.index.confirmed(

@@ -72,7 +72,7 @@ class RecentQuantile:
         self._quantile = quantile
         self._young, self._old = DDSketch(_ACCURACY), DDSketch(_ACCURACY)
         self._turned_at: float | None = None
-        self._since = 0
+        self._since, self._stale = 0, 1
         self._value: float | None = None
 
     def add(self, sample: float, now: float) -> None:
@@ -84,10 +84,11 @@ class RecentQuantile:
         count = self._young.count
         if count >= _WINDOW or (count >= _ENOUGH and now - self._turned_at >= _WINDOW_S):
             self._old, self._young, self._turned_at = self._young, DDSketch(_ACCURACY), now
+            self._stale = _STALE
 
     def value(self) -> float | None:
-        """The quantile, at most some samples old; None while there are too few."""
-        if self._since >= _STALE or (self._value is None and self._since):
+        """The quantile, but for the newest sixteenth of its samples; None while there are too few."""
+        if self._since >= self._stale:
             count = self._young.count + self._old.count
             if count < _ENOUGH:
                 return None
@@ -95,7 +96,7 @@ class RecentQuantile:
             both.merge(self._old)
             both.merge(self._young)
             self._value = both.get_quantile_value(self._quantile)
-            self._since = 0
+            self._since, self._stale = 0, max(_STALE, count // _STALE)
         return self._value
 
 
@@ -124,7 +125,7 @@ class _Route:
         typical = sample if typical is None else typical + _TYPICAL_STEP * (sample - typical)
         self._typical[replica] = typical
         self._since += 1
-        if self._since >= max(_STALE, len(self._typical)):
+        if self._since >= _STALE and self._since >= len(self._typical):
             self._usual, self._since = median_low(self._typical.values()), 0
         if typical <= self._usual + _UNUSUAL:
             self.multiples.add(multiple, now)

@@ -30,12 +30,12 @@ class EventReader:
         if b"\r" in chunk:
             self._after_cr = chunk.endswith(b"\r")
             chunk = _normal(chunk)
-        *lines, rest = chunk.split(b"\n")
-        if not lines:
-            self._rest += rest
-            return
-        lines[0] = bytes(self._rest) + lines[0]
-        self._rest = bytearray(rest)
+        lines = chunk.split(b"\n")
+        rest = lines.pop()
+        if lines and self._rest:
+            lines[0] = bytes(self._rest) + lines[0]
+            self._rest.clear()
+        self._rest += rest
         for line in lines:
             if line:
                 self._field(line)
@@ -64,8 +64,12 @@ def last_events(stream: bytes) -> Iterator[tuple[str, bytes]]:
     """The events at the end of a stream, the last one first; it need not be closed by an empty line."""
     if b"\r" in stream:
         stream = _normal(stream)
-    for block in reversed(stream.split(b"\n\n")):
-        yield from EventReader().feed(block + b"\n\n")
+    end = len(stream)
+    while end >= 0:
+        before = stream.rfind(b"\n\n", 0, end)
+        if block := stream[before + 2 if before >= 0 else 0 : end]:
+            yield from EventReader().feed(block + b"\n\n")
+        end = before
 
 
 def last_event_start(stream: bytes) -> int:

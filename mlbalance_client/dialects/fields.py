@@ -40,9 +40,9 @@ def _parse_leniently(data: bytes) -> Any:
 
 def number(value: object) -> int | None:
     """A count: a whole number from 0 to a billion (engines take 16.0 for 16), else None."""
-    if isinstance(value, float) and value.is_integer():
+    if type(value) is float and value.is_integer():
         value = int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST else None
+    return value if type(value) is int and 0 <= value <= _MOST else None
 
 
 def text(value: object) -> str | None:

@@ -15,13 +15,18 @@ PINGS = frozenset({"ping", "keepalive"})
 
 def figures(body: Fields) -> Fields:
     """``usage``, and llama.cpp's ``timings``, of an event or body."""
-    usage = {name: value for name, value in mapping(body.get("usage")).items() if value is not None}
-    timings = mapping(body.get("timings"))
-    return usage | {"timings": timings} if timings else usage
+    found: Fields = {}
+    if usage := mapping(body.get("usage")):
+        found = {name: value for name, value in usage.items() if value is not None}
+    if timings := mapping(body.get("timings")):
+        found["timings"] = timings
+    return found
 
 
 def usage(found: Fields) -> Usage | None:
     """Both spellings of OpenAI's figures; llama.cpp's timings tell what they leave out."""
+    if not found:
+        return None
     timings = mapping(found.get("timings"))
     details = mapping(found.get("prompt_tokens_details")) or mapping(found.get("input_tokens_details"))
     prompt = number(found.get("prompt_tokens", found.get("input_tokens")))
@@ -47,7 +52,10 @@ def _speaks(choice: Fields) -> bool:
     """Whether a choice carries more than a role; an empty finish is content."""
     if choice.get("finish_reason") is not None or choice.get("text"):
         return True
-    return any(value for name, value in mapping(choice.get("delta")).items() if name != "role")
+    for name, value in mapping(choice.get("delta")).items():  # noqa: SIM110 - of every stream's first and last event
+        if value and name != "role":
+            return True
+    return False
 
 
 def _ends(kind: str, event: Fields) -> bool:

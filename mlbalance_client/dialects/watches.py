@@ -112,7 +112,7 @@ class BodyWatch:
 class EventWatch:
     """A stream of server-sent events: read up to the commit point, then only its end is kept."""
 
-    __slots__ = ("_events", "_fed", "_figures", "_form", "_keep", "_room", "_tail", "error", "has_mark")
+    __slots__ = ("_events", "_fed", "_figures", "_form", "_room", "_tail", "error", "has_mark")
     commits_at_head = False
 
     def __init__(self, form: AnswerForm) -> None:
@@ -123,7 +123,6 @@ class EventWatch:
         self._fed = 0
         self._figures: Fields = {}
         self._tail: list[bytes] = []
-        self._keep = self._tail.append
         self._room = 2 * _TAIL_BYTES
 
     def feed(self, chunk: bytes) -> Sign:
@@ -144,7 +143,7 @@ class EventWatch:
 
     def passed(self, chunk: bytes) -> None:
         """Keep the end of the stream."""
-        self._keep(chunk)
+        self._tail.append(chunk)
         self._room -= len(chunk)
         if self._room < 0:
             self._trim()

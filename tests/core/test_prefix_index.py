@@ -1,5 +1,8 @@
 """The record of what was sent where, against a naive model of itself."""
 
+from collections import OrderedDict
+from random import Random
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,6 +72,31 @@ def test_a_replica_is_never_believed_to_hold_more_than_it_can(sent: list, capaci
         index.record(0, [number * 100 + block for block in chain])
 
     assert len(index) <= capacity
+
+
+@settings(max_examples=20)
+@given(st.integers())
+def test_what_was_not_used_for_the_longest_goes_first_and_of_that_the_deepest(seed: int) -> None:
+    rng = Random(seed)
+    index = PrefixIndex(capacity_blocks=64)
+    held: OrderedDict[int, None] = OrderedDict()
+    for _ in range(600):
+        chain = chain_of([rng.randrange(3) for _ in range(rng.randrange(1, 9))])
+        known = sum(block in held for block in chain)
+        for block in reversed(chain):
+            held[block] = None
+            held.move_to_end(block)
+
+        assert index.record(0, chain) == known
+        while len(held) > 64:
+            held.popitem(last=False)
+        if rng.random() < 0.1:
+            index.forget(0, chain[known:])
+            for block in chain[known:]:
+                held.pop(block, None)
+        assert len(index) == len(held)
+        asked = chain_of([rng.randrange(3) for _ in range(8)])
+        assert index.depth(0, asked) == naive_depth(set(held), asked)
 
 
 def test_the_beginning_of_a_prompt_outlives_its_end() -> None:

@@ -341,7 +341,8 @@ class Outliers:
     def _usual(self) -> float | None:
         """The median of the replicas' medians, some samples old: the more replicas, the less often it is sought."""
         timed, usual = self._typical
-        if self._timed - timed >= max(_SAMPLES, len(self._records)):
+        newer = self._timed - timed
+        if newer >= _SAMPLES and newer >= len(self._records):
             usual = self._usual_of_others(None)
             self._typical = self._timed, usual
         return usual

@@ -110,7 +110,7 @@ class DelayLimit:
 
     def opens_in_s(self, under_way: int, now: float) -> float:
         """0 if one more may be sent, else infinite: not before one of those ``under_way`` has its content."""
-        if under_way + 1 > min(self.value, _ALWAYS):
+        if under_way + 1 > self.value or under_way + 1 > _ALWAYS:
             self._look(now)
             under_way -= len(self._lost)
         return 0.0 if under_way + 1 <= self.value else inf

@@ -16,6 +16,8 @@ from functools import partial
 
 from ..model import Verdict
 
+_NOTICED_LATE = (Verdict.CANCELLED, Verdict.ABANDONED)
+
 
 @dataclass(slots=True, eq=False)
 class Charge:
@@ -200,7 +202,7 @@ class Ledger:
         if charge.settled:
             return
         charge.settled = True
-        if verdict in (Verdict.CANCELLED, Verdict.ABANDONED) and self._residual_s > 0:
+        if verdict in _NOTICED_LATE and self._residual_s > 0:
             self._residuals.append((now + self._residual_s, charge))
         else:
             self._release(charge, now)

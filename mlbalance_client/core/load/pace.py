@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 from enum import StrEnum
+from math import inf
 from statistics import median
 
 from ..cost import Recent
@@ -32,6 +33,10 @@ class Found(StrEnum):
     LONG_BUSY = "long busy"
 
 
+# Python 3.11 looks up a member of an enum by a call.
+_UNSEEN, _FREE = Found.UNSEEN, Found.FREE
+
+
 class _Replica:
     """How its own streams have gone lately. What is fast is learned; of the fleet, until it has shown enough."""
 
@@ -43,7 +48,7 @@ class _Replica:
         self.busy_since: float | None = None
         self._fleet = fleet
         self._fastest = Recent(_FASTEST, _SAMPLES)
-        self._slow_s = float("inf")
+        self._slow_s = inf
         self._count = 0
 
     def piece(self, gap_s: float, now: float) -> None:
@@ -127,17 +132,17 @@ class Pace:
     def last_at(self, place: int) -> float:
         """When the last piece came from there for which its reader waited; before all time if none has."""
         replica = self._replicas.get(place)
-        return float("-inf") if replica is None or replica.at is None else replica.at
+        return -inf if replica is None or replica.at is None else replica.at
 
     def found(self, place: int, now: float) -> tuple[Found, float]:
         """How the replica looks, and how many seconds old the evidence is."""
         replica = self._replicas.get(place)
         if replica is None or replica.at is None:
-            return Found.UNSEEN, float("inf")
+            return _UNSEEN, inf
         age_s = 0.0 if replica.streams else now - replica.at
         since = replica.slow_since(now)
         if since is None:
-            return Found.FREE, age_s
+            return _FREE, age_s
         return (Found.LONG_BUSY if now - since > _LONG_S else Found.BUSY), age_s
 
     def lag(self, place: int) -> float:

@@ -29,6 +29,8 @@ _PRIOR_CALLS = 10
 # Bases of which a report tells a queue alone, or all work, so that own calls are in it.
 _QUEUES = frozenset({Basis.QUEUED_WORK, Basis.EMPTY_QUEUE, Basis.QUEUE})
 _ALL_TOLD = frozenset({Basis.WORK, Basis.ADMITTED})
+# Python 3.11 looks up a member of an enum by a call.
+_UNSEEN, _NOTHING = Found.UNSEEN, Basis.NOTHING
 
 Look = tuple[Found, Basis]
 
@@ -41,7 +43,7 @@ class Guess:
     reported_s: float
 
 
-_UNTOLD = {found: Guess((found, Basis.NOTHING), 0.0) for found in Found}
+_UNTOLD = {found: Guess((found, _NOTHING), 0.0) for found in Found}
 
 
 class _Mean:
@@ -135,11 +137,12 @@ class LoadView:
 
     def waiting_s(self, place: int, now: float) -> float:
         """Seconds of prefill that stand before a call sent now."""
-        account = self._ledger.account(place)
+        account = self._ledger.accounts[place]
         own_s, overdue_s = self._standing_s(account, now) if account.queue else (0.0, 0.0)
-        guessed_s = own_s + max(overdue_s, self._looked_s(place, now, Basis.NOTHING))
+        looked_s = self._looked_s(place, now, _NOTHING)
+        guessed_s = own_s + (max(overdue_s, looked_s) if overdue_s else looked_s)
         known = self._reports.get(place)
-        if known is None or known[1] is Basis.NOTHING:
+        if known is None or known[1] is _NOTHING:
             return guessed_s
         say = self._say(now - known[0].at)
         if say <= 0.0:
@@ -155,7 +158,7 @@ class LoadView:
         On the path of every call, hence one loop over those of which nothing is known.
         """
         accounts, reports, paced = self._ledger.accounts, self._reports, self.pace.places
-        unseen_s = self._looks[Basis.NOTHING].seconds[Found.UNSEEN]
+        unseen_s = self._looks[_NOTHING].seconds[_UNSEEN]
         seconds = []
         for place in places:
             if place in reports or place in paced:
@@ -188,7 +191,7 @@ class LoadView:
         for at, place in enumerate(places):
             known = self._reports.get(place)
             age_s = None
-            if known is not None and known[1] is not Basis.NOTHING and now - known[0].at < self._expiry_s:
+            if known is not None and known[1] is not _NOTHING and now - known[0].at < self._expiry_s:
                 age_s = max(0.0, now - known[0].at)
                 if known[1] not in _ALL_TOLD:
                     guessed.append((age_s, at))
@@ -203,7 +206,7 @@ class LoadView:
         """What the replica looks like now, to learn from when the call has found how it is."""
         found = self.found(place, now)
         known = self._reports.get(place)
-        if known is None or known[1] is Basis.NOTHING or self._say(now - known[0].at) < 0.5:
+        if known is None or known[1] is _NOTHING or self._say(now - known[0].at) < 0.5:
             return _UNTOLD[found]
         account = self._ledger.account(place)
         others_s = self._others_s(place, account, *known, now - known[0].at)
@@ -212,7 +215,7 @@ class LoadView:
     def found(self, place: int, now: float) -> Found:
         """How the replica looks, if that is still worth more than not having seen it."""
         found, age_s = self.pace.found(place, now)
-        return found if age_s < self._memory_s else Found.UNSEEN
+        return found if age_s < self._memory_s else _UNSEEN
 
     def explained(self, guess: Guess, stood_s: float, own_s: float) -> None:
         """A call stood ``stood_s`` seconds until its first content; its own client had caused ``own_s`` of them."""
@@ -284,7 +287,7 @@ class LoadView:
         """Seconds of others' work that no report tells of, by the looks of the replica."""
         found, age_s = self.pace.found(place, now)
         seconds = self._looks[basis_].seconds
-        unseen_s = seconds[Found.UNSEEN]
-        if found is Found.UNSEEN:
+        unseen_s = seconds[_UNSEEN]
+        if found is _UNSEEN:
             return unseen_s
         return unseen_s + (seconds[found] - unseen_s) * exp(-age_s / self._memory_s)

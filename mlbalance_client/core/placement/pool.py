@@ -13,7 +13,8 @@ class Pool:
     """Immutable: made anew when membership changes. ``places`` are dense small integers, ``mask`` their bits.
 
     ``weights``: shares of the keys by place, where they are not the replicas' own weights. ``identities``: of those
-    places whose replicas name themselves; homes go by that name, else by the registry's id.
+    places whose replicas name themselves; homes go by that name, else by the registry's id. ``homes``: the first places
+    in the ranking of a key.
     """
 
     def __init__(
@@ -26,14 +27,11 @@ class Pool:
         self.places = tuple(replicas)
         self.mask = sum(1 << place for place in self.places)
         shares = weights or {place: replica.weight for place, replica in replicas.items()}
-        self._rendezvous = Rendezvous([(p, identities.get(p, r.id), shares[p]) for p, r in replicas.items()])
+        rendezvous = Rendezvous([(p, identities.get(p, r.id), shares[p]) for p, r in replicas.items()])
+        self.homes = rendezvous.homes
 
     def __len__(self) -> int:
         return len(self.places)
-
-    def homes(self, key: int) -> tuple[int, ...]:
-        """The first places in the rendezvous ranking of a key."""
-        return self._rendezvous.homes(key)
 
     def sample(self, count: int, rng: Random) -> Iterable[int]:
         """``count`` random places (all of them, if no more), the same one perhaps twice."""
