@@ -21,6 +21,7 @@ settings.load_profile("untimed")
 _ONE_WORKER = frozenset({"kserve", "registries", "sdk"})
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep together what two workers must not set up at once."""
     for item in items:

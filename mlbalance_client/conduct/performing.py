@@ -66,7 +66,7 @@ class Answer:
     streaming: bool
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, kw_only=True)
 class Attempt(Standing):
     """One sending of a call, under way. ``moved``: why it is given up for another replica, in words."""
 
@@ -294,7 +294,16 @@ class Performer:
         expected = self._hedging.expect(pick)
         slow_s = self._hedging.slow_after_s(expected)
         attempt = Attempt(
-            *(pick, now, slow_s, now), number, expected, acked_by, hedge, overdue_at, self._make_scope()
+            pick=pick,
+            began=now,
+            slow_s=slow_s,
+            looked_at=now,
+            number=number,
+            expected=expected,
+            acked_by=acked_by,
+            hedge=hedge,
+            overdue_at=overdue_at,
+            scope=self._make_scope(),
         )
         call.running[number] = attempt
         return attempt

@@ -10,7 +10,7 @@ from ..core.fleet import Pick
 _LONG_DELAYS = 3.0
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, kw_only=True)
 class Standing:
     """Since ``began``; slow after ``slow_s``. ``looked_at``: when it was last found slow, or began."""
 
