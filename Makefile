@@ -26,7 +26,7 @@ check: lint
 
 test: lint
 	$(BIN)/pytest -q -m alone
-	$(BIN)/pytest -n 2 --dist loadgroup -m "not alone"
+	$(BIN)/pytest -n 2 --dist worksteal -m "not alone"
 
 # Real engines: installs and compiles them in .tools/engines at first (4 GB, a quarter of an hour).
 test-engines: $(READY)

@@ -17,18 +17,6 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
-# What their tests need is fetched or installed when first asked for, into one place.
-_ONE_WORKER = frozenset({"kserve", "registries", "sdk"})
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together what two workers must not set up at once."""
-    for item in items:
-        if (room := item.path.parent.name) in _ONE_WORKER:
-            item.add_marker(pytest.mark.xdist_group(room))
-
-
 def pytest_collection_finish() -> None:
     """What is there before the first test stays: many tests collect garbage, and need not walk it each time."""
     gc.collect()

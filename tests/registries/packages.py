@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..environments import one_at_a_time
+
 TOOLS = Path(__file__).parents[2] / ".tools"
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
@@ -44,8 +46,9 @@ def _program(name: str, packages: Sequence[str], suite: str | None = None) -> Pr
     if found := shutil.which(name):
         return Program(Path(found))
     root = TOOLS / name
-    if not root.exists():
-        _unpack(root, packages, suite)
+    with one_at_a_time(root):
+        if not root.exists():
+            _unpack(root, packages, suite)
     path = next((p for p in (root / "usr/bin" / name, root / "usr/sbin" / name) if p.exists()), None)
     if path is None:
         raise Unavailable(f"{name}: not in its package")
