@@ -35,7 +35,7 @@ class Alarms:
         self._numbers = count()
         self._wakes_at = inf
         self._woken: anyio.Event | None = None
-        self._late_s = self._late_before_s = self._seen_late_s = 0.0
+        self._late_s = self._late_before_s = 0.0
         self._late_since = -inf
 
     def __len__(self) -> int:
@@ -57,7 +57,7 @@ class Alarms:
         """
         if now - self._late_since >= _REMEMBERED_S:
             self._note_late(0.0, now)
-        return self._seen_late_s
+        return _ROUNDS * max(self._late_s, self._late_before_s)
 
     def seen_at(self, began: float, slow_s: float, now: float) -> float:
         """When to look whether what began then is slow: after ``slow_s``, or a little later if that is not yet seen."""
@@ -73,7 +73,6 @@ class Alarms:
             self._late_before_s = self._late_s if since_s < 2 * _REMEMBERED_S else 0.0
             self._late_s, self._late_since = 0.0, now
         self._late_s = max(self._late_s, late_s)
-        self._seen_late_s = _ROUNDS * max(self._late_s, self._late_before_s)
 
     def cancel(self, alarm: Alarm) -> None:
         """It will not ring. Idempotent."""

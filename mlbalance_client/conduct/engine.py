@@ -294,8 +294,7 @@ class Engine:
         began = self.clock()
         self.checkups.called(reading.model, dialect, path, began)
         deadline_at = min(options.deadline_at(began), began + self._http.call_timeout_s)
-        report = CallReport()
-        report.tenant, report.priority = options.tenant, options.priority
+        report = CallReport(tenant=options.tenant, priority=options.priority)
         return CallUnderWay(
             self.new_id(),
             request,

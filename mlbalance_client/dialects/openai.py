@@ -52,10 +52,7 @@ def _speaks(choice: Fields) -> bool:
     """Whether a choice carries more than a role; an empty finish is content."""
     if choice.get("finish_reason") is not None or choice.get("text"):
         return True
-    for name, value in mapping(choice.get("delta")).items():  # noqa: SIM110 - of every stream's first and last event
-        if value and name != "role":
-            return True
-    return False
+    return any(value for name, value in mapping(choice.get("delta")).items() if name != "role")
 
 
 def _ends(kind: str, event: Fields) -> bool:

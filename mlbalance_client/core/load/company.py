@@ -21,10 +21,7 @@ _IN_COMPANY = 0.3
 class Company:
     """In company until caches show nothing but what this client itself sent. ``share``: the stronger of the signs."""
 
-    __slots__ = (
-        *("_base_s", "_cached", "_cached_share", "_others_cached", "_others_s", "_prior", "_stood_s"),
-        *("_waiting_share", "share"),
-    )
+    __slots__ = ("_base_s", "_cached", "_others_cached", "_others_s", "_prior", "_stood_s", "share")
 
     def __init__(self) -> None:
         self._base_s = Recent(_BASE_QUANTILE)
@@ -33,8 +30,7 @@ class Company:
         self._cached = 0.0
         self._others_cached = 0.0
         self._prior = _PRIOR_TOKENS
-        self._waiting_share = 0.0
-        self._cached_share = self.share = 1.0
+        self.share = 1.0
 
     @property
     def degree(self) -> float:
@@ -48,8 +44,7 @@ class Company:
         others_s = rest_s - (self._base_s.value() or 0.0)
         self._stood_s += _STEP * (stood_s - self._stood_s)
         self._others_s += _STEP * (others_s - self._others_s)
-        self._waiting_share = min(1.0, max(0.0, self._others_s / self._stood_s)) if self._stood_s > 0 else 0.0
-        self.share = max(self._waiting_share, self._cached_share)
+        self._reckon()
 
     def found_cached(self, tokens: int, sent_before: int) -> None:
         """An answer told of ``tokens`` from the cache; this client had sent ``sent_before`` of them there itself."""
@@ -58,5 +53,9 @@ class Company:
         self._others_cached = self._others_cached * _KEEP + others
         if tokens and not others:
             self._prior = max(1.0, self._prior * _PRIOR_KEEP)
-        self._cached_share = (self._others_cached + self._prior) / (self._cached + self._prior)
-        self.share = max(self._waiting_share, self._cached_share)
+        self._reckon()
+
+    def _reckon(self) -> None:
+        waiting = self._others_s / self._stood_s if self._stood_s > 0 else 0.0
+        cached = (self._others_cached + self._prior) / (self._cached + self._prior)
+        self.share = min(1.0, max(waiting, cached))

@@ -11,8 +11,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic_core import to_json
-
 from .fields import (
     VERSION,
     LoadFormatError,
@@ -95,8 +93,8 @@ def personal(
     ]
     own = f',"free":{{{",".join(free)}}}' if free else ""
     if acked:
-        own += f',"acked":{to_json(acked).decode()}'
-    return b"%b%b}" % (common[:-1], own.encode()) if own else common
+        own += f',"acked":{_ENCODER.encode(dict(acked))}'
+    return b"%b%b}" % (common[:-1], own.encode("ascii")) if own else common
 
 
 def decode_load(data: bytes | str, *, at: float, client: str | None = None) -> LoadReport:

@@ -139,8 +139,7 @@ class LoadView:
         """Seconds of prefill that stand before a call sent now."""
         account = self._ledger.accounts[place]
         own_s, overdue_s = self._standing_s(account, now) if account.queue else (0.0, 0.0)
-        looked_s = self._looked_s(place, now, _NOTHING)
-        guessed_s = own_s + (max(overdue_s, looked_s) if overdue_s else looked_s)
+        guessed_s = own_s + max(overdue_s, self._looked_s(place, now, _NOTHING))
         known = self._reports.get(place)
         if known is None or known[1] is _NOTHING:
             return guessed_s

@@ -214,11 +214,11 @@ class PrefixTokens(Policy):
     def _recorded(sight: Sight, demand: Demand, allowed: int) -> dict[int, Hit]:
         most, index = sight.settings.sampled_candidates, sight.index
         hits: dict[int, Hit] = {}
-        chain, source = demand.fingerprint.chain, Source.RECORD
+        chain = demand.fingerprint.chain
         hit, hit_depth = NO_HIT, 0
         for place, depth in index.deepest(chain, allowed, most):
             if depth != hit_depth:  # many are alike
-                hit, hit_depth = (sight.tokens(demand, depth), source), depth
+                hit, hit_depth = (sight.tokens(demand, depth), Source.RECORD), depth
             hits[place] = hit
         if sight.publishers:
             for place, depth in sight.publishers.deepest(chain, allowed, most):
