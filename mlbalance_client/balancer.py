@@ -173,7 +173,7 @@ class Balancer:
         if deadline <= began:
             raise DeadlineExceeded(PASSED)
         demand = engine.demand(reading_of(call), call.options)
-        pick = engine.queueing.try_pick(demand, began)
+        pick = engine.queueing.queue.try_pick(demand, began, priority=call.options.priority)
         if pick is None:
             pick = await engine.queueing.wait(
                 engine.new_id(), demand, call.options, report, deadline=deadline

@@ -247,7 +247,9 @@ class Performer:
         now = self._clock()
         acked_by = next(self._numbers)
         try:
-            pick = self._queueing.try_pick(call.demand, now, avoid, number=acked_by)
+            pick = self._queueing.queue.try_pick(
+                call.demand, now, avoid, priority=call.request.options.priority, number=acked_by
+            )
             if pick is None:
                 pick = await self._queued(call, avoid, acked_by)
                 if pick is None:

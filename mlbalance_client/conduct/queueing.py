@@ -36,12 +36,6 @@ class Queueing:
         self._woken: dict[Waiting, anyio.Event] = {}
         self._alarm: Alarm | None = None
 
-    def try_pick(
-        self, demand: Demand, now: float, excluded: Collection[ReplicaId] = (), *, number: int = 0
-    ) -> Pick | None:
-        """A replica with room, charged; None if the call is to ``wait``. Raises NoReplicas."""
-        return None if self.queue else self._fleet.try_pick(demand, now, excluded, number=number)
-
     async def wait(
         self,
         call: str,

@@ -110,6 +110,20 @@ class Admission:
     def __len__(self) -> int:
         return len(self._line)
 
+    def try_pick(
+        self,
+        demand: Demand,
+        now: float,
+        excluded: Collection[ReplicaId] = (),
+        *,
+        priority: int = 0,
+        number: int = 0,
+    ) -> Pick | None:
+        """A replica with room, charged; None if the call is to wait. Raises NoReplicas."""
+        if priority > 0:
+            self._fleet.urgent_comes(now)
+        return None if self._line else self._fleet.try_pick(demand, now, excluded, number=number)
+
     def waiting(
         self,
         demand: Demand,

@@ -494,6 +494,11 @@ class Fleet:
         if self.windows is not None:
             self.windows.limit.waits(calls)
 
+    def urgent_comes(self, now: float) -> None:
+        """A call that is more important than others comes."""
+        if self.windows is not None:
+            self.windows.urgent_comes(now)
+
     def takes_urgent(self, place: int, now: float) -> bool:
         """Whether there is room at ``place`` for a call that is more important than others who wait."""
         return place in self._replicas and (self.windows is None or self.windows.takes_urgent(place, now))

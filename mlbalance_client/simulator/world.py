@@ -108,7 +108,7 @@ class Clients:
         if not self.queues:
             return self._sent(fleet.pick(demand, now), job)
         queue, wishes = self.queues[number], self._wishes(call)
-        pick = None if queue else fleet.try_pick(demand, now)
+        pick = queue.try_pick(demand, now, priority=wishes.priority)
         if pick is not None:
             return self._sent(pick, job)
         waiting = queue.waiting(

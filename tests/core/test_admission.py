@@ -259,6 +259,41 @@ def test_urgent_calls_get_what_ordinary_ones_must_leave() -> None:
     assert scene.queue.tick(15.5) == [usual]
 
 
+@pytest.mark.parametrize("after_s", [0.0, 59.0, 61.0])
+def test_where_urgent_calls_come_little_stands_before_them(after_s: float) -> None:
+    """For a minute, and before any overload: when one has begun, its first calls stand already."""
+    config = AdmissionConfig(engine_queue_s=5.0)
+    fleet = Fleet(PickingConfig(), Random(1), windows=config)
+    fleet.update([Replica(NAMES[0], "http://a")])
+    queue = Admission(config, fleet)
+    demand = fleet.demand(fingerprint(b"x"), text_bytes=1, prompt_tokens=10)
+    assert queue.try_pick(demand, 0.0, priority=1)
+
+    fleet.hear(NAMES[0], LoadReport(source="test", at=after_s, prefill_tokens=int(2.0 * fleet.rates[0])))
+
+    assert (queue.try_pick(demand, after_s) is not None) is (after_s > 60.0)
+    urgent = queue.waiting(demand, after_s, priority=1)
+    assert queue.enter(urgent, after_s) == [urgent]
+    assert urgent.pick
+
+
+def test_a_grant_is_not_used_up_by_ordinary_calls_where_urgent_ones_come() -> None:
+    config = AdmissionConfig(engine_queue_s=5.0)
+    fleet = Fleet(PickingConfig(), Random(1), windows=config)
+    fleet.update([Replica(NAMES[0], "http://a")])
+    standing = int(2.0 * fleet.rates[0])
+    fleet.hear(
+        NAMES[0], LoadReport(source="b", at=0.0, prefill_tokens=standing, free_requests=9, free_tokens=99_999)
+    )
+    queue = Admission(config, fleet)
+    demand = fleet.demand(fingerprint(b"x"), text_bytes=1, prompt_tokens=10)
+    usual, another = queue.waiting(demand, 0.0), queue.waiting(demand, 0.0)
+
+    assert queue.enter(usual, 0.0) == [usual]
+    assert queue.try_pick(demand, 0.0, priority=1) is None
+    assert queue.enter(another, 0.0) == []
+
+
 class Anything(RuleBasedStateMachine):
     """Calls come, leave, are pulled and end, in any order, while replicas grant, come and go."""
 

@@ -6,7 +6,8 @@ known of the replica     it is full when
 ``free`` (a grant)       the requests that it granted this client are used up; for calls that wait also the tokens
 batch limit              running and waiting requests exceed it by an eighth
 KV memory                as ``memory`` says
-work that stands there   it is ``engine_queue_s`` seconds or more; for calls that wait in an overload a third of it
+work that stands there   it is ``engine_queue_s`` seconds or more; for calls that wait in an overload a third of it;
+                         of either a fifth for a minute after an urgent call
 ======================== =============================================================================================
 
 What was sent since a report was made is counted against it until a report counts it. Who has nothing of this client
@@ -27,9 +28,13 @@ from .view import LoadView
 
 # An engine's own queue keeps it busy between two of its reports.
 _QUEUE_SHARE = 1 / 8
-# In an overload a replica gets the next one when no more than this part of its queue is left. The rest is kept for
-# urgent ones, who would else wait for their own client's turn among all clients (trunk reservation).
+# In an overload a replica gets the next one when no more than this part of its queue is left.
 _PULL_SHARE = 1 / 3
+# And where urgent calls have come of late only this part of that, from before the overload on, which does not announce
+# itself: the rest is kept for them, who would else wait behind what stands already, or for their own client's turn
+# among all clients (trunk reservation).
+_KEPT_SHARE = 1 / 5
+_KEPT_FOR_S = 60.0
 # What is urgent waits for no ordinary call's end: to be refused, or to stand in line here, is worse than a full queue
 # there. Only that so much stands already, in queues, says that urgent calls themselves are too many.
 _URGENT_QUEUES = 4.0
@@ -88,6 +93,7 @@ class Windows:
         self._load = load
         self._expiry_s = expiry_s
         self._rooms: dict[int, _Room] = {}
+        self._kept_until = -inf
         self.limit = DelayLimit(settings.engine_queue_s)
 
     def hear(self, place: int, report: LoadReport) -> None:
@@ -126,14 +132,23 @@ class Windows:
         room = self._rooms.get(place)
         return room is not None and self._current(place, room, now) and room.shut
 
-    def full(self, place: int, waiting_s: float, now: float, share: float = 1.0) -> bool:
-        """Whether it has enough to do. ``waiting_s``: work that stands there; ``share``: of what may stand there.
+    def full(self, place: int, waiting_s: float, now: float, *, overload: bool = False) -> bool:
+        """Whether it has enough to do for ordinary calls. ``waiting_s``: work that stands there.
 
         On the path of every call.
         """
         if self.shut(place, now):
             return True
-        return waiting_s >= share * self._settings.engine_queue_s and not self._guessed(place, now)
+        return waiting_s >= self._most_s(now, overload) and not self._guessed(place, now)
+
+    def _most_s(self, now: float, overload: bool) -> float:
+        most_s = self._settings.engine_queue_s
+        if overload:
+            most_s *= _PULL_SHARE
+        return most_s * _KEPT_SHARE if self._keeps(now) else most_s
+
+    def _keeps(self, now: float) -> bool:
+        return now < self._kept_until
 
     def _guessed(self, place: int, now: float) -> bool:
         """Whether work is there only by what calls before have found: nothing of it would ever end by itself."""
@@ -152,6 +167,10 @@ class Windows:
             return Window(full, requests, tokens, "granted" if room.granted else "reported")
         return Window(full, None, None, "open")
 
+    def urgent_comes(self, now: float) -> None:
+        """A call that is more important than others: room is kept for more of them."""
+        self._kept_until = now + _KEPT_FOR_S
+
     def takes_urgent(self, place: int, now: float) -> bool:
         """Whether it takes a call that is more important than others who wait; a grant is about ordinary ones."""
         if self.shut(place, now) or not self.limit.takes_urgent(self._ledger.queued):
@@ -165,15 +184,17 @@ class Windows:
     def pulls(self, place: int, now: float, *, overload: bool) -> bool:
         """Whether it has room for a call that waits."""
         if (room := self._granting(place, now)) is not None:
-            return not (room.shut or (room.tokens is not None and room.tokens <= room.sent_tokens))
-        return not self.full(place, self._load.waiting_s(place, now), now, _PULL_SHARE if overload else 1.0)
+            if room.shut or (room.tokens is not None and room.tokens <= room.sent_tokens):
+                return False
+            if not self._keeps(now):
+                return True
+        return not self.full(place, self._load.waiting_s(place, now), now, overload=overload)
 
     def drains_in_s(self, place: int, now: float, *, overload: bool) -> float:
         """In how many seconds it pulls by the mere draining of work; infinite if that is not what it wants."""
-        if self._granting(place, now) is not None or self.shut(place, now):
+        if self.shut(place, now) or (not self._keeps(now) and self._granting(place, now) is not None):
             return inf
-        share = _PULL_SHARE if overload else 1.0
-        left_s = self._standing_s(place, now) - share * self._settings.engine_queue_s
+        left_s = self._standing_s(place, now) - self._most_s(now, overload)
         return left_s if left_s > 0.0 else inf
 
     def _granting(self, place: int, now: float) -> _Room | None:
