@@ -19,7 +19,7 @@ class AdmissionConfig(Section):
         le=3_600,
         description="A replica has room until so much prefill stands there, where it does not grant room itself. "
         "What stands there is served as it came, so that little of it lets priorities rule; too little "
-        "would leave a replica idle between reports.",
+        "would leave a replica idle between reports. For a minute after a call with a priority above 0 a fifth of it.",
     )
     queue_max_calls: int = Field(
         default=4_096,

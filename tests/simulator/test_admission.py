@@ -12,7 +12,7 @@ from ..bench.admission import burst, steady, stream
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("clients", "recovered_s"), [(1, 10.0), (16, 59.0)])
+@pytest.mark.parametrize(("clients", "recovered_s"), [(1, 10.0), (16, 20.0)])
 def test_a_burst_is_bounded_and_soon_over(clients: int, recovered_s: float) -> None:
     seen = burst(clients, lambda: Told(stream, 0.1))
 
@@ -21,7 +21,7 @@ def test_a_burst_is_bounded_and_soon_over(clients: int, recovered_s: float) -> N
     assert seen.mean_busy >= 0.95
     assert seen.least_busy >= 0.88
     assert seen.urgent_refused == 0
-    assert seen.urgent_burst_s <= seen.urgent_calm_s + 3.0, "an engine's own queue, at most"
+    assert seen.urgent_burst_s <= (1.5 if clients == 1 else 2.5) * seen.urgent_calm_s
     assert seen.recovered_s <= recovered_s, "the trace has bursts of its own"
 
 
