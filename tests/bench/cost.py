@@ -15,6 +15,8 @@ from typing import Any
 import httpx
 
 import mlbalance_client as mlb
+from mlbalance_client.core.fingerprint import fingerprint
+from mlbalance_client.dialects import find
 from mlbalance_client.wire import Origin, Timeouts, Wire, WireAnswer, WireOptions, WireRequest
 
 from .answering import replicas
@@ -72,6 +74,14 @@ class SameWire(httpx.AsyncBaseTransport):
         await self._wire.aclose()
 
 
+class PromptRead(SameWire):
+    """And the least that any placing by prefix costs: the prompt is read and its blocks hashed."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        fingerprint(find("POST", request.url.path).read(request.url.path, request.content).prompt)
+        return await super().handle_async_request(request)
+
+
 @dataclass(frozen=True)
 class Contestant:
     """``make``: the client; ``spread``: whether its URLs must name the replicas in turn."""
@@ -86,6 +96,10 @@ def _bare(library: Any, **options: Any) -> Any:
         max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEPALIVE_S
     )
     return library.AsyncClient(timeout=600.0, limits=limits, **options)
+
+
+def _over(transport: httpx.AsyncBaseTransport) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=transport, base_url="http://fleet", timeout=600.0)
 
 
 def _balanced(urls: Sequence[str], policy: str = "prefix_tokens") -> mlb.AsyncClient:
@@ -104,10 +118,8 @@ def contestants() -> list[Contestant]:
     """Those whose libraries are installed."""
     found = [
         Contestant("ours", _balanced),
-        Contestant(
-            "same wire",
-            lambda urls: httpx.AsyncClient(transport=SameWire(urls), base_url="http://fleet", timeout=600),
-        ),
+        Contestant("same wire", lambda urls: _over(SameWire(urls))),
+        Contestant("it, prompt read", lambda urls: _over(PromptRead(urls))),
         Contestant("bare httpx", lambda urls: _bare(httpx), spread=True),
     ]
     for name, make in (("bare httpx2", _bare_httpx2), ("httpx-aiohttp", _httpx_aiohttp)):
