@@ -35,7 +35,7 @@ class OutlierDetectionConfig(Section):
         "in Envoy.",
     )
     failure_share: Annotated[float, Unit("share")] = Field(
-        default=0.2,
+        default=0.15,
         gt=0,
         le=1,
         description="A replica that surely fails a larger share of its calls than this, and than twice the others' "

@@ -454,6 +454,19 @@ def test_what_was_sent_before_a_trial_neither_ends_it_nor_makes_room_for_another
     assert "r1" not in {world.fleet.pick(world.demand(), world.now).replica.id for _ in range(20)}
 
 
+@pytest.mark.parametrize("broken", [FailureKind.READ, FailureKind.PROTOCOL])
+def test_a_replica_that_dies_amid_calls_is_out_at_its_first_refusal(broken: FailureKind) -> None:
+    world = World(3)
+
+    for kind in (broken, broken, FailureKind.CONNECT):
+        assert not world.ejected()
+        failure = failure_of(kind)
+        assert failure
+        world.fleet.pick(world.demand(), world.now, ("r0", "r2")).failed(world.now, kind=failure)
+
+    assert world.ejected() == ["r1"]
+
+
 def test_newcomers_start_slowly_but_a_fleet_of_newcomers_does_not() -> None:
     world = World(4)
     assert not world.fleet.fitness.slow_start.active

@@ -55,6 +55,8 @@ class Failure(StrEnum):
     PUSHBACK = "pushed back"
 
 
+# Of a connection that the other side closed in the midst of an answer, HTTP says that its rules were broken.
+_BROKEN = frozenset({FailureKind.READ, FailureKind.WRITE, FailureKind.PROTOCOL})
 _SILENT = frozenset(
     {
         FailureKind.READ_TIMEOUT,
@@ -69,11 +71,9 @@ def failure_of(kind: FailureKind) -> Failure | None:
     """What an attempt without an answer says of its replica; None: nothing, it was its caller's doing."""
     if kind.never_sent:
         return Failure.UNREACHABLE
-    if kind in (FailureKind.READ, FailureKind.WRITE):
+    if kind in _BROKEN:
         return Failure.BROKEN
-    if kind in _SILENT:
-        return Failure.SILENT
-    return Failure.ERROR if kind is FailureKind.PROTOCOL else None
+    return Failure.SILENT if kind in _SILENT else None
 
 
 def failure_of_status(status: int, retry_after_s: float | None, *, says_busy: bool = False) -> Failure:
