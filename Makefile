@@ -22,7 +22,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 check: lint
-	$(BIN)/pytest -q -n 2 --dist worksteal -m "not slow and not sdk"
+	$(BIN)/pytest -q -n 2 --dist worksteal -m "not slow and not sdk and not alone"
 
 test: lint
 	$(BIN)/pytest -q -m alone

@@ -163,11 +163,16 @@ class Flow:
                     chunk = await self._chunks.__anext__()
                 except StopAsyncIteration:
                     self._ended()
+                else:
+                    arrived = self.idle_since = self._clock()
+                    self._watch.passed(chunk)
+                    self.pick.piece(asked, arrived)
             except WireError as error:
                 self.closed = True
                 if self.stopped is not None:  # while we were reading
                     raise self.translate(self._interruption(self.stopped), self.request) from None
-                self.pick.failed(self._clock(), kind=Failure.BROKEN)
+                if not self.settled:  # else its caller has closed it meanwhile
+                    self.pick.failed(self._clock(), kind=Failure.BROKEN)
                 await self.aclose(Verdict.FAILED)
                 broken = StreamInterrupted(
                     f"the answer of {self.pick.replica.id} broke off after {self.delivered} bytes: {error}",
@@ -179,10 +184,6 @@ class Flow:
                 self.closed = True
                 await self.aclose(Verdict.CANCELLED)
                 raise
-            if chunk is not None:
-                arrived = self.idle_since = self._clock()
-                self._watch.passed(chunk)
-                self.pick.piece(asked, arrived)
         if chunk is None:
             self.closed = True
             self.finish()

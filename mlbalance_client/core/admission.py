@@ -120,9 +120,21 @@ class Admission:
         number: int = 0,
     ) -> Pick | None:
         """A replica with room, charged; None if the call is to wait. Raises NoReplicas."""
+        fleet = self._fleet
         if priority > 0:
-            self._fleet.urgent_comes(now)
-        return None if self._line else self._fleet.try_pick(demand, now, excluded, number=number)
+            if (
+                self._settings.queue_max_calls
+            ):  # else ordinary calls would not wait for that room, but be refused
+                fleet.urgent_comes(now)
+            if self._line.urgent:
+                return None
+            pick = fleet.try_pick(demand, now, excluded, number=number, urgent=True)
+            if pick is None:
+                places = self._places(fleet.takes_urgent, now, None)
+                if decision := fleet.choose_among(places, demand, now, excluded):
+                    pick = fleet.take(decision, demand, now, number=number)
+            return pick
+        return None if self._line else fleet.try_pick(demand, now, excluded, number=number)
 
     def waiting(
         self,
@@ -306,7 +318,7 @@ class Admission:
         late_s = now + wait_s - waiting.due
         if waiting.deadline <= waiting.due:
             # Its answer must have begun by then: behind what stands at a replica that has just got room.
-            queue_s = 0.0 if waiting.crowded else self._settings.engine_queue_s
+            queue_s = 0.0 if waiting.crowded else self._fleet.stands_s(now, overload=self._overload(now))
             work_s = queue_s + self._fleet.own_s(waiting.demand)
             late_s = max(late_s, now + wait_s + work_s - waiting.due)
         return late_s

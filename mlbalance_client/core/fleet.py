@@ -358,11 +358,20 @@ class Fleet:
         return self.take(self.choose(demand, now, excluded), demand, now, number=number)
 
     def try_pick(
-        self, demand: Demand, now: float, excluded: Collection[ReplicaId] = (), *, number: int = 0
+        self,
+        demand: Demand,
+        now: float,
+        excluded: Collection[ReplicaId] = (),
+        *,
+        number: int = 0,
+        urgent: bool = False,
     ) -> Pick | None:
-        """The same, but None if all are full."""
+        """The same, but None if all are full; for an ``urgent`` call, if it would be better to see who takes such."""
         self.ledger.sweep(now)
-        decision, room = self._decide(demand, now, excluded)
+        pool, unwilling = self._open_pool(demand, excluded, now)
+        decision, room = self._with_room(pool, unwilling, demand, now, ordinary=not urgent)
+        if urgent and not self.takes_urgent(decision.chosen.place, now):
+            return None
         return self.take(decision, demand, now, number=number) if room else None
 
     def take(self, decision: Decision, demand: Demand, now: float, *, number: int = 0) -> Pick:
@@ -416,7 +425,7 @@ class Fleet:
         unwilling = self._barred(excluded) | self.fitness.unwilling(demand.model, now, replayable=False)
         for pool in self.serving.pools(demand.model):
             if pool.mask & ~unwilling:
-                decision, room = self._with_room(pool, unwilling, demand, now, limited=False)
+                decision, room = self._with_room(pool, unwilling, demand, now, ordinary=False)
                 return decision if room else None
         return None
 
@@ -427,31 +436,30 @@ class Fleet:
 
     def choose(self, demand: Demand, now: float, excluded: Collection[ReplicaId] = ()) -> Decision:
         """What ``pick`` would choose, without charging anything."""
-        return self._decide(demand, now, excluded)[0]
-
-    def _decide(self, demand: Demand, now: float, excluded: Collection[ReplicaId]) -> tuple[Decision, bool]:
         pool, unwilling = self._open_pool(demand, excluded, now)
-        return self._with_room(pool, unwilling, demand, now)
+        return self._with_room(pool, unwilling, demand, now)[0]
 
     def _with_room(
-        self, pool: Pool, unwilling: int, demand: Demand, now: float, *, limited: bool = True
+        self, pool: Pool, unwilling: int, demand: Demand, now: float, *, ordinary: bool = True
     ) -> tuple[Decision, bool]:
         """The best of those that are not shut, and whether anybody has room; else the best of all.
 
         One that has enough to do may be the best nevertheless, for its prefix, while calls need not wait.
+        ``ordinary``: the limit on own calls holds, and room that is kept for urgent ones is none.
         """
         decision = self._choose(pool, unwilling, demand, now)
         chosen, windows = decision.chosen, self.windows
         if windows is None:
             return decision, True
-        if limited and self.opens_for_all_in_s(now) > 0.0:
+        if ordinary and self.opens_for_all_in_s(now) > 0.0:
             return decision, False
-        if not windows.full(chosen.place, chosen.waiting_s, now):
+        most_s = windows.most_s(now, ordinary=ordinary)
+        if not windows.full(chosen.place, chosen.waiting_s, now, most_s):
             return decision, True
         for tier in self.serving.pools(demand.model):
             willing = [place for place in tier.places if not unwilling >> place & 1]
             standing = self.load.all_waiting_s(willing, now)
-            if all(map(windows.full, willing, standing, repeat(now))):
+            if all(map(windows.full, willing, standing, repeat(now), repeat(most_s))):
                 continue
             shut = sum(1 << place for place in willing if windows.shut(place, now))
             if tier is pool and not shut >> chosen.place & 1:
@@ -502,6 +510,10 @@ class Fleet:
     def takes_urgent(self, place: int, now: float) -> bool:
         """Whether there is room at ``place`` for a call that is more important than others who wait."""
         return place in self._replicas and (self.windows is None or self.windows.takes_urgent(place, now))
+
+    def stands_s(self, now: float, *, overload: bool) -> float:
+        """How much work may stand where an ordinary call that waits is sent to."""
+        return 0.0 if self.windows is None else self.windows.most_s(now, overload=overload)
 
     def drains_in_s(self, now: float, *, overload: bool) -> float:
         """In how many seconds somebody might have room by the mere passing of time."""

@@ -55,7 +55,7 @@ class ReporterSettings(Section):
         "prompts within it count as running, those behind as waiting.",
     )
     wait_target_s: Seconds = Field(
-        default=1.0,
+        default=0.5,
         gt=0,
         le=600,
         description="How much prefill may stand: room is granted until then.",

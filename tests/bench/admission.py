@@ -22,7 +22,7 @@ FIRST = 3000
 # People wait: 2 s, not the minute that batches may.
 ADMISSION = AdmissionConfig(queue_timeout_s=2.0)
 _ONE_IN = 10
-_WAIT_TARGET_S = 1.0
+_WAIT_TARGET_S = 0.5
 _TOKENS_PER_S = 11_000
 
 

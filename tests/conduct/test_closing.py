@@ -9,9 +9,11 @@ import pytest
 
 import mlbalance_client as mlb
 from mlbalance_client.core.load.report import LoadReport
-from mlbalance_client.errors import ClientClosed
+from mlbalance_client.dialects.watches import BlindWatch
+from mlbalance_client.errors import ClientClosed, StreamInterrupted
 
-from .virtual import HANG, WHOLE, Network, anyio_backend, engine_of, request
+from ..test_client import ROLE, WORD
+from .virtual import HANG, HEAD, WHOLE, Network, anyio_backend, chunk, engine_of, request
 
 __all__ = ["anyio_backend"]
 
@@ -64,3 +66,42 @@ async def test_a_call_that_asks_for_reports_enters_no_queue_afterwards(
                 full = LoadReport(source="vllm", at=anyio.current_time(), expected_wait_s=30.0)
                 engine.fleet.hear(replica.id, full)
             await engine.aclose()
+
+
+async def test_a_stream_that_its_caller_closes_under_a_reader_speaks_against_nobody() -> None:
+    engine = engine_of(Network([HEAD + chunk(ROLE) + chunk(WORD), HANG]), replicas=2)
+
+    async def read(body: Any) -> None:
+        with pytest.raises(StreamInterrupted):
+            async for _ in body:
+                pass
+
+    for _ in range(10):
+        answer = await engine.send(request(stream=True))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(read, answer.body)
+            await anyio.sleep(1)
+            await answer.body.aclose()
+    assert not engine.fleet.fitness.outliers.out
+    await engine.aclose()
+
+
+async def test_a_stream_whose_dialect_fails_midway_is_closed() -> None:
+    class Failing(BlindWatch):
+        def passed(self, chunk: bytes) -> None:
+            raise ZeroDivisionError
+
+    network = Network([HEAD + chunk(WORD), chunk(WORD), HANG])
+    engine = engine_of(network, replicas=1)
+    answer = await engine.send(request(stream=True))
+    answer.body._flow._watch = Failing()
+
+    with pytest.raises(ZeroDivisionError):
+        async for _ in answer.body:
+            pass
+
+    assert not engine.open_streams
+    assert not engine.fleet.ledger.requests
+    with pytest.raises(StopAsyncIteration):
+        await anext(answer.body)
+    await engine.aclose()

@@ -6,7 +6,9 @@ import anyio
 import pytest
 
 import mlbalance_client as mlb
+from mlbalance_client import events
 from mlbalance_client.conduct.engine import Engine
+from mlbalance_client.core.load.report import LoadReport
 
 from .virtual import STREAM, Network, Step, after, anyio_backend, engine_of, read, request
 
@@ -60,3 +62,40 @@ async def test_leases_whose_first_content_nobody_tells_do_not_shut_the_fleet() -
             await anyio.sleep(10.5)
         assert engine.snapshot().queued == 0
     assert anyio.current_time() - began == pytest.approx(31.5, abs=1.0)
+
+
+async def test_ordinary_calls_leave_room_where_urgent_ones_come() -> None:
+    """Less work than is a full queue stands, but more than is let stand before urgent calls."""
+    engine = engine_of(Network(STREAM), replicas=1, hedging={"enabled": False})
+    told: list[events.Event] = []
+    engine.events.subscribe(told.append)
+
+    def stands(seconds: float) -> None:
+        report = LoadReport(source="vllm", at=anyio.current_time(), expected_wait_s=seconds)
+        engine.fleet.hear(engine.fleet.replicas[0].id, report)
+
+    stands(2.0)
+    assert await burst(engine, 1) < 0.5
+    stands(2.0)
+    assert await burst(engine, 1, mlb.CallOptions(priority=1)) < 0.5
+    stands(2.0)
+    assert await burst(engine, 1) > 0.5
+    assert [type(event) for event in told if isinstance(event, (events.Queued, events.Pulled))] == [
+        events.Queued,
+        events.Pulled,
+    ]
+    await engine.aclose()
+
+
+async def test_an_urgent_lease_keeps_room_too() -> None:
+    balancer = mlb.Balancer("static://r0")
+    engine = balancer._engine = engine_of(Network(STREAM), replicas=1)
+    async with balancer:
+        async with balancer.acquire(mlb.Call(prompt="x", options=mlb.CallOptions(priority=1))) as lease:
+            lease.succeed()
+        report = LoadReport(source="vllm", at=anyio.current_time(), expected_wait_s=2.0)
+        engine.fleet.hear(engine.fleet.replicas[0].id, report)
+        began = anyio.current_time()
+        async with balancer.acquire(mlb.Call(prompt="x")) as lease:
+            assert anyio.current_time() - began > 0.5
+            lease.succeed()

@@ -277,7 +277,8 @@ def test_where_urgent_calls_come_little_stands_before_them(after_s: float) -> No
     assert urgent.pick
 
 
-def test_a_grant_is_not_used_up_by_ordinary_calls_where_urgent_ones_come() -> None:
+def test_a_grant_counts_in_full_where_urgent_calls_come() -> None:
+    """It is this client's share of a room that is shared out among all."""
     config = AdmissionConfig(engine_queue_s=5.0)
     fleet = Fleet(PickingConfig(), Random(1), windows=config)
     fleet.update([Replica(NAMES[0], "http://a")])
@@ -287,11 +288,65 @@ def test_a_grant_is_not_used_up_by_ordinary_calls_where_urgent_ones_come() -> No
     )
     queue = Admission(config, fleet)
     demand = fleet.demand(fingerprint(b"x"), text_bytes=1, prompt_tokens=10)
-    usual, another = queue.waiting(demand, 0.0), queue.waiting(demand, 0.0)
+    assert queue.try_pick(demand, 0.0, priority=1)
+    usual = queue.waiting(demand, 0.0)
 
+    assert queue.try_pick(demand, 0.0) is None
     assert queue.enter(usual, 0.0) == [usual]
-    assert queue.try_pick(demand, 0.0, priority=1) is None
-    assert queue.enter(another, 0.0) == []
+
+
+def test_who_lets_no_call_wait_keeps_no_room() -> None:
+    config = AdmissionConfig(queue_max_calls=0)
+    fleet = Fleet(PickingConfig(), Random(1), windows=config)
+    fleet.update([Replica(NAMES[0], "http://a")])
+    queue = Admission(config, fleet)
+    demand = fleet.demand(fingerprint(b"x"), text_bytes=1, prompt_tokens=10)
+    assert queue.try_pick(demand, 0.0, priority=1)
+    fleet.hear(NAMES[0], LoadReport(source="test", at=0.0, prefill_tokens=int(2.0 * fleet.rates[0])))
+
+    assert queue.try_pick(demand, 0.0)
+    assert queue.try_pick(demand, 0.0, priority=1)
+
+
+@pytest.mark.parametrize(("since_s", "standing_s"), [(0.0, 1.0), (5.5, 1 / 3)])
+def test_room_is_kept_in_an_overload_too(since_s: float, standing_s: float) -> None:
+    """A fifth of what may stand, and of the third of it in an overload; then somebody looks."""
+    config = AdmissionConfig(engine_queue_s=5.0)
+    fleet = Fleet(PickingConfig(), Random(1), windows=config)
+    fleet.update([Replica(NAMES[0], "http://a")])
+    queue = Admission(config, fleet)
+    demand = fleet.demand(fingerprint(b"x"), text_bytes=1, prompt_tokens=10)
+
+    def stands(now: float, seconds: float) -> None:
+        tokens = int(seconds * fleet.rates[0])
+        fleet.hear(NAMES[0], LoadReport(source="test", at=now, prefill_tokens=tokens))
+
+    assert queue.try_pick(demand, 0.0, priority=1)
+    stands(0.0, 4.0)
+    waiting = queue.waiting(demand, 0.0)
+    assert queue.enter(waiting, 0.0) == []
+    stands(since_s, standing_s + 0.1)
+    assert queue.tick(since_s) == []
+
+    assert since_s < queue.next_at(since_s) <= since_s + 0.15
+    assert queue.tick(since_s + 0.15) == [waiting]
+
+
+@pytest.mark.parametrize("urgent_before", [False, True])
+def test_a_deadline_counts_what_may_stand_before_a_call(urgent_before: bool) -> None:
+    config = AdmissionConfig(engine_queue_s=3.0)
+    fleet = Fleet(PickingConfig(), Random(1), windows=config)
+    fleet.update([Replica(NAMES[0], "http://a")])
+    queue = Admission(config, fleet)
+    demand = fleet.demand(fingerprint(b"x"), text_bytes=1, prompt_tokens=10)
+    if urgent_before:
+        assert queue.try_pick(demand, 0.0, priority=1)
+    fleet.hear(NAMES[0], LoadReport(source="test", at=0.0, prefill_tokens=int(3.1 * fleet.rates[0])))
+
+    waiting = queue.waiting(demand, 0.0, deadline=3.0)
+
+    assert queue.enter(waiting, 0.0) == ([] if urgent_before else [waiting])
+    assert (waiting.error is None) is urgent_before
 
 
 class Anything(RuleBasedStateMachine):

@@ -132,23 +132,21 @@ class Windows:
         room = self._rooms.get(place)
         return room is not None and self._current(place, room, now) and room.shut
 
-    def full(self, place: int, waiting_s: float, now: float, *, overload: bool = False) -> bool:
-        """Whether it has enough to do for ordinary calls. ``waiting_s``: work that stands there.
+    def full(self, place: int, waiting_s: float, now: float, most_s: float) -> bool:
+        """Whether it has enough to do. ``waiting_s``: work that stands there; ``most_s``: that may stand there.
 
         On the path of every call.
         """
         if self.shut(place, now):
             return True
-        return waiting_s >= self._most_s(now, overload) and not self._guessed(place, now)
+        return waiting_s >= most_s and not self._guessed(place, now)
 
-    def _most_s(self, now: float, overload: bool) -> float:
+    def most_s(self, now: float, *, ordinary: bool = True, overload: bool = False) -> float:
+        """How much work may stand where a call is sent to."""
         most_s = self._settings.engine_queue_s
         if overload:
             most_s *= _PULL_SHARE
-        return most_s * _KEPT_SHARE if self._keeps(now) else most_s
-
-    def _keeps(self, now: float) -> bool:
-        return now < self._kept_until
+        return most_s * _KEPT_SHARE if ordinary and now < self._kept_until else most_s
 
     def _guessed(self, place: int, now: float) -> bool:
         """Whether work is there only by what calls before have found: nothing of it would ever end by itself."""
@@ -160,7 +158,7 @@ class Windows:
     def window(self, place: int, now: float) -> Window:
         """What is left of it."""
         room = self._rooms.get(place)
-        full = self.full(place, self._load.waiting_s(place, now), now)
+        full = self.full(place, self._load.waiting_s(place, now), now, self.most_s(now))
         if room is not None and self._current(place, room, now):
             requests = None if room.requests is None else max(0, int(room.requests - len(room.sent)))
             tokens = None if room.tokens is None else max(0, int(room.tokens - room.sent_tokens))
@@ -184,17 +182,16 @@ class Windows:
     def pulls(self, place: int, now: float, *, overload: bool) -> bool:
         """Whether it has room for a call that waits."""
         if (room := self._granting(place, now)) is not None:
-            if room.shut or (room.tokens is not None and room.tokens <= room.sent_tokens):
-                return False
-            if not self._keeps(now):
-                return True
-        return not self.full(place, self._load.waiting_s(place, now), now, overload=overload)
+            return not (room.shut or (room.tokens is not None and room.tokens <= room.sent_tokens))
+        return not self.full(
+            place, self._load.waiting_s(place, now), now, self.most_s(now, overload=overload)
+        )
 
     def drains_in_s(self, place: int, now: float, *, overload: bool) -> float:
         """In how many seconds it pulls by the mere draining of work; infinite if that is not what it wants."""
-        if self.shut(place, now) or (not self._keeps(now) and self._granting(place, now) is not None):
+        if self._granting(place, now) is not None or self.shut(place, now):
             return inf
-        left_s = self._standing_s(place, now) - self._most_s(now, overload)
+        left_s = self._standing_s(place, now) - self.most_s(now, overload=overload)
         return left_s if left_s > 0.0 else inf
 
     def _granting(self, place: int, now: float) -> _Room | None:
