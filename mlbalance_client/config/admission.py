@@ -17,9 +17,10 @@ class AdmissionConfig(Section):
         default=3.0,
         gt=0,
         le=3_600,
-        description="A replica has room until so much prefill stands there, where it does not grant room itself. "
+        description="A replica has room until so much prefill stands there, where it grants none. "
         "What stands there is served as it came, so that little of it lets priorities rule; too little "
-        "would leave a replica idle between reports. For a minute after a call with a priority above 0 a fifth of it.",
+        "would leave a replica idle between reports. For a minute after a call with a priority above 0, ordinary "
+        "calls leave four fifths of it.",
     )
     queue_max_calls: int = Field(
         default=4_096,
@@ -40,8 +41,8 @@ class AdmissionConfig(Section):
         default=20.0,
         gt=0,
         le=86_400,
-        description="A waiting call gains one step of priority in so many seconds, so that none starves: priorities "
-        "further apart than `queue_timeout_s` / `ageing_s` are never overtaken.",
+        description="A waiting call gains one step of priority in so many seconds: priorities further apart than "
+        "`queue_timeout_s` / `ageing_s` are never overtaken. Into room that is kept for priorities above 0 none ages.",
     )
     tenant_weights: dict[str, Annotated[float, Field(gt=0, le=1_000_000)]] = Field(
         default={},

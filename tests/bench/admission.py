@@ -195,7 +195,11 @@ def _recovered(
 
 
 def steady(
-    clients: int, told: Callable[[], Told] | None, admission: AdmissionConfig | None, seed: int = 1
+    clients: int,
+    told: Callable[[], Told] | None,
+    admission: AdmissionConfig | None,
+    seed: int = 1,
+    wishes: Callable[[TraceCall], Wishes] = lambda call: Wishes(),
 ) -> tuple[float, float]:
     """At 75 % busy, of which the first calls only warm caches: mean TTFT, and the share of calls that waited."""
     trace = load("conversation").at_rate(RATE).window(FIRST - 600, FIRST + 900)
@@ -207,6 +211,7 @@ def steady(
         fingerprints=fingerprint_of,
         told=told() if told else None,
         admission=admission,
+        wishes=wishes,
     )
     counted = [r for r in records if r.index >= FIRST]
     return measure(counted, SPEC).ttft_mean_s, sum(r.queued_s > 0 for r in counted) / len(counted)
@@ -225,9 +230,10 @@ def main() -> None:
     for name, clients in (("no reports", 1), ("counts, 1 s", 16), ("stream, 0.1 s", 16)):
         without, _ = steady(clients, kinds[name], None)
         queued, share = steady(clients, kinds[name], AdmissionConfig())
+        kept, waited = steady(clients, kinds[name], AdmissionConfig(), wishes=urgent)
         print(
             f"  {name + ', ' + str(clients):22}mean TTFT {without:.2f} s without, {queued:.2f} s with it, "
-            f"which {share:.1%} of calls entered",
+            f"which {share:.1%} of calls entered; where 1 in 10 is urgent {kept:.2f} s, {waited:.1%}",
             flush=True,
         )
     print(

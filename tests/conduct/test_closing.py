@@ -69,7 +69,12 @@ async def test_a_call_that_asks_for_reports_enters_no_queue_afterwards(
 
 
 async def test_a_stream_that_its_caller_closes_under_a_reader_speaks_against_nobody() -> None:
-    engine = engine_of(Network([HEAD + chunk(ROLE) + chunk(WORD), HANG]), replicas=2)
+    replicas = [
+        {"url": f"http://r{number}", "labels": {"model": model}}
+        for number, model in enumerate(("sim", "another", "another"))
+    ]
+    network = Network([HEAD + chunk(ROLE) + chunk(WORD), HANG])
+    engine = engine_of(network, discovery={"kind": "static", "replicas": replicas})
 
     async def read(body: Any) -> None:
         with pytest.raises(StreamInterrupted):
