@@ -23,7 +23,7 @@ COMPRESSION = 8.0
 CALLS = 75
 # Model seconds: when things begin to happen, and how far restarts are apart.
 AT_S, APART_S = 4.0, 8.0
-# On a busy machine calls over HTTP are slow that are not: there only that a budget rules. The figure: bench ``tail``.
+# On a busy machine calls over HTTP are slow that are not: there a gross bound only. The figure: bench ``tail``.
 BUSY_MACHINE = 0.25
 
 
