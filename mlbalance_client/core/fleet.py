@@ -146,8 +146,9 @@ class Pick:
 
     def piece(self, asked: float, arrived: float) -> None:
         """More of a stream, for which its reader asked at ``asked``, came at ``arrived``."""
-        if self._stream is not None and self._charge.account.open:
-            self._stream.piece(asked, arrived)
+        account = self._charge.account
+        if self._stream is not None and account.open:
+            self._stream.piece(asked, arrived, alone=not account.queue)
 
     def failed(self, now: float, retry_after_s: float | None = None, kind: Failure = Failure.ERROR) -> None:
         """The replica failed the call, which speaks against it; when it will take calls again, if it said so."""
@@ -613,7 +614,9 @@ class Fleet:
                 fitness.outliers.silences.begun(pick.place, now - charge.at, now)
             fitness.served(pick.place, charge.at, now)
             fitness.absences.served(pick.place, pick.demand.model, charge.at)
-            if (lag := self.load.pace.lag(pick.place)) > 1.0 and pick.place not in fitness.slow_start:
+            # Beside others' prefill, which own calls do not show, the pace of a sound replica is slow too.
+            if not self.company.delays and pick.place not in fitness.slow_start:
+                lag = self.load.pace.lag(pick.place)
                 fitness.eject(fitness.outliers.lags(pick.place, lag, now), now)
             self._learn(pick, charge, guess, usage or Usage())
         if open_:

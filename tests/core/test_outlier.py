@@ -535,26 +535,50 @@ def test_a_change_of_the_fleet_that_begins_or_ends_panic_is_told() -> None:
     assert [event.on for event in world.news if isinstance(event, PanicChanged)] == [True, False]
 
 
-@pytest.mark.parametrize("joins", [False, True])
-def test_one_whose_streams_are_slow_is_ejected_also_while_another_starts(joins: bool) -> None:
-    world = World(4)
-    if joins:
-        world.fleet.update(replicas(5), world.now)
-    for _ in range(60):
+def streams(world: World, *, beside_prefill: bool = False, others_s: float = 0.0) -> list[ReplicaEjected]:
+    """Each replica streams, r1 ten times slower; ``beside_prefill``: while prompts of this client stand there.
+
+    ``others_s``: how long calls wait, now and then, for others' work.
+    """
+    for turn in range(60):
+        waits_s = others_s * (turn % 2)
         for name, gap_s in (("r0", 0.02), ("r1", 0.2), ("r2", 0.02), ("r3", 0.02)):
-            pick = world.fleet.pick(
-                world.demand(), world.now, {r.id for r in world.fleet.replicas} - {ReplicaId(name)}
-            )
-            pick.first_content(world.now + 0.2)
+            others = {r.id for r in world.fleet.replicas} - {ReplicaId(name)}
+            pick = world.fleet.pick(world.demand(), world.now, others)
+            pick.first_content(world.now + 0.2 + waits_s)
+            if beside_prefill:
+                standing = world.fleet.pick(world.demand(), world.now + 0.2, others)
             for number in range(10):
                 asked = world.now + 0.2 + number * gap_s
                 pick.piece(asked, asked + gap_s)
             world.now += 3.0
             pick.settle(Verdict.OK, world.now, Usage(2000, 0, 10))
+            if beside_prefill:
+                standing.settle(Verdict.CANCELLED, world.now)
+    return [event for event in world.news if isinstance(event, ReplicaEjected)]
 
-    (event,) = [event for event in world.news if isinstance(event, ReplicaEjected)]
+
+@pytest.mark.parametrize("joins", [False, True])
+def test_one_whose_streams_are_slow_is_ejected_also_while_another_starts(joins: bool) -> None:
+    world = World(4)
+    if joins:
+        world.fleet.update(replicas(5), world.now)
+
+    (event,) = streams(world)
+
     assert event.replica == "r1"
     assert "streams" in event.why
+
+
+def test_streams_beside_prefill_are_slow_at_a_sound_replica_too() -> None:
+    """A step that takes a chunk of a prompt takes many times as long: one that is busier is not slower."""
+    world = World(4)
+
+    assert not streams(world, beside_prefill=True)
+
+
+def test_streams_beside_others_prefill_are_slow_at_a_sound_replica_too() -> None:
+    assert not streams(World(4), others_s=1.0)
 
 
 def test_a_tier_spills_when_its_replicas_are_ejected() -> None:

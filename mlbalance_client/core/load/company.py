@@ -55,7 +55,15 @@ class Company:
             self._prior = max(1.0, self._prior * _PRIOR_KEEP)
         self._reckon()
 
+    @property
+    def delays(self) -> bool:
+        """Whether own calls wait for others' work for certain."""
+        return self._waiting >= _IN_COMPANY
+
+    @property
+    def _waiting(self) -> float:
+        return self._others_s / self._stood_s if self._stood_s > 0 else 0.0
+
     def _reckon(self) -> None:
-        waiting = self._others_s / self._stood_s if self._stood_s > 0 else 0.0
         cached = (self._others_cached + self._prior) / (self._cached + self._prior)
-        self.share = min(1.0, max(waiting, cached))
+        self.share = min(1.0, max(self._waiting, cached))

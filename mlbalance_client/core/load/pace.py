@@ -40,21 +40,37 @@ _UNSEEN, _FREE = Found.UNSEEN, Found.FREE
 class _Replica:
     """How its own streams have gone lately. What is fast is learned; of the fleet, until it has shown enough."""
 
-    __slots__ = ("_count", "_fastest", "_fleet", "_slow_s", "at", "busy_since", "streams")
+    __slots__ = (
+        "_alone",
+        "_count",
+        "_fastest",
+        "_fleet",
+        "_slow_s",
+        "at",
+        "began_at",
+        "busy_since",
+        "streams",
+    )
 
     def __init__(self, fleet: Recent) -> None:
         self.streams = 0
         self.at: float | None = None
+        # When it last showed an own call's first content.
+        self.began_at = -inf
         self.busy_since: float | None = None
         self._fleet = fleet
         self._fastest = Recent(_FASTEST, _SAMPLES)
+        # Those of them that came beside no own prefill: a step that takes some is slow at a sound replica too.
+        self._alone = Recent(_FASTEST, _SAMPLES)
         self._slow_s = inf
         self._count = 0
 
-    def piece(self, gap_s: float, now: float) -> None:
-        """A piece came ``gap_s`` after the one before it."""
+    def piece(self, gap_s: float, now: float, *, alone: bool) -> None:
+        """A piece came ``gap_s`` after the one before it; ``alone``: while no own prefill was standing there."""
         if not self._count % _ONE_IN:
             self._learn(gap_s)
+            if alone:
+                self._alone.add(gap_s)
         self._count += 1
         if gap_s < self._slow_s:
             self.busy_since = None
@@ -64,8 +80,8 @@ class _Replica:
 
     @property
     def fastest_s(self) -> float | None:
-        """How soon after another its quickest pieces come, once it has shown enough of them."""
-        return self._fastest.value() if len(self._fastest) == _SAMPLES else None
+        """How soon after another its quickest pieces come beside no own prefill, once it has shown enough of them."""
+        return self._alone.value() if len(self._alone) == _SAMPLES else None
 
     def slow_since(self, now: float) -> float | None:
         """Since when its streams are slow, or, if one is open, silent for too long; None if they are not."""
@@ -90,9 +106,10 @@ class Stream:
         self._arrived = now
         replica.streams += 1
 
-    def piece(self, asked: float, arrived: float) -> None:
-        """A piece for which the reader asked at ``asked`` came at ``arrived``."""
-        gap_s = arrived - self._arrived
+    def piece(self, asked: float, arrived: float, *, alone: bool = True) -> None:
+        """A piece for which the reader asked at ``asked`` came at ``arrived``; ``alone``: beside no own prefill."""
+        since = self._arrived
+        gap_s = arrived - since
         if gap_s < _SAME_WRITE_S:
             return
         waited = 2 * (arrived - asked) >= gap_s
@@ -101,7 +118,7 @@ class Stream:
         # A reader who comes late finds pieces that lay waiting; they tell nothing.
         if replica is None or not waited:
             return
-        replica.piece(gap_s, arrived)
+        replica.piece(gap_s, arrived, alone=alone and replica.began_at <= since)
 
     def close(self) -> None:
         """The stream has ended or was left."""
@@ -127,6 +144,7 @@ class Pace:
         replica = self._replicas.get(place)
         if replica is None:
             replica = self._replicas[place] = _Replica(self._fleet)
+        replica.began_at = now
         return Stream(replica, now)
 
     def last_at(self, place: int) -> float:
