@@ -66,6 +66,8 @@ class Queueing:
         woken = self._woken[waiting] = anyio.Event()
         self._fleet.on_stir = self._pull
         self._wake(self.queue.enter(waiting, now))
+        if waiting.pick is not None:  # it need not wait after all
+            return waiting.pick
         if not woken.is_set():
             self._tell.queued(call, report, now, len(self.queue))
             try:

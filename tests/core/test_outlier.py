@@ -545,11 +545,12 @@ def streams(world: World, *, beside_prefill: bool = False, others_s: float = 0.0
         for name, gap_s in (("r0", 0.02), ("r1", 0.2), ("r2", 0.02), ("r3", 0.02)):
             others = {r.id for r in world.fleet.replicas} - {ReplicaId(name)}
             pick = world.fleet.pick(world.demand(), world.now, others)
-            pick.first_content(world.now + 0.2 + waits_s)
+            begun = world.now + 0.2 + waits_s
+            pick.first_content(begun)
             if beside_prefill:
-                standing = world.fleet.pick(world.demand(), world.now + 0.2, others)
+                standing = world.fleet.pick(world.demand(), begun, others)
             for number in range(10):
-                asked = world.now + 0.2 + number * gap_s
+                asked = begun + number * gap_s
                 pick.piece(asked, asked + gap_s)
             world.now += 3.0
             pick.settle(Verdict.OK, world.now, Usage(2000, 0, 10))

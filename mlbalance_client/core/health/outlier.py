@@ -10,7 +10,7 @@ silence    several slow calls, and no answer begun since, though others begin th
 slowness   even the quicker quarter of its recent calls took ``slow_factor`` times what the others' took, each
            as a multiple of what a replica of its declared weight would need: long prompts and queues that are
            known do not count, and a replica somewhat slower is not ejected but weighed by its learned rate
-pace       its streams' quickest pieces come ``slow_factor`` times slower than the others'
+pace       its streams' quickest pieces come ``slow_factor`` times slower than the others', beside no prefill
 ========== ==================================================================================================
 
 An ejection lasts ``ejection_base_s``, longer with each one (k times, 10 % jitter), k decaying as time passes well. At
