@@ -122,9 +122,8 @@ class Admission:
         """A replica with room, charged; None if the call is to wait. Raises NoReplicas."""
         fleet = self._fleet
         if priority > 0:
-            if (
-                self._settings.queue_max_calls
-            ):  # else ordinary calls would not wait for that room, but be refused
+            # Where none may wait, ordinary calls would be refused for the sake of that room.
+            if self._settings.queue_max_calls:
                 fleet.urgent_comes(now)
             if self._line.urgent:
                 return None

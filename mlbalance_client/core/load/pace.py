@@ -41,15 +41,8 @@ class _Replica:
     """How its own streams have gone lately. What is fast is learned; of the fleet, until it has shown enough."""
 
     __slots__ = (
-        "_alone",
-        "_count",
-        "_fastest",
-        "_fleet",
-        "_slow_s",
-        "at",
-        "began_at",
-        "busy_since",
-        "streams",
+        *("_alone", "_count", "_fastest", "_fleet", "_slow_s"),
+        *("at", "began_at", "busy_since", "streams"),
     )
 
     def __init__(self, fleet: Recent) -> None:

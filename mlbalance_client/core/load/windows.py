@@ -7,7 +7,7 @@ known of the replica     it is full when
 batch limit              running and waiting requests exceed it by an eighth
 KV memory                as ``memory`` says
 work that stands there   it is ``engine_queue_s`` seconds or more; for calls that wait in an overload a third of it;
-                         of either a fifth for a minute after an urgent call
+                         for ordinary ones a fifth of either, for a minute after each urgent one
 ======================== =============================================================================================
 
 What was sent since a report was made is counted against it until a report counts it. Who has nothing of this client
