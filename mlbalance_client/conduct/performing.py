@@ -478,6 +478,8 @@ class Performer:
             self._hedge(call, first, decision, now)
         elif call.plan.may_move(now) and (why := self._why_move(first, decision, now, left_s)):
             # Not a second attempt, whose size is bounded, but another instead.
+            if first.pick.mute:
+                self._fleet.fitness.outliers.silences.left(first.pick.place)
             call.plan.begin_move()
             first.overdue, first.moved = True, why
             first.scope.cancel()

@@ -546,3 +546,22 @@ async def test_what_a_client_that_stands_still_sees_late_is_nobodys_fault(stream
     blamed = [event for event in heard if isinstance(event, HedgeStarted | ReplicaEjected)]
     assert blamed == []
     await engine.aclose()
+
+
+async def test_a_replica_that_was_silent_when_last_asked_keeps_no_call_though_nobody_else_calls() -> None:
+    """What is too large to be hedged is moved, for which others' answers speak; once they have, no more need come."""
+    network = Network([HANG], STREAM, STREAM, [HANG], STREAM)
+    engine = engine_of(network, replicas=2, hedging={"reserve_tokens": 0})
+
+    async def call() -> bytes:
+        return await read(await engine.send(request(stream=True)))
+
+    with anyio.fail_after(300):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call)
+            await anyio.sleep(1)
+            await call()
+        assert network.arrived == 3
+        assert WORD in await call()
+    assert network.arrived == 5
+    await engine.aclose()

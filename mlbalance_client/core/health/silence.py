@@ -40,11 +40,12 @@ class _Silence:
 class Silences:
     """Of one client's replicas, by place."""
 
-    __slots__ = ("_begun_at", "_mute", "_silent")
+    __slots__ = ("_begun_at", "_left", "_mute", "_silent")
 
     def __init__(self) -> None:
         self._silent: dict[int, _Silence] = {}
         self._mute: set[int] = set()
+        self._left: set[int] = set()
         self._begun_at: dict[int, float] = {}
 
     def __bool__(self) -> bool:
@@ -54,6 +55,7 @@ class Silences:
         """The replica began to answer a call, which had stood there for ``stood_s``."""
         self._begun_at[place] = now
         self._mute.discard(place)
+        self._left.discard(place)
         if self._silent:
             self._silent.pop(place, None)
             for silence in self._silent.values():
@@ -74,6 +76,10 @@ class Silences:
         if looks or len(silence.calls) < _CALLS:  # where no other is heard there may be very many
             silence.calls[call] = looks + 1
 
+    def left(self, place: int) -> None:
+        """A call has gone elsewhere for its silence."""
+        self._left.add(place)
+
     def muted(self, place: int) -> None:
         """A call there was given up on, or the replica was ejected for its silence."""
         self._mute.add(place)
@@ -86,6 +92,7 @@ class Silences:
         """The replica is gone."""
         self._silent.pop(place, None)
         self._mute.discard(place)
+        self._left.discard(place)
         self._begun_at.pop(place, None)
 
     @property
@@ -111,10 +118,10 @@ class Silences:
         )
 
     def mute(self, place: int, since: float) -> bool:
-        """Whether it has begun no answer since then, though others have."""
+        """Whether it has begun no answer since then, though others have, or had while a call before was moved away."""
         begun_at = self._begun_at
-        return begun_at.get(place, since) <= since and any(
-            at > since for other, at in begun_at.items() if other != place
+        return begun_at.get(place, since) <= since and (
+            place in self._left or any(at > since for other, at in begun_at.items() if other != place)
         )
 
     def unheard(self, place: int) -> bool:
