@@ -367,12 +367,12 @@ class Fleet:
         number: int = 0,
         urgent: bool = False,
     ) -> Pick | None:
-        """The same, but None if all are full; for an ``urgent`` call, if it would be better to see who takes such."""
+        """The same, but None if all are full; for an ``urgent`` call, if the best of them takes no such."""
         self.ledger.sweep(now)
         pool, unwilling = self._open_pool(demand, excluded, now)
         decision, room = self._with_room(pool, unwilling, demand, now, ordinary=not urgent)
-        if urgent and not self.takes_urgent(decision.chosen.place, now):
-            return None
+        if urgent:
+            room = self.takes_urgent(decision.chosen.place, now)
         return self.take(decision, demand, now, number=number) if room else None
 
     def take(self, decision: Decision, demand: Demand, now: float, *, number: int = 0) -> Pick:
@@ -615,8 +615,11 @@ class Fleet:
             fitness.served(pick.place, charge.at, now)
             fitness.absences.served(pick.place, pick.demand.model, charge.at)
             # Beside others' prefill, which own calls do not show, the pace of a sound replica is slow too.
-            if not self.company.delays and pick.place not in fitness.slow_start:
-                lag = self.load.pace.lag(pick.place)
+            if (
+                not self.company.delays
+                and (lag := self.load.pace.lag(pick.place)) > 1.0
+                and pick.place not in fitness.slow_start
+            ):
                 fitness.eject(fitness.outliers.lags(pick.place, lag, now), now)
             self._learn(pick, charge, guess, usage or Usage())
         if open_:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 from mlbalance_client.config import AdmissionConfig, PickingConfig
 from mlbalance_client.core.load.report import LoadReport
+from mlbalance_client.reporter.settings import ReporterSettings
 from mlbalance_client.simulator.model.engine import Engine
 from mlbalance_client.simulator.model.measures import CallRecord, measure
 from mlbalance_client.simulator.model.spec import EngineSpec
 from mlbalance_client.simulator.model.traces import Trace, TraceCall, load
-from mlbalance_client.simulator.world import Told, Wishes, fingerprint_of, simulate
+from mlbalance_client.simulator.world import NO_WISHES, Told, Wishes, fingerprint_of, simulate
 
 SPEC = EngineSpec()
 REPLICAS = 8
@@ -22,7 +23,7 @@ FIRST = 3000
 # People wait: 2 s, not the minute that batches may.
 ADMISSION = AdmissionConfig(queue_timeout_s=2.0)
 _ONE_IN = 10
-_WAIT_TARGET_S = 0.5
+_WAIT_TARGET_S = ReporterSettings().wait_target_s
 _TOKENS_PER_S = 11_000
 
 
@@ -199,7 +200,7 @@ def steady(
     told: Callable[[], Told] | None,
     admission: AdmissionConfig | None,
     seed: int = 1,
-    wishes: Callable[[TraceCall], Wishes] = lambda call: Wishes(),
+    wishes: Callable[[TraceCall], Wishes] = lambda call: NO_WISHES,
 ) -> tuple[float, float]:
     """At 75 % busy, of which the first calls only warm caches: mean TTFT, and the share of calls that waited."""
     trace = load("conversation").at_rate(RATE).window(FIRST - 600, FIRST + 900)

@@ -15,7 +15,7 @@ from mlbalance_client.core.admission import Admission, Waiting
 from mlbalance_client.core.fingerprint import fingerprint
 from mlbalance_client.core.fleet import Fleet, Pick
 from mlbalance_client.core.load.report import LoadReport
-from mlbalance_client.core.model import Replica, ReplicaId, Verdict
+from mlbalance_client.core.model import Demand, Replica, ReplicaId, Verdict
 from mlbalance_client.core.placement.picker import Decision
 from mlbalance_client.errors import ClientClosed, DeadlineExceeded, NoCapacity, NoReplicas, QueueTimeout
 
@@ -127,15 +127,24 @@ def test_calls_do_not_wait_for_work_that_is_only_guessed_at(priority: int) -> No
     assert fleet.ledger.requests
 
 
-@pytest.mark.parametrize(("queues", "goes"), [(2.0, True), (3.9, True), (4.1, False)])
-def test_an_urgent_call_stands_behind_a_full_queue_rather_than_in_line(queues: float, goes: bool) -> None:
-    config = AdmissionConfig()
+def one_replica(**knobs: Any) -> tuple[Fleet, Admission, Demand]:
+    """A fleet of one that nobody has called yet, the queue before it, and a small call."""
+    config = AdmissionConfig(**knobs)
     fleet = Fleet(PickingConfig(), Random(1), windows=config)
     fleet.update([Replica(NAMES[0], "http://a")])
-    tokens = int(queues * config.engine_queue_s * fleet.rates[0])
-    fleet.hear(NAMES[0], LoadReport(source="test", at=0.0, prefill_tokens=tokens))
-    queue = Admission(config, fleet)
     demand = fleet.demand(fingerprint(b"x"), text_bytes=1, prompt_tokens=10)
+    return fleet, Admission(config, fleet), demand
+
+
+def stands(fleet: Fleet, now: float, seconds: float) -> None:
+    """The replica reports so much work."""
+    fleet.hear(NAMES[0], LoadReport(source="test", at=now, prefill_tokens=int(seconds * fleet.rates[0])))
+
+
+@pytest.mark.parametrize(("queues", "goes"), [(2.0, True), (3.9, True), (4.1, False)])
+def test_an_urgent_call_stands_behind_a_full_queue_rather_than_in_line(queues: float, goes: bool) -> None:
+    fleet, queue, demand = one_replica(engine_queue_s=3.0)
+    stands(fleet, 0.0, queues * 3.0)
     ordinary, urgent = queue.waiting(demand, 0.0), queue.waiting(demand, 0.0, priority=1)
 
     ended = queue.enter(ordinary, 0.0) + queue.enter(urgent, 0.0)
@@ -262,14 +271,10 @@ def test_urgent_calls_get_what_ordinary_ones_must_leave() -> None:
 @pytest.mark.parametrize("after_s", [0.0, 59.0, 61.0])
 def test_where_urgent_calls_come_little_stands_before_them(after_s: float) -> None:
     """For a minute, and before any overload: when one has begun, its first calls stand already."""
-    config = AdmissionConfig(engine_queue_s=5.0)
-    fleet = Fleet(PickingConfig(), Random(1), windows=config)
-    fleet.update([Replica(NAMES[0], "http://a")])
-    queue = Admission(config, fleet)
-    demand = fleet.demand(fingerprint(b"x"), text_bytes=1, prompt_tokens=10)
+    fleet, queue, demand = one_replica(engine_queue_s=5.0)
     assert queue.try_pick(demand, 0.0, priority=1)
 
-    fleet.hear(NAMES[0], LoadReport(source="test", at=after_s, prefill_tokens=int(2.0 * fleet.rates[0])))
+    stands(fleet, after_s, 2.0)
 
     assert (queue.try_pick(demand, after_s) is not None) is (after_s > 60.0)
     urgent = queue.waiting(demand, after_s, priority=1)
@@ -279,15 +284,11 @@ def test_where_urgent_calls_come_little_stands_before_them(after_s: float) -> No
 
 def test_a_grant_counts_in_full_where_urgent_calls_come() -> None:
     """It is this client's share of a room that is shared out among all."""
-    config = AdmissionConfig(engine_queue_s=5.0)
-    fleet = Fleet(PickingConfig(), Random(1), windows=config)
-    fleet.update([Replica(NAMES[0], "http://a")])
+    fleet, queue, demand = one_replica(engine_queue_s=5.0)
     standing = int(2.0 * fleet.rates[0])
     fleet.hear(
         NAMES[0], LoadReport(source="b", at=0.0, prefill_tokens=standing, free_requests=9, free_tokens=99_999)
     )
-    queue = Admission(config, fleet)
-    demand = fleet.demand(fingerprint(b"x"), text_bytes=1, prompt_tokens=10)
     assert queue.try_pick(demand, 0.0, priority=1)
     usual = queue.waiting(demand, 0.0)
 
@@ -296,13 +297,9 @@ def test_a_grant_counts_in_full_where_urgent_calls_come() -> None:
 
 
 def test_who_lets_no_call_wait_keeps_no_room() -> None:
-    config = AdmissionConfig(queue_max_calls=0)
-    fleet = Fleet(PickingConfig(), Random(1), windows=config)
-    fleet.update([Replica(NAMES[0], "http://a")])
-    queue = Admission(config, fleet)
-    demand = fleet.demand(fingerprint(b"x"), text_bytes=1, prompt_tokens=10)
+    fleet, queue, demand = one_replica(queue_max_calls=0)
     assert queue.try_pick(demand, 0.0, priority=1)
-    fleet.hear(NAMES[0], LoadReport(source="test", at=0.0, prefill_tokens=int(2.0 * fleet.rates[0])))
+    stands(fleet, 0.0, 2.0)
 
     assert queue.try_pick(demand, 0.0)
     assert queue.try_pick(demand, 0.0, priority=1)
@@ -311,21 +308,13 @@ def test_who_lets_no_call_wait_keeps_no_room() -> None:
 @pytest.mark.parametrize(("since_s", "standing_s"), [(0.0, 1.0), (5.5, 1 / 3)])
 def test_room_is_kept_in_an_overload_too(since_s: float, standing_s: float) -> None:
     """A fifth of what may stand, and of the third of it in an overload; then somebody looks."""
-    config = AdmissionConfig(engine_queue_s=5.0)
-    fleet = Fleet(PickingConfig(), Random(1), windows=config)
-    fleet.update([Replica(NAMES[0], "http://a")])
-    queue = Admission(config, fleet)
-    demand = fleet.demand(fingerprint(b"x"), text_bytes=1, prompt_tokens=10)
-
-    def stands(now: float, seconds: float) -> None:
-        tokens = int(seconds * fleet.rates[0])
-        fleet.hear(NAMES[0], LoadReport(source="test", at=now, prefill_tokens=tokens))
+    fleet, queue, demand = one_replica(engine_queue_s=5.0)
 
     assert queue.try_pick(demand, 0.0, priority=1)
-    stands(0.0, 4.0)
+    stands(fleet, 0.0, 4.0)
     waiting = queue.waiting(demand, 0.0)
     assert queue.enter(waiting, 0.0) == []
-    stands(since_s, standing_s + 0.1)
+    stands(fleet, since_s, standing_s + 0.1)
     assert queue.tick(since_s) == []
 
     assert since_s < queue.next_at(since_s) <= since_s + 0.15
@@ -334,14 +323,10 @@ def test_room_is_kept_in_an_overload_too(since_s: float, standing_s: float) -> N
 
 @pytest.mark.parametrize("urgent_before", [False, True])
 def test_a_deadline_counts_what_may_stand_before_a_call(urgent_before: bool) -> None:
-    config = AdmissionConfig(engine_queue_s=3.0)
-    fleet = Fleet(PickingConfig(), Random(1), windows=config)
-    fleet.update([Replica(NAMES[0], "http://a")])
-    queue = Admission(config, fleet)
-    demand = fleet.demand(fingerprint(b"x"), text_bytes=1, prompt_tokens=10)
+    fleet, queue, demand = one_replica(engine_queue_s=3.0)
     if urgent_before:
         assert queue.try_pick(demand, 0.0, priority=1)
-    fleet.hear(NAMES[0], LoadReport(source="test", at=0.0, prefill_tokens=int(3.1 * fleet.rates[0])))
+    stands(fleet, 0.0, 3.1)
 
     waiting = queue.waiting(demand, 0.0, deadline=3.0)
 
