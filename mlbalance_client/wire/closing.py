@@ -1,13 +1,18 @@
-"""Connections are closed beside the calls that had them: what hangs, hangs in its closing too."""
+"""Connections are closed beside the calls that had them: what hangs, hangs in its closing too.
+
+The same loop ends, by closing their connections, the reads and writes that take too long.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 import anyio
 import httpcore
 
 CLOSE_WITHIN_S = 2.0
+LOOKS_EVERY_S = 1.0
 
 
 class Closing:
@@ -25,14 +30,21 @@ class Closing:
             self._left.append(stream)
             self._woken.set()
 
-    async def tend(self) -> None:
-        """Until cancelled; what is left by then is closed before this ends."""
+    @property
+    def tended(self) -> bool:
+        """Whether the loop runs."""
+        return self._woken is not None
+
+    async def tend(self, overdue: Callable[[], Iterable[httpcore.AsyncNetworkStream]]) -> None:
+        """Until cancelled; what is left by then is closed before this ends. ``overdue``: to be closed by now."""
         self._woken = anyio.Event()
         async with anyio.create_task_group() as tasks:
             try:
                 while True:
-                    await self._woken.wait()
-                    self._woken = anyio.Event()
+                    with anyio.move_on_after(LOOKS_EVERY_S):
+                        await self._woken.wait()
+                        self._woken = anyio.Event()
+                    self._left += overdue()
                     self._start(tasks)
             finally:
                 self._woken = None

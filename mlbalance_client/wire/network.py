@@ -6,7 +6,6 @@ Its own words do not tell: "disconnected without sending a response" is also wha
 from __future__ import annotations
 
 import ssl
-import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,7 +20,7 @@ class WatchedNetwork(httpcore.AsyncNetworkBackend):
     ``cut``: a write has failed, so that the other side cannot have had all that was to be sent.
     """
 
-    def __init__(self, backend: httpcore.AsyncNetworkBackend | None, closing: Closing) -> None:
+    def __init__(self, backend: httpcore.AsyncNetworkBackend, closing: Closing) -> None:
         self._backend = backend
         self.closing = closing
         self.silent = True
@@ -36,9 +35,8 @@ class WatchedNetwork(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        backend = self._backend or _native()
         try:
-            stream = await backend.connect_tcp(host, port, timeout, local_address, socket_options)
+            stream = await self._backend.connect_tcp(host, port, timeout, local_address, socket_options)
         except UnicodeError as error:  # the resolver cannot encode the name, and httpcore maps only OSError
             raise httpcore.ConnectError(f"the host name {host!r} cannot be looked up: {error}") from error
         watched = _WatchedStream(stream, self)
@@ -84,9 +82,3 @@ class _WatchedStream(httpcore.AsyncNetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
-
-
-def _native() -> httpcore.AsyncNetworkBackend:
-    trio = sys.modules.get("trio")
-    in_trio = trio is not None and trio.lowlevel.in_trio_run()
-    return httpcore.TrioBackend() if in_trio else httpcore.AnyIOBackend()

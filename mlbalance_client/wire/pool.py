@@ -65,8 +65,14 @@ class Origin:
 class Connection(httpcore.AsyncHTTPConnection):
     """A connection that knows whether anything came of the answer which it waits for."""
 
-    def __init__(self, origin: httpcore.Origin, options: WireOptions, closing: Closing) -> None:
-        self._network = WatchedNetwork(options.network_backend, closing)
+    def __init__(
+        self,
+        origin: httpcore.Origin,
+        options: WireOptions,
+        network: httpcore.AsyncNetworkBackend,
+        closing: Closing,
+    ) -> None:
+        self._network = WatchedNetwork(network, closing)
         super().__init__(
             origin,
             ssl_context=options.tls if origin.scheme == b"https" else None,
@@ -99,7 +105,10 @@ class Connection(httpcore.AsyncHTTPConnection):
 class Pool:
     """Connections of one origin."""
 
-    def __init__(self, origin: Origin, options: WireOptions, closing: Closing) -> None:
+    def __init__(
+        self, origin: Origin, options: WireOptions, network: httpcore.AsyncNetworkBackend, closing: Closing
+    ) -> None:
+        self._network = network
         self._closing = closing
         self._origin = httpcore.Origin(origin.scheme, origin.host, origin.port)
         self._options = options
@@ -130,7 +139,7 @@ class Pool:
 
     def take_new(self) -> Connection:
         """A new connection."""
-        connection = Connection(self._origin, self._options, self._closing)
+        connection = Connection(self._origin, self._options, self._network, self._closing)
         self._busy.add(connection)
         return connection
 

@@ -14,6 +14,7 @@ from .answer import WireAnswer
 from .closing import Closing
 from .errors import EXPECTED, WireError, translate
 from .pool import Connection, Origin, Pool, WireOptions, close_all
+from .tcp import Patience, Tcp
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,8 @@ class Wire:
         self._pools: dict[Origin, dict[str | None, Pool]] = {}
         self._leaving: list[Pool] = []
         self._closing = Closing()
+        self._patience = Patience(self._closing)
+        self._network = options.network_backend or Tcp(self._patience)
         self._closed = False
 
     def counts(self) -> tuple[int, int]:
@@ -155,8 +158,8 @@ class Wire:
         await close_all(expired)
 
     async def tend(self) -> None:
-        """Close, beside the calls that had them, connections that are not used any more, until cancelled."""
-        await self._closing.tend()
+        """Beside the calls, end what takes too long and close what is not used any more, until cancelled."""
+        await self._closing.tend(self._patience.overdue)
 
     async def aclose(self) -> None:
         """Close all connections, under whatever exchange. Idempotent."""
@@ -172,7 +175,7 @@ class Wire:
             named = self._pools[origin] = {}
         pool = named.get(demanded)
         if pool is None:
-            pool = named[demanded] = Pool(origin, self._options, self._closing)
+            pool = named[demanded] = Pool(origin, self._options, self._network, self._closing)
         return pool
 
     async def _exchange(self, pool: Pool, connection: Connection, message: httpcore.Request) -> WireAnswer:

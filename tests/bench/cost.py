@@ -44,7 +44,8 @@ class _Passing(httpx.AsyncByteStream):
 
 
 class SameWire(httpx.AsyncBaseTransport):
-    """Our connections, a pool a replica, round robin; nothing else of ours."""
+    """Our connections, a pool a replica, round robin; nothing else of ours. Nothing tends them: each read and write
+    has a timer of its own, as in httpcore."""
 
     def __init__(self, urls: Sequence[str]) -> None:
         self._wire = Wire(WireOptions(keepalive_expiry_s=KEEPALIVE_S))

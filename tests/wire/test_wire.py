@@ -28,6 +28,10 @@ from mlbalance_client.wire import (
     WireError,
     WireOptions,
     WireRequest,
+    tcp,
+)
+from mlbalance_client.wire import (
+    closing as closing_loop,
 )
 from mlbalance_client.wire.pool import Connection
 
@@ -214,21 +218,60 @@ async def test_a_name_that_cannot_be_looked_up_is_a_failure_to_connect(host: str
         assert caught.value.kind is FailureKind.CONNECT
 
 
-async def test_a_slow_answer_is_a_read_timeout() -> None:
-    with (
-        Scripted(lambda exchange: exchange.wait_gone() and None) as server,
-        closing(Wire(WireOptions())) as wire,
-    ):
+@pytest.fixture(params=["alone", "tended"])
+async def patient(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, authority: trustme.CA
+) -> AsyncIterator[Wire]:
+    """A wire whose reads and writes are timed one by one, or by one look at all of them."""
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    monkeypatch.setattr(closing_loop, "LOOKS_EVERY_S", 0.01)
+    monkeypatch.setattr(tcp, "LONG_S", 0.0)
+    with closing(Wire(WireOptions(ssl_context=trusting))) as wire:
+        async with anyio.create_task_group() as tasks:
+            if request.param == "tended":
+                tasks.start_soon(wire.tend)
+                await anyio.wait_all_tasks_blocked()
+            yield wire
+            tasks.cancel_scope.cancel()
+
+
+BRIEF = Timeouts(10.0, 0.05, 0.05)
+
+
+async def test_a_slow_answer_is_a_read_timeout(patient: Wire) -> None:
+    with Scripted(lambda exchange: exchange.wait_gone() and None) as server:
         with pytest.raises(WireError) as caught:
-            await wire.open(origin(server), request(timeouts=Timeouts(10.0, 0.05, 10.0)))
+            await patient.open(origin(server), request(timeouts=BRIEF))
         assert caught.value.kind is FailureKind.READ_TIMEOUT
 
 
-async def test_a_server_that_takes_in_nothing_is_a_write_timeout() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener, closing(Wire(WireOptions())) as wire:
+async def test_an_answer_that_stalls_is_a_read_timeout(patient: Wire) -> None:
+    def stall(exchange: Exchange) -> None:
+        exchange.start_stream()
+        exchange.chunk(b"a")
+        exchange.wait_gone()
+
+    with Scripted(stall) as server:
+        answer = await patient.open(origin(server), request(timeouts=BRIEF))
+        assert await anext(answer) == b"a"
+        with pytest.raises(WireError) as caught:
+            await anext(answer)
+        assert caught.value.kind is FailureKind.READ_TIMEOUT
+
+
+async def test_a_stall_under_tls_is_a_read_timeout(patient: Wire, authority: trustme.CA) -> None:
+    with https_server(authority, answers=False) as url:
+        with pytest.raises(WireError) as caught:
+            await patient.open(Origin.from_url(url), request(timeouts=BRIEF))
+        assert caught.value.kind is FailureKind.READ_TIMEOUT
+
+
+async def test_a_server_that_takes_in_nothing_is_a_write_timeout(patient: Wire) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
         deaf = Origin.from_url(f"http://127.0.0.1:{listener.getsockname()[1]}")
         with pytest.raises(WireError) as caught:
-            await wire.open(deaf, request(b"x" * 50_000_000, Timeouts(10.0, 10.0, 0.05)))
+            await patient.open(deaf, request(b"x" * 50_000_000, BRIEF))
         assert caught.value.kind is FailureKind.WRITE_TIMEOUT
 
 
@@ -514,8 +557,8 @@ def authority() -> trustme.CA:
 
 
 @contextmanager
-def https_server(authority: trustme.CA) -> Iterator[str]:
-    """One that answers every connection once, over TLS, for as long as the block lasts."""
+def https_server(authority: trustme.CA, *, answers: bool = True) -> Iterator[str]:
+    """One that answers every connection once, or never, over TLS, for as long as the block lasts."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
     listener = socket.create_server(("127.0.0.1", 0))
@@ -528,7 +571,8 @@ def https_server(authority: trustme.CA) -> Iterator[str]:
                 return
             try:
                 with context.wrap_socket(plain, server_side=True) as connection:
-                    connection.recv(65536)
+                    while connection.recv(65536) and not answers:
+                        pass
                     connection.sendall(
                         b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\nconnection: close\r\n\r\nsafe"
                     )

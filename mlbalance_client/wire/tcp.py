@@ -1,0 +1,178 @@
+"""TCP and TLS over anyio, for asyncio and trio alike.
+
+A cancel scope for each read and write costs as much as the read itself. Whoever may wait for seconds needs none: while
+a client runs, one look a second finds what is overdue and closes its connection, which ends the wait.
+"""
+
+from __future__ import annotations
+
+import select
+import ssl
+import time
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from math import inf
+from typing import Any
+from weakref import WeakSet
+
+import anyio
+import httpcore
+from anyio.abc import ByteStream, SocketAttribute
+from anyio.streams.tls import TLSAttribute, TLSStream
+
+from .closing import Closing
+
+# From here on it does not matter that it is noticed up to a second late (closing.LOOKS_EVERY_S).
+LONG_S = 5.0
+
+_INFO = {
+    "ssl_object": TLSAttribute.ssl_object,
+    "client_addr": SocketAttribute.local_address,
+    "server_addr": SocketAttribute.remote_address,
+    "socket": SocketAttribute.raw_socket,
+}
+
+
+class Patience:
+    """Knows which reads and writes of one client take longer than they may, for the loop that closes connections."""
+
+    def __init__(self, closing: Closing) -> None:
+        self._closing = closing
+        self._streams: WeakSet[TcpStream] = WeakSet()
+
+    @property
+    def tended(self) -> bool:
+        """Whether anybody asks."""
+        return self._closing.tended
+
+    def watch(self, stream: TcpStream) -> None:
+        """A connection that was made."""
+        self._streams.add(stream)
+
+    def overdue(self) -> list[TcpStream]:
+        """Those to close now, for which they are marked."""
+        now = time.monotonic()
+        found = [stream for stream in self._streams if stream.ends_by < now]
+        for stream in found:
+            stream.overdue, stream.ends_by = True, inf
+        return found
+
+
+class Tcp(httpcore.AsyncNetworkBackend):
+    """Makes the connections of one client."""
+
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> TcpStream:
+        """Raises httpcore's ConnectTimeout, ConnectError; UnicodeError for a name that cannot be looked up."""
+        with _told_as(httpcore.ConnectTimeout, httpcore.ConnectError), anyio.fail_after(timeout):
+            stream = await anyio.connect_tcp(host, port, local_host=local_address)
+            for option in socket_options or ():
+                stream.extra(SocketAttribute.raw_socket).setsockopt(*option)
+        return TcpStream(stream, self._patience)
+
+
+class TcpStream(httpcore.AsyncNetworkStream):
+    """``ends_by``: when, by the monotonic clock, the read or write under way is overdue."""
+
+    def __init__(self, stream: ByteStream, patience: Patience) -> None:
+        self._stream = stream
+        self._patience = patience
+        self.ends_by = inf
+        self.overdue = False
+        patience.watch(self)
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """The next bytes, none at the end. Raises httpcore's ReadTimeout, ReadError."""
+        if not self._may_take_long(timeout):
+            with _told_as(httpcore.ReadTimeout, httpcore.ReadError), anyio.fail_after(timeout):
+                return await self._receive(max_bytes)
+        try:
+            data = await self._receive(max_bytes)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            raise (httpcore.ReadTimeout if self.overdue else httpcore.ReadError)(error) from error
+        finally:
+            self.ends_by = inf
+        if self.overdue and not data:
+            raise httpcore.ReadTimeout
+        return data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """All of it. Raises httpcore's WriteTimeout, WriteError."""
+        if not buffer:
+            return
+        if not self._may_take_long(timeout):
+            with _told_as(httpcore.WriteTimeout, httpcore.WriteError), anyio.fail_after(timeout):
+                await self._stream.send(buffer)
+            return
+        try:
+            await self._stream.send(buffer)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            raise (httpcore.WriteTimeout if self.overdue else httpcore.WriteError)(error) from error
+        finally:
+            self.ends_by = inf
+        if self.overdue:  # asyncio's transports do not say that they were closed meanwhile
+            raise httpcore.WriteTimeout
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> TcpStream:
+        """Raises httpcore's ConnectTimeout, ConnectError."""
+        with _told_as(httpcore.ConnectTimeout, httpcore.ConnectError), anyio.fail_after(timeout):
+            stream = await TLSStream.wrap(
+                self._stream, hostname=server_hostname, ssl_context=ssl_context, standard_compatible=False
+            )
+        return TcpStream(stream, self._patience)
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        await self._stream.aclose()
+
+    def get_extra_info(self, info: str) -> Any:
+        """As httpcore's own streams tell."""
+        if info == "is_readable":
+            return _is_readable(self.get_extra_info("socket"))
+        attribute = _INFO.get(info)
+        return None if attribute is None else self._stream.extra(attribute, None)
+
+    def _may_take_long(self, timeout: float | None) -> bool:
+        if not self._patience.tended or timeout is None or timeout < LONG_S:
+            return False
+        self.ends_by = time.monotonic() + timeout
+        return True
+
+    async def _receive(self, max_bytes: int) -> bytes:
+        try:
+            return await self._stream.receive(max_bytes)
+        except anyio.EndOfStream:
+            return b""
+
+
+@contextmanager
+def _told_as(too_long: type[Exception], broken: type[Exception]) -> Generator[None]:
+    """httpcore's errors for those of anyio and the system."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise too_long(error) from error
+    except (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, OSError) as error:
+        raise broken(error) from error
+
+
+def _is_readable(sock: Any) -> bool:
+    """Whether there is something to read: of an idle connection, its end."""
+    if sock is None or sock.fileno() < 0:
+        return True
+    if not hasattr(select, "poll"):
+        return bool(select.select([sock], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
