@@ -128,6 +128,16 @@ def test_what_is_wrong_is_one_line_on_the_terminal(tmp_path: Path, arguments: li
     assert "hunter2" not in done.stderr
 
 
+def test_without_a_command_it_prints_its_help() -> None:
+    done = subprocess.run(COMMAND, capture_output=True, text=True, timeout=60)
+
+    printed = done.stdout + done.stderr
+    assert done.returncode == 2
+    assert "COMMAND [ARGS]" in printed
+    assert "fleet" in printed
+    assert "mlbalance: " not in printed
+
+
 def test_a_misplaced_targets_secret_is_not_printed() -> None:
     arguments = ["check", "static://127.0.0.1:1", "http://user:hunter2@127.0.0.1:1"]
     done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=60)
