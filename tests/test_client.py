@@ -175,6 +175,20 @@ async def test_wishes_are_not_sent_on_and_wrong_ones_are_refused() -> None:
         assert "x-mlbalance" not in server.exchanges[0].head.decode().lower()
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("priority", "1.5", "must be a whole number, not '1.5'"),
+        ("deadline", "soon", "must be a number of seconds, not 'soon'"),
+        ("hedge", "maybe", "must be true or false, not 'maybe'"),
+    ],
+)
+async def test_a_wish_that_cannot_be_read_is_named(name: str, text: str, said: str) -> None:
+    async with mlb.AsyncClient("static://127.0.0.1:1") as client:
+        with pytest.raises(mlb.ConfigError, match=f"^header x-mlbalance-{name} {said}$"):
+            await client.post(PATH, json=chat(), headers={f"x-mlbalance-{name}": text})
+
+
 async def test_another_host_is_refused_unless_allowed() -> None:
     with Scripted(ok) as fleet, Scripted(ok) as stranger:
         async with mlb.AsyncClient(config(fleet)) as client:
