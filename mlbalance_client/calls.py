@@ -62,6 +62,17 @@ class CallOptions:
         return replace(self, **wishes)
 
 
+def check_ascii(headers: Any) -> None:
+    """Raises ConfigError for a wish that no header can hold: a library says only that some text is not ASCII."""
+    for name, text in headers.items() if isinstance(headers, Mapping) else headers or ():
+        ours = isinstance(name, str) and name.lower().startswith(HEADER_PREFIX)
+        if ours and isinstance(text, str) and not text.isascii():
+            raise ConfigError(
+                f"header {name}: headers hold ASCII alone, not {text!r:.40}; use other letters, or give the call "
+                'extensions={"mlbalance": CallOptions(...)} instead'
+            )
+
+
 def _parse(name: str, text: str) -> tuple[str, object]:
     match name:
         case "session" | "tenant":

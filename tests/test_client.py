@@ -189,6 +189,22 @@ async def test_a_wish_that_cannot_be_read_is_named(name: str, text: str, said: s
             await client.post(PATH, json=chat(), headers={f"x-mlbalance-{name}": text})
 
 
+@pytest.mark.parametrize("kind", [dict, lambda pairs: list(pairs.items())])
+async def test_a_wish_beyond_ascii_is_told_the_way_out(kind: Any) -> None:
+    with Scripted(ok) as server:
+        async with mlb.AsyncClient(config(server)) as client:
+            for _ in range(2):  # the second time the path is known
+                with pytest.raises(
+                    mlb.ConfigError, match="^header X-MLBalance-Tenant: .* 'Zürich'.*CallOptions"
+                ):
+                    await client.post(PATH, json=chat(), headers=kind({"X-MLBalance-Tenant": "Zürich"}))
+                with pytest.raises(UnicodeEncodeError):
+                    await client.post(PATH, json=chat(), headers=kind({"x-own": "Zürich"}))
+                wishes = mlb.CallOptions(tenant="Zürich")
+                answer = await client.post(PATH, json=chat(), extensions={"mlbalance": wishes})
+                assert answer.extensions["mlbalance"].tenant == "Zürich"
+
+
 async def test_another_host_is_refused_unless_allowed() -> None:
     with Scripted(ok) as fleet, Scripted(ok) as stranger:
         async with mlb.AsyncClient(config(fleet)) as client:
