@@ -171,7 +171,8 @@ class Admission:
         ended = []
         if displaced is not None:
             assert isinstance(displaced, Waiting)
-            ended.append(self._refuse(displaced, now, f"{len(self)} calls wait already"))
+            full = f"the queue of {len(self)} is full" if self._line else "none may wait"
+            ended.append(self._refuse(displaced, now, f"{full} (admission.queue_max_calls)"))
         if displaced is not waiting:
             ended += self.pull(now)
             waiting.crowded = self._shut

@@ -204,6 +204,7 @@ def test_a_full_queue_refuses_or_displaces() -> None:
     assert scene.queue.enter(another, 0.0) == [another]
     assert scene.queue.enter(urgent, 0.0) == [usual]
     assert isinstance(another.error, NoCapacity)
+    assert str(another.error).endswith(", and the queue of 1 is full (admission.queue_max_calls)")
     assert isinstance(usual.error, NoCapacity)
     assert urgent.error is None
 
@@ -303,6 +304,14 @@ def test_who_lets_no_call_wait_keeps_no_room() -> None:
 
     assert queue.try_pick(demand, 0.0)
     assert queue.try_pick(demand, 0.0, priority=1)
+
+
+def test_who_lets_no_call_wait_is_told_so() -> None:
+    scene = Scene(queue_max_calls=0)
+    call = scene.waiting()
+
+    assert scene.queue.enter(call, 0.0) == [call]
+    assert str(call.error) == "all replicas have enough to do, and none may wait (admission.queue_max_calls)"
 
 
 @pytest.mark.parametrize(("since_s", "standing_s"), [(0.0, 1.0), (5.5, 1 / 3)])
