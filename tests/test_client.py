@@ -189,6 +189,24 @@ async def test_a_wish_that_cannot_be_read_is_named(name: str, text: str, said: s
             await client.post(PATH, json=chat(), headers={f"x-mlbalance-{name}": text})
 
 
+async def test_a_header_counts_before_the_options_in_what_it_names() -> None:
+    with Scripted(ok) as server:
+        async with mlb.AsyncClient(config(server), headers={"x-mlbalance-priority": "2"}) as client:
+            answer = await client.post(
+                PATH,
+                json=chat(),
+                headers={"x-mlbalance-tenant": "header"},
+                extensions={"mlbalance": mlb.CallOptions(tenant="options", priority=1)},
+            )
+            kept = await client.post(
+                PATH, json=chat(), extensions={"mlbalance": mlb.CallOptions(tenant="options")}
+            )
+
+    told, told_of_kept = answer.extensions["mlbalance"], kept.extensions["mlbalance"]
+    assert (told.tenant, told.priority) == ("header", 2)
+    assert (told_of_kept.tenant, told_of_kept.priority) == ("options", 2)
+
+
 @pytest.mark.parametrize("kind", [dict, lambda pairs: list(pairs.items())])
 async def test_a_wish_beyond_ascii_is_told_the_way_out(kind: Any) -> None:
     with Scripted(ok) as server:
