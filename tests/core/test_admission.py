@@ -194,6 +194,23 @@ def test_a_call_that_would_wait_too_long_by_the_pace_of_those_before_it_fails_at
 
     assert scene.queue.enter(late, 9.0) == [late]
     assert isinstance(late.error, NoCapacity)
+    assert late.error.retry_after_s == pytest.approx(21.0, rel=0.2), "when the seven have gone"
+
+
+def test_who_finds_the_queue_full_is_to_come_back_when_it_has_gone() -> None:
+    scene = Scene(queue_max_calls=10)
+    for _ in range(10):
+        scene.queue.enter(scene.waiting(text=b"x" * 40_000), 0.0)
+    for now in (3.0, 6.0, 9.0):
+        scene.grant(now, 1)
+        assert len(scene.queue.pull(now, 0)) == 1
+    for _ in range(3):
+        assert scene.queue.enter(scene.waiting(9.0, text=b"x" * 40_000), 9.0) == []
+    small = scene.waiting(9.0)
+
+    assert scene.queue.enter(small, 9.0) == [small]
+    assert isinstance(small.error, NoCapacity)
+    assert small.error.retry_after_s == pytest.approx(30.0, rel=0.2), "not when there is one place"
 
 
 def test_a_full_queue_refuses_or_displaces() -> None:
