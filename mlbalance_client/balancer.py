@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Self
+from typing import Never, Self
 
 from .calls import Call, check_tokens
 from .conduct.alarms import Alarm
 from .conduct.engine import Engine
 from .conduct.standing import Standing
+from .config import BalancerConfig
 from .core.fleet import Pick
 from .core.model import Replica, Usage, Verdict
 from .core.report import CallReport, Explanation, FleetSnapshot, explain
@@ -18,6 +19,7 @@ from .dialects.plain import reading_of
 from .errors import PASSED, ConfigError, DeadlineExceeded
 from .events import Subscriber
 from .face import Target
+from .options import refuse_unknown, refuse_unsupported
 
 __all__ = ["Balancer", "Lease"]
 
@@ -134,11 +136,14 @@ class Lease:
 
 
 class Balancer:
-    """Picks replicas; ``target`` as for ``AsyncClient``. An async context manager, on asyncio and trio."""
+    """Picks replicas; ``target`` as for ``AsyncClient``. An async context manager, on asyncio and trio.
 
-    def __init__(self, target: Target = None) -> None:
-        from .config import BalancerConfig
+    Raises ConfigError, also for any option: all there is to say is in the configuration that is the target.
+    """
 
+    def __init__(self, target: Target = None, **options: Never) -> None:
+        refuse_unknown(options, ("target",))
+        refuse_unsupported(options)
         self._engine = Engine(BalancerConfig.from_target(target))
         self.hears_of_first_content = False
 

@@ -62,14 +62,25 @@ class CallOptions:
         return replace(self, **wishes)
 
 
+def check_ascii(headers: Any) -> None:
+    """Raises ConfigError for a wish that no header can hold: a library says only that some text is not ASCII."""
+    for name, text in headers.items() if isinstance(headers, Mapping) else headers or ():
+        ours = isinstance(name, str) and name.lower().startswith(HEADER_PREFIX)
+        if ours and isinstance(text, str) and not text.isascii():
+            raise ConfigError(
+                f"header {name}: headers hold ASCII alone, not {text!r:.40}; use other letters, or give the call "
+                'extensions={"mlbalance": CallOptions(...)} instead'
+            )
+
+
 def _parse(name: str, text: str) -> tuple[str, object]:
     match name:
         case "session" | "tenant":
             return name, text
         case "priority":
-            return name, _number(name, text, int)
+            return name, _number(name, text, int, "a whole number")
         case "deadline":
-            return "deadline_s", _number(name, text, float)
+            return "deadline_s", _number(name, text, float, "a number of seconds")
         case "hedge":
             return name, _flag(name, text)
     known = ", ".join(
@@ -78,11 +89,11 @@ def _parse(name: str, text: str) -> tuple[str, object]:
     raise ConfigError(f"header {HEADER_PREFIX}{name} is not known; there are {known}")
 
 
-def _number(name: str, text: str, kind: type[int | float]) -> float:
+def _number(name: str, text: str, kind: type[int | float], words: str) -> float:
     try:
         return kind(text)
     except ValueError:
-        raise ConfigError(f"header {HEADER_PREFIX}{name} must be a number, not {text!r}") from None
+        raise ConfigError(f"header {HEADER_PREFIX}{name} must be {words}, not {text!r:.40}") from None
 
 
 def _flag(name: str, text: str) -> bool:

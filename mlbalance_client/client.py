@@ -11,7 +11,7 @@ from typing import Any, NoReturn, Self
 
 import httpx as library
 
-from .calls import CallOptions
+from .calls import CallOptions, check_ascii
 from .core.report import Explanation, FleetSnapshot
 from .errors import BalancerError, ClientClosed
 from .events import Subscriber
@@ -228,17 +228,21 @@ class _Spared:
         plain = given.get("params") is None and not client.params
         path = url if plain and isinstance(url, str) else None
         known = None if path is None else self._absolute.get(path)
-        if (
-            path is not None
-            and known is not None
-            and not self._jar
-            and self._OWN.issuperset(name for name, value in given.items() if value is not None)
-        ):
-            headers = self._known_headers(client, path, known, given.get("headers"))
-            if headers is not None:
-                return self._known_request(client, method, known, *headers, given)
-        # A mixin's super is not known to be the library's client.
-        request: library.Request = super().build_request(method, known or url, **given)  # type: ignore[misc]
+        try:
+            if (
+                path is not None
+                and known is not None
+                and not self._jar
+                and self._OWN.issuperset(name for name, value in given.items() if value is not None)
+            ):
+                headers = self._known_headers(client, path, known, given.get("headers"))
+                if headers is not None:
+                    return self._known_request(client, method, known, *headers, given)
+            # A mixin's super is not known to be the library's client.
+            request: library.Request = super().build_request(method, known or url, **given)  # type: ignore[misc]
+        except UnicodeEncodeError:
+            check_ascii(given.get("headers"))
+            raise
         if path is not None and known is None and len(self._absolute) < self._MOST_KNOWN:
             self._absolute[path] = request.url
         return request

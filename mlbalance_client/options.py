@@ -54,6 +54,13 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:
             raise ConfigError(f"unknown option {name!r}; {nearest(name, known)}")
 
 
+def refuse_unsupported(options: dict[str, Any]) -> None:
+    """Take out of ``options`` what a balancer cannot have. Raises ConfigError for those that are given."""
+    for name, why in _REFUSED.items():
+        if options.pop(name, None) is not None:
+            raise ConfigError(f"option {name!r} is not supported: {why}")
+
+
 @lru_cache
 def _client_options(library_client: type) -> frozenset[str]:
     """What our clients take: what the library's does and is not refused, and our own."""
@@ -63,9 +70,7 @@ def _client_options(library_client: type) -> frozenset[str]:
 
 def wire_options(library: Any, config: BalancerConfig, options: dict[str, Any]) -> WireOptions:
     """Take the options that concern connections out of ``options``. Raises ConfigError for what cannot be honoured."""
-    for name, why in _REFUSED.items():
-        if options.pop(name, None) is not None:
-            raise ConfigError(f"option {name!r} is not supported: {why}")
+    refuse_unsupported(options)
     if options.pop("http2", False):
         raise ConfigError("option 'http2' is not supported: replicas are spoken to in HTTP/1.1; leave it out")
     if not options.pop("http1", True):

@@ -175,6 +175,54 @@ async def test_wishes_are_not_sent_on_and_wrong_ones_are_refused() -> None:
         assert "x-mlbalance" not in server.exchanges[0].head.decode().lower()
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("priority", "1.5", "must be a whole number, not '1.5'"),
+        ("deadline", "soon", "must be a number of seconds, not 'soon'"),
+        ("hedge", "maybe", "must be true or false, not 'maybe'"),
+    ],
+)
+async def test_a_wish_that_cannot_be_read_is_named(name: str, text: str, said: str) -> None:
+    async with mlb.AsyncClient("static://127.0.0.1:1") as client:
+        with pytest.raises(mlb.ConfigError, match=f"^header x-mlbalance-{name} {said}$"):
+            await client.post(PATH, json=chat(), headers={f"x-mlbalance-{name}": text})
+
+
+async def test_a_header_counts_before_the_options_in_what_it_names() -> None:
+    with Scripted(ok) as server:
+        async with mlb.AsyncClient(config(server), headers={"x-mlbalance-priority": "2"}) as client:
+            answer = await client.post(
+                PATH,
+                json=chat(),
+                headers={"x-mlbalance-tenant": "header"},
+                extensions={"mlbalance": mlb.CallOptions(tenant="options", priority=1)},
+            )
+            kept = await client.post(
+                PATH, json=chat(), extensions={"mlbalance": mlb.CallOptions(tenant="options")}
+            )
+
+    told, told_of_kept = answer.extensions["mlbalance"], kept.extensions["mlbalance"]
+    assert (told.tenant, told.priority) == ("header", 2)
+    assert (told_of_kept.tenant, told_of_kept.priority) == ("options", 2)
+
+
+@pytest.mark.parametrize("kind", [dict, lambda pairs: list(pairs.items())])
+async def test_a_wish_beyond_ascii_is_told_the_way_out(kind: Any) -> None:
+    with Scripted(ok) as server:
+        async with mlb.AsyncClient(config(server)) as client:
+            for _ in range(2):  # the second time the path is known
+                with pytest.raises(
+                    mlb.ConfigError, match="^header X-MLBalance-Tenant: .* 'Zürich'.*CallOptions"
+                ):
+                    await client.post(PATH, json=chat(), headers=kind({"X-MLBalance-Tenant": "Zürich"}))
+                with pytest.raises(UnicodeEncodeError):
+                    await client.post(PATH, json=chat(), headers=kind({"x-own": "Zürich"}))
+                wishes = mlb.CallOptions(tenant="Zürich")
+                answer = await client.post(PATH, json=chat(), extensions={"mlbalance": wishes})
+                assert answer.extensions["mlbalance"].tenant == "Zürich"
+
+
 async def test_another_host_is_refused_unless_allowed() -> None:
     with Scripted(ok) as fleet, Scripted(ok) as stranger:
         async with mlb.AsyncClient(config(fleet)) as client:

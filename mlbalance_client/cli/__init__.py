@@ -24,7 +24,8 @@ def main() -> None:
         sys.exit(app(standalone_mode=False))
     except usage_error as error:
         words = " ".join(map(shown, error.format_message().split(" ")))
-        print(words if "\n" in words else f"mlbalance: {words}", file=sys.stderr)
+        if words:  # none where typer has printed the help by itself
+            print(words if "\n" in words else f"mlbalance: {words}", file=sys.stderr)
         sys.exit(error.exit_code)
     except typer.Abort:
         sys.exit(130)

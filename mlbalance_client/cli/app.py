@@ -116,9 +116,13 @@ def fleet(
             middleware=middleware or (),
         ) as running:
             if as_json:
-                typer.echo(json.dumps({"target": running.target, "urls": running.urls}))
+                typer.echo(json.dumps({"target": running.target, "urls": running.urls, "pids": running.pids}))
             else:
-                typer.echo(f"{replicas} simulated replicas; stop them with Ctrl-C\n{running.target}")
+                typer.echo(
+                    f"{replicas} simulated replicas; stop them with Ctrl-C, one with kill\n{running.target}"
+                )
+                for url, pid in zip(running.urls, running.pids, strict=True):
+                    typer.echo(f"{url}  pid {pid}")
             threading.Event().wait()
     except (ValueError, FleetError) as error:
         raise _fail(error) from None

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import anyio
 
 from ..conduct.roster import Roster
+from ..conduct.sending import api_version, version_twice
 from ..config import BalancerConfig
 from ..config.urls import scrubbed
 from ..core.fleet import Fleet
@@ -23,7 +24,7 @@ _REACHED = "reached"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """``troubles``: why there are not more or other replicas, as far as the source could tell.
+    """``troubles``: why there are not more or other replicas, as far as the source could tell; why calls would fail.
 
     ``contacts``: by id, what came of opening a connection; empty if nobody tried.
     """
@@ -85,6 +86,7 @@ async def find(config: BalancerConfig, *, contact: bool = False) -> Found:
     try:
         await roster.ready()
         contacts = await _contacts(fleet.replicas, config.http.connect_timeout_s) if contact else {}
+        troubles += _unsuited(fleet.replicas)
         return Found(roster.told_source, fleet.replicas, tuple(troubles), contacts)
     finally:
         for loop in loops:
@@ -93,6 +95,17 @@ async def find(config: BalancerConfig, *, contact: bool = False) -> Found:
 
 def _nothing_to_close() -> None:
     pass
+
+
+def _unsuited(replicas: Iterable[Replica]) -> list[str]:
+    """What clients would say of most calls; of a prefix that many replicas share, once."""
+    said: dict[str, str] = {}
+    for replica in replicas:
+        if version := api_version(replica.url):
+            said.setdefault(
+                urlsplit(replica.url).path, version_twice(replica.url, version, "a call is refused if that")
+            )
+    return list(said.values())
 
 
 async def _connect(tls: bool, host: str, port: int, tls_name: str | None) -> None:

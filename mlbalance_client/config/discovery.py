@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from mlbalance_client.errors import ConfigError
 
-from .base import Section, nearest
+from .base import Section, given, nearest
 from .describe import is_secret, is_structured
 from .urls import TargetURL, replica_url
 
@@ -101,13 +101,17 @@ class ReplicaConfig(Section):
         return self.id or replica_url(self.url).id
 
 
-def _tables(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [{"url": item} if isinstance(item, str) else item for item in value]
+def _table(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"url": value}
+    if not isinstance(value, dict | ReplicaConfig):
+        raise ValueError(  # noqa: TRY004 - pydantic tells of no TypeError
+            f"given {given(value)}; a replica is a URL, such as 'http://10.0.0.1:8000', or a table with its keys"
+        )
     return value
 
 
-Replicas = Annotated[tuple[ReplicaConfig, ...], BeforeValidator(_tables)]
+Replicas = tuple[Annotated[ReplicaConfig, BeforeValidator(_table)], ...]
 
 
 class StaticConfig(DiscoveryConfig):

@@ -29,6 +29,7 @@ FORMS = (
 )
 
 _ADDRESS = r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}"
+_ONE_SLASH = re.compile(r"([a-z0-9]+)((?:\+https)?):(/[^/].*)", re.IGNORECASE)
 _ADDRESSES = re.compile(rf"{_ADDRESS}(,\s*{_ADDRESS})*(?:/[\w./-]*)?", re.ASCII)
 
 Raw = dict[str, Any]
@@ -53,7 +54,11 @@ def from_target(target: str | os.PathLike[str] | None, env: Mapping[str, str]) -
 
 
 def _meant(target: str) -> str:
-    """The way out for addresses without a scheme."""
+    """The way out for addresses without a scheme, and for a URL that lacks a slash."""
+    url = _ONE_SLASH.fullmatch(target)
+    if url is not None and (kind := url[1].lower()) in ("http", "https", *discovery_kinds()):
+        slashes = "//" if kind == "file" else "/"  # which names no host
+        return f"did you mean {shown(f'{kind}{url[2]}:{slashes}{url[3]}')!r}? "
     addresses = _ADDRESSES.fullmatch(target.strip())
     if addresses is None:
         return ""

@@ -171,15 +171,18 @@ class Admission:
         ended = []
         if displaced is not None:
             assert isinstance(displaced, Waiting)
-            ended.append(self._refuse(displaced, now, f"{len(self)} calls wait already"))
+            full = f"the queue of {len(self)} is full" if self._line else "none may wait"
+            ended.append(self._refuse(displaced, now, f"{full} (admission.queue_max_calls)"))
         if displaced is not waiting:
             ended += self.pull(now)
             waiting.crowded = self._shut
             if waiting in self._line and (late_s := self._late_s(waiting, now)) > 0.0:
+                # Before those in front have gone, another that comes has the place: an overload lasts.
+                after_s = max(late_s, self._wait_s(waiting, now))
                 self._line.remove(waiting)
                 allowed_s = waiting.due - now
                 ended.append(
-                    self._refuse(waiting, now, f"it would wait longer than {allowed_s:.1f} s", late_s)
+                    self._refuse(waiting, now, f"it would wait longer than {allowed_s:.1f} s", after_s)
                 )
         self._note_end()
         return ended
@@ -329,7 +332,7 @@ class Admission:
     def _refuse(self, waiting: Waiting, now: float, why: str, after_s: float | None = None) -> Waiting:
         if after_s is None:
             assert self._drain is not None
-            after_s = waiting.units / self._drain.value(now)
+            after_s = (self._line.units + waiting.units) / self._drain.value(now)
         waiting.error = NoCapacity(
             f"all replicas have enough to do, and {why}", retry_after_s=max(_LEAST_RETRY_S, after_s)
         )

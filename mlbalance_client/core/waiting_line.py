@@ -93,6 +93,11 @@ class WaitingLine:
     def __len__(self) -> int:
         return len(self._ageing)
 
+    @property
+    def units(self) -> float:
+        """Of all that wait."""
+        return sum(line.units for lines in self._levels.values() for line in lines.values())
+
     def __contains__(self, waiter: Waiter) -> bool:
         return waiter in self._ageing
 

@@ -1,4 +1,4 @@
-"""``python -m tests.bench [NAME ...]``: all benches, unless some are named."""
+"""``python -m tests.bench [NAME ...]``: all benches, unless some are named; ``--help`` lists them."""
 
 from __future__ import annotations
 
@@ -30,6 +30,12 @@ BENCHES = {
     "schedules": schedules.main,
 }
 
+if {"-h", "--help"} & set(sys.argv[1:]):
+    print(__doc__)
+    for name, main in BENCHES.items():
+        about = (sys.modules[main.__module__].__doc__ or "").partition("\n")[0]
+        print(f"  {name:13} {about}")
+    sys.exit()
 names = sys.argv[1:2] if sys.argv[1:2] == ["tail"] else sys.argv[1:] or list(BENCHES)
 if unknown := set(names) - set(BENCHES):
     sys.exit(f"no bench named {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}")

@@ -100,7 +100,9 @@ def test_check_tells_all_as_json(tmp_path: Path) -> None:
     found = told("check", "fleet.toml", "--json")
 
     first, second = found.pop("replicas")
-    assert found == {"source": "static", "troubles": []}
+    (trouble,) = found.pop("troubles")
+    assert found == {"source": "static"}
+    assert trouble.startswith("the replica http://127.0.0.1:8002/v1 has /v1 in its URL")
     assert first["url"] == "http://127.0.0.1:8001"
     assert second == {
         "id": "b",
@@ -113,6 +115,16 @@ def test_check_tells_all_as_json(tmp_path: Path) -> None:
         "models": ["m", "n"],
         "labels": {"models": "n, m"},
     }
+
+
+def test_check_warns_of_the_version_of_an_api_in_a_target() -> None:
+    code, out, _ = ran("check", "static://127.0.0.1:8001,127.0.0.1:8002/gate/v1")
+    troubles = [line for line in out.splitlines() if line.startswith("trouble: ")]
+
+    assert code == 0
+    assert len(troubles) == 1, "they share the prefix"
+    assert troubles[0].endswith("leave it out of the target, as in http://127.0.0.1:8001/gate")
+    assert "trouble" not in ran("check", "http://v1/gate/v1/x")[1]
 
 
 def test_check_says_why_nothing_was_found(tmp_path: Path) -> None:

@@ -103,6 +103,23 @@ def test_a_fleet_prints_its_target_and_has_the_faults_asked_for() -> None:
         assert process.wait(30) == 0
 
 
+@pytest.mark.parametrize("as_json", [True, False])
+def test_one_replica_of_a_fleet_can_be_killed_by_its_printed_pid(as_json: bool) -> None:
+    with started("fleet", "--replicas", "2", *["--json"] * as_json) as process:
+        assert process.stdout is not None
+        if as_json:
+            told = json.loads(process.stdout.readline())
+            urls, pids = told["urls"], told["pids"]
+        else:
+            _, target, *rows = (process.stdout.readline().strip() for _ in range(4))
+            urls, pids = zip(*((url, int(pid)) for url, _, pid in map(str.split, rows)), strict=True)
+            assert target == "static://" + ",".join(url.removeprefix("http://") for url in urls)
+        os.kill(pids[1], signal.SIGKILL)
+
+        assert eventually(lambda: refuses(urls[1]))
+        assert httpx.get(f"{urls[0]}/health", trust_env=False, verify=False).status_code == 200
+
+
 def test_a_fleet_whose_replicas_die_at_once_does_not_wait_for_ever() -> None:
     with started("fleet", "--replicas", "1", "--faults", '{"cold_calls": "x"}') as process:
         assert process.stdout is not None
@@ -126,6 +143,16 @@ def test_what_is_wrong_is_one_line_on_the_terminal(tmp_path: Path, arguments: li
     assert done.stderr.startswith("mlbalance: ")
     assert done.stderr.count("\n") == 1
     assert "hunter2" not in done.stderr
+
+
+def test_without_a_command_it_prints_its_help() -> None:
+    done = subprocess.run(COMMAND, capture_output=True, text=True, timeout=60)
+
+    printed = done.stdout + done.stderr
+    assert done.returncode == 2
+    assert "COMMAND [ARGS]" in printed
+    assert "fleet" in printed
+    assert "mlbalance: " not in printed
 
 
 def test_a_misplaced_targets_secret_is_not_printed() -> None:

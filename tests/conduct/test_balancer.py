@@ -119,6 +119,21 @@ async def test_events_can_be_heard_until_one_has_enough() -> None:
     assert settled.ttft_s == lease.report.ttft_s
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("hedging", r"give BalancerConfig.from_target\(target, hedging=...\) as the target"),
+        ("config", "give a BalancerConfig as the target"),
+        ("verify", "unknown option 'verify'; known: target$"),
+        ("proxy", "option 'proxy' is not supported"),
+    ],
+)
+def test_an_option_beside_the_target_is_told_the_way_out(option: str, said: str) -> None:
+    made: Any = mlb.Balancer
+    with pytest.raises(mlb.ConfigError, match=said):
+        made("static://127.0.0.1:1", **{option: {"enabled": False}})
+
+
 async def test_what_is_no_call_is_refused_before_anything_is_picked() -> None:
     async with balancer() as picking:
         with pytest.raises(mlb.ConfigError, match="acquire takes a Call"):

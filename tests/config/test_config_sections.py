@@ -103,6 +103,10 @@ def test_every_problem_has_its_own_line_with_path_value_and_way_out() -> None:
             "discovery.kind: discovery kind 'sttic' is not installed; did you mean",
         ),
         (
+            {"discovery": {"kind": "static", "replicas": ["http://a:1", 7]}},
+            "discovery.replicas[1]: given 7; a replica is a URL, such as 'http://10.0.0.1:8000', or a table with its",
+        ),
+        (
             {"discovery": {"kind": "static"}},
             "discovery.replicas: is required: list of tables at least 1 long",
         ),

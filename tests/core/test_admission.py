@@ -194,6 +194,23 @@ def test_a_call_that_would_wait_too_long_by_the_pace_of_those_before_it_fails_at
 
     assert scene.queue.enter(late, 9.0) == [late]
     assert isinstance(late.error, NoCapacity)
+    assert late.error.retry_after_s == pytest.approx(21.0, rel=0.2), "when the seven have gone"
+
+
+def test_who_finds_the_queue_full_is_to_come_back_when_it_has_gone() -> None:
+    scene = Scene(queue_max_calls=10)
+    for _ in range(10):
+        scene.queue.enter(scene.waiting(text=b"x" * 40_000), 0.0)
+    for now in (3.0, 6.0, 9.0):
+        scene.grant(now, 1)
+        assert len(scene.queue.pull(now, 0)) == 1
+    for _ in range(3):
+        assert scene.queue.enter(scene.waiting(9.0, text=b"x" * 40_000), 9.0) == []
+    small = scene.waiting(9.0)
+
+    assert scene.queue.enter(small, 9.0) == [small]
+    assert isinstance(small.error, NoCapacity)
+    assert small.error.retry_after_s == pytest.approx(30.0, rel=0.2), "not when there is one place"
 
 
 def test_a_full_queue_refuses_or_displaces() -> None:
@@ -204,6 +221,7 @@ def test_a_full_queue_refuses_or_displaces() -> None:
     assert scene.queue.enter(another, 0.0) == [another]
     assert scene.queue.enter(urgent, 0.0) == [usual]
     assert isinstance(another.error, NoCapacity)
+    assert str(another.error).endswith(", and the queue of 1 is full (admission.queue_max_calls)")
     assert isinstance(usual.error, NoCapacity)
     assert urgent.error is None
 
@@ -303,6 +321,14 @@ def test_who_lets_no_call_wait_keeps_no_room() -> None:
 
     assert queue.try_pick(demand, 0.0)
     assert queue.try_pick(demand, 0.0, priority=1)
+
+
+def test_who_lets_no_call_wait_is_told_so() -> None:
+    scene = Scene(queue_max_calls=0)
+    call = scene.waiting()
+
+    assert scene.queue.enter(call, 0.0) == [call]
+    assert str(call.error) == "all replicas have enough to do, and none may wait (admission.queue_max_calls)"
 
 
 @pytest.mark.parametrize(("since_s", "standing_s"), [(0.0, 1.0), (5.5, 1 / 3)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -17,6 +18,7 @@ from mlbalance_client.core.load.report import LoadReport, State
 from mlbalance_client.reporter import BoardFull, LoadApp, LoadBoard, LoadReporter, ReporterSettings, events
 from mlbalance_client.reporter import publisher as publishing
 from mlbalance_client.reporter.serving import PATH
+from mlbalance_client.simulator.model.virtual_time import run
 
 from .asgi import CHAT, EVENTS, STREAM, Exchange, answering, load_of
 
@@ -345,6 +347,36 @@ async def test_a_large_change_too_soon_is_told_as_soon_as_it_may_be(monkeypatch:
     last = parsed(exchange.body)[-1][1]
     assert isinstance(last, LoadReport)
     assert last.prefill_tokens == 10**6
+
+
+def test_nobody_wakes_for_a_large_change_before_it_may_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look reads the clock. On trio a stream looks at once, and then waits."""
+    monkeypatch.setattr(
+        publishing, "LEAST_S", 1 / 16
+    )  # times that are exact: virtual time stands where they are not
+    looks: list[float] = []
+
+    async def follow() -> float:
+        loop = asyncio.get_running_loop()
+
+        def clock() -> float:
+            looks.append(loop.time())
+            return loop.time()
+
+        board = LoadBoard(clock=clock)
+        exchange = Exchange(path="/anywhere", method="GET", accept="text/event-stream")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(LoadApp(board), exchange.scope, exchange.receive, exchange.send)
+            await exchange.until(2)
+            told_at = loop.time()
+            await anyio.sleep(1 / 32)
+            board.begin(prompt_tokens=10**6)
+            looks.clear()
+            await exchange.until(3)
+            exchange.gone.set()
+        return told_at
+
+    assert run(follow) + 1 / 16 == looks[0]
 
 
 def test_events_for_servers_that_give_a_thread_to_a_request() -> None:

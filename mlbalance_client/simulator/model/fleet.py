@@ -98,6 +98,11 @@ class Fleet:
         """The fleet as a discovery URL."""
         return "static://" + ",".join(url.removeprefix("http://") for url in self.urls)
 
+    @property
+    def pids(self) -> list[int | None]:
+        """The replicas' processes; None for one that was killed here."""
+        return [None if process is None else process.pid for process in self._processes]
+
     def state(self, number: int) -> dict[str, Any]:
         """The true state of one replica."""
         return self.control(number, "state")
