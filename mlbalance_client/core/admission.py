@@ -25,7 +25,9 @@ _PASSED_AT_MOST = 8
 # Reports that expire and rests that end are told by nobody.
 _LOOK_AGAIN_S = 1.0
 _SOONEST_S = 0.005
-_MEMORY_S = 10.0
+# Whether a wait of an hour will be over in time, no ten seconds tell: the memory is this part of the longest wait.
+_MEMORY_SHARE = 1 / 6
+_LEAST_MEMORY_S = 10.0
 _TRUST_S = 1.0
 _LEAST_RETRY_S = 0.1
 
@@ -62,11 +64,12 @@ class Waiting(Waiter):
 
 
 class _Drain:
-    """At which pace calls are pulled while any wait, in units a second; a guess until it was seen."""
+    """At which pace calls are pulled while any wait, in units a second, of late; a guess until it was seen."""
 
-    __slots__ = ("_seconds", "_since", "_units")
+    __slots__ = ("_memory_s", "_seconds", "_since", "_units")
 
-    def __init__(self, guess: float) -> None:
+    def __init__(self, guess: float, memory_s: float) -> None:
+        self._memory_s = memory_s
         self._units = guess * _TRUST_S
         self._seconds = _TRUST_S
         self._since: float | None = None
@@ -88,7 +91,7 @@ class _Drain:
     def _pass(self, now: float) -> None:
         if self._since is not None:
             waited_s = max(0.0, now - self._since)
-            keep = exp(-waited_s / _MEMORY_S)
+            keep = exp(-waited_s / self._memory_s)
             self._units *= keep
             self._seconds = self._seconds * keep + waited_s
         self._since = now
@@ -164,7 +167,8 @@ class Admission:
     def enter(self, waiting: Waiting, now: float) -> list[Waiting]:
         """Get in line; those that have ended by it, itself perhaps among them."""
         if not self._line:
-            self._drain = self._drain or _Drain(self._guessed_pace())
+            memory_s = max(_LEAST_MEMORY_S, _MEMORY_SHARE * self._settings.queue_timeout_s)
+            self._drain = self._drain or _Drain(self._guessed_pace(), memory_s)
             self._drain.begins(now)
             self._since = now
         displaced = self._line.add(waiting, now)

@@ -12,7 +12,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -41,7 +42,7 @@ def _cpu_s(fleet: Fleet) -> float:
 
 
 async def _calls(urls: list[str], bodies: list[bytes], seconds: float) -> None:
-    # Shorter than the 5 s after which uvicorn closes an idle connection, so that no call races with the closing.
+    # Shorter than the 5 s after which uvicorn closes an idle connection, so that hardly a call races with the closing.
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2.0)
     headers = {"content-type": "application/json"}
 
@@ -54,7 +55,13 @@ async def _calls(urls: list[str], bodies: list[bytes], seconds: float) -> None:
             print(f"    (call {number} to the {('bare', 'reporting')[urls.index(url)]} replica: {error!r})")
 
     async def read(client: httpx.AsyncClient, url: str, body: bytes, marked: dict[str, str]) -> None:
-        async with client.stream("POST", url, content=body, headers=marked) as answer:
+        async with AsyncExitStack() as stack:
+            asked = partial(client.stream, "POST", url, content=body, headers=marked)
+            try:
+                answer = await stack.enter_async_context(asked())
+            except (httpx.ReadError, httpx.RemoteProtocolError):
+                # On a busy machine seconds pass from taking a connection to writing, and it is closed by then.
+                answer = await stack.enter_async_context(asked())
             if answer.status_code != 200:
                 raise RuntimeError(f"{url}: {answer.status_code}")
             async for _ in answer.aiter_raw():

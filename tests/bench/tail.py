@@ -18,14 +18,23 @@ from mlbalance_client import events
 from mlbalance_client.simulator.model.measures import Measures, measure
 from mlbalance_client.simulator.model.scenes import BAD, SCENES, Scene
 
-from ..scenes.staging import SPEC, Seen, conversations, http_fleet, judged_virtually, over_http, virtually
+from ..scenes.staging import (
+    PATIENT,
+    SPEC,
+    WARM_S,
+    Seen,
+    conversations,
+    http_fleet,
+    judged_virtually,
+    over_http,
+    virtually,
+)
 
 CALLS = 1200
 HTTP_CALLS = 600
 SEEDS = (1, 2, 3)
 COMPRESSION = 2.0
-# Before that, caches fill.
-WARM_S = 20.0
+PATIENCE = {"rolling": PATIENT}
 
 NO_HEDGING: dict[str, Any] = {"hedging": {"enabled": False}}
 NO_EJECTION: dict[str, Any] = {
@@ -124,7 +133,7 @@ def _virtual(scene: Scene, name: str, sections: Mapping[str, Any] | None, seed: 
     trace = conversations(CALLS)
     if sections is None:
         return judged_virtually(scene, trace, seed=seed)
-    return virtually(scene, trace, sections, seed=seed)
+    return virtually(scene, trace, {**PATIENCE.get(scene.name, {}), **sections}, seed=seed)
 
 
 def _http(scene: Scene, name: str, sections: Mapping[str, Any] | None, seed: int) -> Seen:
@@ -135,7 +144,7 @@ def _http(scene: Scene, name: str, sections: Mapping[str, Any] | None, seed: int
             scene,
             trace,
             fleet,
-            sections or {},
+            {**PATIENCE.get(scene.name, {}), **(sections or {})},
             compression=COMPRESSION,
             judged=sections is None,
             seed=seed,

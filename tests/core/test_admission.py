@@ -213,6 +213,21 @@ def test_who_finds_the_queue_full_is_to_come_back_when_it_has_gone() -> None:
     assert small.error.retry_after_s == pytest.approx(30.0, rel=0.2), "not when there is one place"
 
 
+def test_who_may_wait_for_an_hour_is_not_refused_for_one_slow_minute() -> None:
+    scene = Scene(queue_timeout_s=3600.0, ageing_s=3600.0)
+    for _ in range(20):
+        assert scene.queue.enter(scene.waiting(text=b"x" * 40_000), 0.0) == []
+    for now in range(1, 11):
+        scene.grant(float(now), 1)
+        assert len(scene.queue.pull(float(now), 0)) == 1
+    small = scene.waiting(110.0, again=True)
+    scene.queue.enter(small, 110.0)
+    scene.grant(110.0, 1)
+    assert scene.queue.pull(110.0, 0) == [small]
+
+    assert scene.queue.enter(scene.waiting(111.0), 111.0) == []
+
+
 def test_a_full_queue_refuses_or_displaces() -> None:
     scene = Scene(queue_max_calls=1)
     usual, another, urgent = scene.waiting(), scene.waiting(), scene.waiting(priority=1)

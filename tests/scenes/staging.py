@@ -34,6 +34,13 @@ FIRST = 3000
 # Tokens of a stream come no closer, to spare the machine.
 EMIT_INTERVAL_S = 1.0
 _LOOK_S = 1.0
+# Before that, caches fill.
+WARM_S = 20.0
+# Of callers who wait while a fleet has more work than it can do: under the omniscient router too they do for minutes.
+PATIENT: dict[str, Any] = {
+    "admission": {"queue_timeout_s": 3600},
+    "http": {"first_content_timeout_s": 3600},
+}
 URGENT = 5
 _QUIET = {"kind": "none"}
 _TOLD = (

@@ -13,16 +13,27 @@ import pytest
 
 from mlbalance_client import BalancerConfig, events
 from mlbalance_client.simulator.model.fleet import Fleet, FleetError
+from mlbalance_client.simulator.model.measures import measure
 from mlbalance_client.simulator.model.scenes import BAD, REPLICAS, SCENES, Scene
 
-from .staging import Seen, conversations, http_fleet, over_http, virtually
+from .staging import (
+    PATIENT,
+    SPEC,
+    WARM_S,
+    Seen,
+    conversations,
+    http_fleet,
+    judged_virtually,
+    over_http,
+    virtually,
+)
 
 pytestmark = pytest.mark.slow
 
 COMPRESSION = 8.0
 CALLS = 75
-# Model seconds: when things begin to happen, and how far restarts are apart.
-AT_S, APART_S = 4.0, 8.0
+# Model seconds: when things begin to happen.
+AT_S = 4.0
 # On a busy machine calls over HTTP are slow that are not: there a gross bound only. The figure: bench ``tail``.
 BUSY_MACHINE = 0.25
 
@@ -51,7 +62,7 @@ def _fleet() -> Iterator[Fleet]:
 @pytest.fixture(params=["virtual", pytest.param("http", marks=pytest.mark.alone)])
 def play(request: pytest.FixtureRequest) -> Play:
     def short(name: str) -> Scene:
-        return SCENES[name].from_(AT_S, APART_S if name == "rolling" else None)
+        return SCENES[name].from_(AT_S)
 
     if request.param == "virtual":
         return Play(False, lambda name, calls: virtually(short(name), conversations(calls)))
@@ -175,6 +186,19 @@ def test_all_are_restarted_one_after_another(play: Play) -> None:
     seen = play("rolling_gently", CALLS)
 
     assert not seen.errors
+    nothing_is_left(seen)
+
+
+@pytest.mark.timeout(600)
+def test_all_are_restarted_one_after_another_at_full_load() -> None:
+    """Not in short form: to be judged beside the omniscient router, who does not know either who is cold."""
+    scene, trace = SCENES["rolling"], conversations(1200)
+    seen, judged = virtually(scene, trace, PATIENT), judged_virtually(scene, trace)
+    ours, omniscient = (measure(each.since(WARM_S), SPEC) for each in (seen, judged))
+
+    assert not seen.errors
+    assert scene.must.p99
+    assert ours.slowdown_p99 <= scene.must.p99 * omniscient.slowdown_p99
     nothing_is_left(seen)
 
 
