@@ -165,27 +165,26 @@ class HttpStage:
 _COUNTERS = ("seen", "seen_bytes", "refused", "finished", "aborted", "prompt_tokens", "prefilled_tokens")
 
 
-def urgent(index: int) -> bool:
-    """One call in ten is urgent, where priorities matter."""
-    return index % 10 == 0
+def _priority(scene: Scene, call: TraceCall) -> int:
+    """One call in ten is urgent where that is what it is about; the others pay for it, so nowhere else."""
+    return URGENT if scene.burst is not None and call.index % 10 == 0 else 0
 
 
-def _request(call: TraceCall, body: bytes) -> Request:
+def _request(call: TraceCall, body: bytes, priority: int) -> Request:
     headers = [(b"Content-Type", b"application/json"), (b"Content-Length", str(len(body)).encode())]
-    options = mlb.CallOptions(priority=URGENT if urgent(call.index) else 0)
-    return Request("POST", PATH.encode(), headers, body, options)
+    return Request("POST", PATH.encode(), headers, body, mlb.CallOptions(priority=priority))
 
 
 class Refused(Exception):
     """The caller got an answer with an error status."""
 
 
-def ours(engines: Sequence[Engine], rng: Random) -> Sender:
+def ours(scene: Scene, engines: Sequence[Engine], rng: Random) -> Sender:
     """Each call through a random one of our clients."""
 
     @asynccontextmanager
     async def send(call: TraceCall, body: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
-        answer = await rng.choice(engines).send(_request(call, body))
+        answer = await rng.choice(engines).send(_request(call, body, _priority(scene, call)))
         try:
             if answer.status >= 400:
                 raise Refused(f"{answer.status}")
@@ -196,12 +195,12 @@ def ours(engines: Sequence[Engine], rng: Random) -> Sender:
     return send
 
 
-def faced(clients: Sequence[mlb.AsyncClient], rng: Random) -> Sender:
+def faced(scene: Scene, clients: Sequence[mlb.AsyncClient], rng: Random) -> Sender:
     """The same through the public face."""
 
     @asynccontextmanager
     async def send(call: TraceCall, body: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
-        priority = str(URGENT if urgent(call.index) else 0)
+        priority = str(_priority(scene, call))
         headers = {"content-type": "application/json", "x-mlbalance-priority": priority}
         async with rng.choice(clients).stream("POST", PATH, content=body, headers=headers) as response:
             if response.status_code >= 400:
@@ -286,7 +285,7 @@ def virtually(
         ]
         for engine in engines:
             engine.events.subscribe(_listening(told))
-        seen = await _staged(scene, trace, ours(engines, Random(seed)), fleet, told, 1.0)
+        seen = await _staged(scene, trace, ours(scene, engines, Random(seed)), fleet, told, 1.0)
         await anyio.sleep(120)
         left: Counter[str] = Counter()
         for engine in engines:
@@ -350,5 +349,5 @@ async def over_http(
             ]
             for way in ways:
                 way.subscribe(_listening(told))
-            send = faced(ways, Random(seed))
+            send = faced(scene, ways, Random(seed))
         return await _staged(scene, trace, send, HttpStage(fleet), told, compression)
