@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from math import inf
 
 from hypothesis import given
@@ -14,14 +15,16 @@ TARGET_S = 3.0
 
 
 class Scene:
-    """One client of ``replicas``, of which one gets all calls: they are told apart by time only."""
+    """One client of ``replicas``, of which two get all calls in turn: what one says alone may be its own stall."""
 
     def __init__(self, replicas: int = 8) -> None:
         self.ledger = Ledger(0.0)
         self.limit = DelayLimit(TARGET_S)
         self.limit.members(replicas)
+        self._turn = count()
 
-    def send(self, now: float, own_s: float = 1.0, place: int = 0) -> Charge:
+    def send(self, now: float, own_s: float = 1.0, place: int | None = None) -> Charge:
+        place = next(self._turn) % 2 if place is None else place
         charge = self.ledger.charge(place, prefill_tokens=1, decode_tokens=0, prefill_s=own_s, now=now)
         self.limit.sent(charge)
         return charge
@@ -31,10 +34,10 @@ class Scene:
         self.ledger.first_content(charge, now)
 
     def rounds(
-        self, count: int, stood_s: float, waiting: int = 0, under_way: int = 3, now: float = 0.0
+        self, times: int, stood_s: float, waiting: int = 0, under_way: int = 3, now: float = 0.0
     ) -> float:
         """One call after another, each of which stands for so long; the time after them."""
-        for _ in range(count):
+        for _ in range(times):
             self.limit.waits(waiting)
             self.answer(self.send(now), now + stood_s, under_way)
             now += stood_s + 0.1
@@ -79,7 +82,7 @@ def test_own_work_is_no_crowd_however_long() -> None:
     scene = Scene()
     now = scene.rounds(50, 1.0, under_way=100)
     before = scene.limit.value
-    calls = [scene.send(now) for _ in range(60)]
+    calls = [scene.send(now, place=0) for _ in range(60)]
     for at, call in enumerate(calls):  # the last one stands behind a minute of own work
         scene.answer(call, now + 1.0 + at, under_way=100)
 
@@ -122,6 +125,18 @@ def test_a_call_that_is_late_already_cuts_it_before_its_content_comes() -> None:
 
     assert scene.limit.opens_in_s(10, now + 12.0) == inf
     assert scene.limit.value < before
+
+
+def test_one_that_stalls_alone_does_not_cut_it_before_its_content_comes() -> None:
+    scene = Scene()
+    now = scene.rounds(10, 2.5)
+    before = scene.limit.value
+    scene.send(now, place=7)
+    for later in range(1, 60):
+        scene.limit.opens_in_s(1_000, now + later)
+        scene.answer(scene.send(now + later, place=later % 7), now + later + 2.5, under_way=1_000)
+
+    assert scene.limit.value >= before
 
 
 def test_a_call_that_a_later_one_has_overtaken_tells_of_no_queue() -> None:

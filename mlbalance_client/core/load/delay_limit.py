@@ -3,10 +3,10 @@
 What a first content comes later than its own prefill takes, it has queued. Up to the target the limit grows while half
 of it is used, by one a round, or by one for each call of a client that finds nobody else's work. What is not used
 fades, so that a burst does not begin with what was never tried. Beyond the target it is cut to target over delay, once
-for all that were under way; the oldest of them may show that before its content comes. A few
-are always open to a client of which no more wait than are under way: its own chance clusters are no overload. A call
-that a later one at its replica has overtaken tells nothing of queues: what keeps it is its own affair. One
-limit for all replicas: a client among many has too few calls at each to learn from. Own work is no reason to cut:
+for all that were under way; the oldest at two replicas may show that before their contents come, of which one alone may
+have stalled. A few are always open to a client of which no more wait than are under way: its own chance clusters are no
+overload. A call that a later one at its replica has overtaken tells nothing of queues: what keeps it is its own affair.
+One limit for all replicas: a client among many has too few calls at each to learn from. Own work is no reason to cut:
 ``Windows`` bounds it by replica.
 
 After Swift (Kumar et al., SIGCOMM 2020: target delay, increase by one a round, one cut a round)
@@ -16,6 +16,7 @@ and RFC 7661 (what is not used is not kept).
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from math import inf
 
 from .ledger import Charge
@@ -135,11 +136,22 @@ class DelayLimit:
         calls = self._under_way
         while calls and (calls[0][0].released or calls[0][0].overtaken):
             calls.popleft()
-        if calls and not self._untried:
-            oldest, tells = calls[0]
-            queued_s = now - oldest.at - oldest.prefill_s
-            if tells and queued_s > self._target_s:
-                self._late(queued_s, oldest.at, now)
+        if not self._untried:
+            self._look_at(calls, now)
+
+    def _look_at(self, calls: Iterable[tuple[Charge, bool]], now: float) -> None:
+        """The oldest call has no content yet: late it is if one at another replica is too, else it may have stalled."""
+        oldest: Charge | None = None
+        for charge, tells in calls:
+            if charge.released or charge.overtaken:
+                continue
+            queued_s = now - charge.at - charge.prefill_s
+            if not tells or queued_s <= self._target_s:
+                return
+            oldest = oldest or charge
+            if charge.account is not oldest.account or self._replicas <= 1:
+                self._late(queued_s, charge.at, now)
+                return
 
     def _late(self, queued_s: float, sent_at: float, now: float) -> None:
         if self._alone or sent_at <= self._cut_before:
