@@ -24,6 +24,8 @@ from .closing import Closing
 
 # From here on it does not matter that it is noticed up to a second late (closing.LOOKS_EVERY_S).
 LONG_S = 5.0
+# Of anyio and of the system, timeouts among the latter.
+_FAILURES = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, OSError)
 
 _INFO = {
     "ssl_object": TLSAttribute.ssl_object,
@@ -73,7 +75,7 @@ class Tcp(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> TcpStream:
         """Raises httpcore's ConnectTimeout, ConnectError; UnicodeError for a name that cannot be looked up."""
-        with _told_as(httpcore.ConnectTimeout, httpcore.ConnectError), anyio.fail_after(timeout):
+        with _connecting(timeout):
             stream = await anyio.connect_tcp(host, port, local_host=local_address)
             for option in socket_options or ():
                 stream.extra(SocketAttribute.raw_socket).setsockopt(*option)
@@ -92,13 +94,14 @@ class TcpStream(httpcore.AsyncNetworkStream):
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """The next bytes, none at the end. Raises httpcore's ReadTimeout, ReadError."""
-        if not self._may_take_long(timeout):
-            with _told_as(httpcore.ReadTimeout, httpcore.ReadError), anyio.fail_after(timeout):
-                return await self._receive(max_bytes)
         try:
-            data = await self._receive(max_bytes)
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-            raise (httpcore.ReadTimeout if self.overdue else httpcore.ReadError)(error) from error
+            if self._may_take_long(timeout):
+                data = await self._receive(max_bytes)
+            else:
+                with anyio.fail_after(timeout):
+                    data = await self._receive(max_bytes)
+        except _FAILURES as error:
+            raise (httpcore.ReadTimeout if self._late(error) else httpcore.ReadError)(error) from error
         finally:
             self.ends_by = inf
         if self.overdue and not data:
@@ -109,14 +112,14 @@ class TcpStream(httpcore.AsyncNetworkStream):
         """All of it. Raises httpcore's WriteTimeout, WriteError."""
         if not buffer:
             return
-        if not self._may_take_long(timeout):
-            with _told_as(httpcore.WriteTimeout, httpcore.WriteError), anyio.fail_after(timeout):
-                await self._stream.send(buffer)
-            return
         try:
-            await self._stream.send(buffer)
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-            raise (httpcore.WriteTimeout if self.overdue else httpcore.WriteError)(error) from error
+            if self._may_take_long(timeout):
+                await self._stream.send(buffer)
+            else:
+                with anyio.fail_after(timeout):
+                    await self._stream.send(buffer)
+        except _FAILURES as error:
+            raise (httpcore.WriteTimeout if self._late(error) else httpcore.WriteError)(error) from error
         finally:
             self.ends_by = inf
         if self.overdue:  # asyncio's transports do not say that they were closed meanwhile
@@ -126,7 +129,7 @@ class TcpStream(httpcore.AsyncNetworkStream):
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> TcpStream:
         """Raises httpcore's ConnectTimeout, ConnectError."""
-        with _told_as(httpcore.ConnectTimeout, httpcore.ConnectError), anyio.fail_after(timeout):
+        with _connecting(timeout):
             stream = await TLSStream.wrap(
                 self._stream, hostname=server_hostname, ssl_context=ssl_context, standard_compatible=False
             )
@@ -149,6 +152,9 @@ class TcpStream(httpcore.AsyncNetworkStream):
         self.ends_by = time.monotonic() + timeout
         return True
 
+    def _late(self, error: Exception) -> bool:
+        return self.overdue or isinstance(error, TimeoutError)
+
     async def _receive(self, max_bytes: int) -> bytes:
         try:
             return await self._stream.receive(max_bytes)
@@ -157,14 +163,14 @@ class TcpStream(httpcore.AsyncNetworkStream):
 
 
 @contextmanager
-def _told_as(too_long: type[Exception], broken: type[Exception]) -> Generator[None]:
-    """httpcore's errors for those of anyio and the system."""
+def _connecting(timeout: float | None) -> Generator[None]:
+    """Raises httpcore's errors for those of anyio and the system."""
     try:
-        yield
-    except TimeoutError as error:
-        raise too_long(error) from error
-    except (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, OSError) as error:
-        raise broken(error) from error
+        with anyio.fail_after(timeout):
+            yield
+    except _FAILURES as error:
+        late = isinstance(error, TimeoutError)
+        raise (httpcore.ConnectTimeout if late else httpcore.ConnectError)(error) from error
 
 
 def _is_readable(sock: Any) -> bool:

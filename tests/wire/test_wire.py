@@ -28,10 +28,6 @@ from mlbalance_client.wire import (
     WireError,
     WireOptions,
     WireRequest,
-    tcp,
-)
-from mlbalance_client.wire import (
-    closing as closing_loop,
 )
 from mlbalance_client.wire.pool import Connection
 
@@ -225,8 +221,8 @@ async def patient(
     """A wire whose reads and writes are timed one by one, or by one look at all of them."""
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
-    monkeypatch.setattr(closing_loop, "LOOKS_EVERY_S", 0.01)
-    monkeypatch.setattr(tcp, "LONG_S", 0.0)
+    monkeypatch.setattr("mlbalance_client.wire.closing.LOOKS_EVERY_S", 0.01)
+    monkeypatch.setattr("mlbalance_client.wire.tcp.LONG_S", 0.0)
     with closing(Wire(WireOptions(ssl_context=trusting))) as wire:
         async with anyio.create_task_group() as tasks:
             if request.param == "tended":
