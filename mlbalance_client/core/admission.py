@@ -167,8 +167,7 @@ class Admission:
     def enter(self, waiting: Waiting, now: float) -> list[Waiting]:
         """Get in line; those that have ended by it, itself perhaps among them."""
         if not self._line:
-            memory_s = max(_LEAST_MEMORY_S, _MEMORY_SHARE * self._settings.queue_timeout_s)
-            self._drain = self._drain or _Drain(self._guessed_pace(), memory_s)
+            self._drain = self._drain or self._guessed_pace()
             self._drain.begins(now)
             self._since = now
         displaced = self._line.add(waiting, now)
@@ -342,8 +341,9 @@ class Admission:
         )
         return waiting
 
-    def _guessed_pace(self) -> float:
-        return sum(self._fleet.rates[place] for place, _ in self._fleet.places()) or 1.0
+    def _guessed_pace(self) -> _Drain:
+        guess = sum(self._fleet.rates[place] for place, _ in self._fleet.places()) or 1.0
+        return _Drain(guess, max(_LEAST_MEMORY_S, _MEMORY_SHARE * self._settings.queue_timeout_s))
 
     def _note_end(self) -> None:
         if not self._line and self._drain is not None:

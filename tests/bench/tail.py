@@ -129,11 +129,15 @@ def _judge(
 Playing = Callable[[Scene, str, Mapping[str, Any] | None, int], Seen]
 
 
+def _settings(scene: Scene, sections: Mapping[str, Any]) -> dict[str, Any]:
+    return {**PATIENCE.get(scene.name, {}), **sections}
+
+
 def _virtual(scene: Scene, name: str, sections: Mapping[str, Any] | None, seed: int) -> Seen:
     trace = conversations(CALLS)
     if sections is None:
         return judged_virtually(scene, trace, seed=seed)
-    return virtually(scene, trace, {**PATIENCE.get(scene.name, {}), **sections}, seed=seed)
+    return virtually(scene, trace, _settings(scene, sections), seed=seed)
 
 
 def _http(scene: Scene, name: str, sections: Mapping[str, Any] | None, seed: int) -> Seen:
@@ -144,7 +148,7 @@ def _http(scene: Scene, name: str, sections: Mapping[str, Any] | None, seed: int
             scene,
             trace,
             fleet,
-            {**PATIENCE.get(scene.name, {}), **(sections or {})},
+            _settings(scene, sections or {}),
             compression=COMPRESSION,
             judged=sections is None,
             seed=seed,

@@ -16,7 +16,6 @@ and RFC 7661 (what is not used is not kept).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
 from math import inf
 
 from .ledger import Charge
@@ -136,19 +135,17 @@ class DelayLimit:
         calls = self._under_way
         while calls and (calls[0][0].released or calls[0][0].overtaken):
             calls.popleft()
-        if not self._untried:
-            self._look_at(calls, now)
+        if calls and not self._untried:
+            self._look_at_late(calls[0][0], now)
 
-    def _look_at(self, calls: Iterable[tuple[Charge, bool]], now: float) -> None:
-        """The oldest call has no content yet: late it is if one at another replica is too, else it may have stalled."""
-        oldest: Charge | None = None
-        for charge, tells in calls:
+    def _look_at_late(self, oldest: Charge, now: float) -> None:
+        """Late it is if one at another replica is too; else it may have stalled."""
+        for charge, tells in self._under_way:
             if charge.released or charge.overtaken:
                 continue
             queued_s = now - charge.at - charge.prefill_s
             if not tells or queued_s <= self._target_s:
                 return
-            oldest = oldest or charge
             if charge.account is not oldest.account or self._replicas <= 1:
                 self._late(queued_s, charge.at, now)
                 return
