@@ -83,17 +83,11 @@ class Scene:
     blind_to_cold: bool = False
     load: float = 1.0
 
-    def from_(self, at_s: float, apart_s: float | None = None) -> Scene:
-        """The same, its first change at ``at_s``; ``apart_s``: changes are so far apart, and replicas cold for less."""
+    def from_(self, at_s: float) -> Scene:
+        """The same, its first change at ``at_s``."""
         first = min((change.at_s for change in self.changes), default=0.0)
-        changes = [replace(change, at_s=change.at_s - first + at_s) for change in self.changes]
-        if apart_s is not None:
-            cold = max(1, round(_COLD_CALLS * apart_s / _APART_S))
-            changes = [
-                replace(change, at_s=at_s + n * apart_s, faults={**change.faults, "cold_calls": cold})
-                for n, change in enumerate(changes)
-            ]
-        return replace(self, changes=tuple(changes), burst=self.burst and replace(self.burst, at_s=at_s))
+        changes = tuple(replace(change, at_s=change.at_s - first + at_s) for change in self.changes)
+        return replace(self, changes=changes, burst=self.burst and replace(self.burst, at_s=at_s))
 
     def compressed(self, factor: float) -> Scene:
         """The same in a fraction of the time."""
