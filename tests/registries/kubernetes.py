@@ -145,6 +145,7 @@ class Api:
         self._changed.notify_all()
 
     def _serve(self, exchange: Exchange) -> None:
+        cut = self._cut  # before the token is looked at: who came in with the old one is cut too
         url = urlsplit(exchange.path)
         asked = {key: values[0] for key, values in parse_qs(url.query).items()}
         if exchange.header("authorization") != f"Bearer {self.token}":
@@ -152,7 +153,7 @@ class Api:
         elif url.path != PATH or asked.get("labelSelector") != SELECTOR:
             exchange.answer(403, status(403, "Forbidden", "endpointslices.discovery.k8s.io is forbidden"))
         elif asked.get("watch") == "true":
-            self._watch(exchange, asked)
+            self._watch(exchange, asked, cut)
         else:
             self._list(exchange, asked)
 
@@ -174,12 +175,10 @@ class Api:
             },
         )
 
-    def _watch(self, exchange: Exchange, asked: dict[str, str]) -> None:
+    def _watch(self, exchange: Exchange, asked: dict[str, str], cut: int) -> None:
         version = int(asked["resourceVersion"])
         self.watched_from.append(asked["resourceVersion"])
         exchange.start_stream()
-        with self._changed:
-            cut = self._cut
         while True:
             with self._changed:
                 while (
