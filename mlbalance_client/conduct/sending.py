@@ -36,6 +36,16 @@ class Request:
     host: bytes | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Address:
+    """Of a replica. ``prefix`` goes before every path; ``version``: of an API, if the prefix ends with one."""
+
+    origin: Origin
+    authority: bytes
+    prefix: bytes
+    version: bytes
+
+
 class Sender:
     """One client's; knows where its replicas are."""
 
@@ -43,7 +53,7 @@ class Sender:
         self._wire = wire
         self._reporting = reporting
         self._timeouts = Timeouts(http.connect_timeout_s, http.read_timeout_s, http.write_timeout_s)
-        self._origins: dict[tuple[str, str | None], tuple[Origin, bytes, bytes, bytes]] = {}
+        self._addresses: dict[tuple[str, str | None], _Address] = {}
 
     def open(
         self, request: Request, pick: Pick, acked_by: int, resending: Resending | None
@@ -52,19 +62,19 @@ class Sender:
 
         ``resending``: as in WireRequest. Raises ConfigError for a path that no replica has.
         """
-        origin, authority, prefix, version = self._origin(pick.replica)
-        if version and request.target.startswith(version):
-            _check_path(pick.replica.url, version, request.target)
+        at = self._address(pick.replica)
+        if at.version and request.target.startswith(at.version):
+            _check_path(pick.replica.url, at.version, request.target)
         headers = [
-            (b"Host", request.host or authority),
+            (b"Host", request.host or at.authority),
             *request.headers,
             *self._reporting.asks(pick, acked_by),
         ]
         return self._wire.open(
-            origin,
+            at.origin,
             WireRequest(
                 request.method.encode("ascii"),
-                prefix + request.target,
+                at.prefix + request.target,
                 headers,
                 request.body,
                 request.timeouts or self._timeouts,
@@ -76,25 +86,22 @@ class Sender:
     def keep(self, replicas: tuple[Replica, ...]) -> None:
         """Let go of connections to who is no longer there, or is to be verified by another name."""
         for replica in replicas:
-            self._origin(replica)  # whoever opens connections there
+            self._address(replica)  # whoever opens connections there
         here = {(replica.url, replica.tls_name) for replica in replicas}
-        gone = [self._origins.pop(place)[0] for place in list(self._origins) if place not in here]
-        kept = {origin for origin, *_ in self._origins.values()}
+        gone = [self._addresses.pop(place).origin for place in list(self._addresses) if place not in here]
+        kept = {address.origin for address in self._addresses.values()}
         for origin in gone:
             if origin not in kept:
                 self._wire.forget(origin)
 
-    def _origin(self, replica: Replica) -> tuple[Origin, bytes, bytes, bytes]:
-        """Where it is, as whom to address it, and what goes before every path, of which the API's version by itself."""
+    def _address(self, replica: Replica) -> _Address:
         place = replica.url, replica.tls_name
-        known = self._origins.get(place)
+        known = self._addresses.get(place)
         if known is None:
             parts = urlsplit(replica.url)
-            origin = Origin.from_url(*place)
             words = parts.netloc, parts.path.rstrip("/"), api_version(replica.url)
-            authority, prefix, version = (word.encode("ascii") for word in words)
-            known = origin, authority, prefix, version
-            self._origins[place] = known
+            known = _Address(Origin.from_url(*place), *(word.encode("ascii") for word in words))
+            self._addresses[place] = known
         return known
 
 

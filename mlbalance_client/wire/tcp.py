@@ -11,6 +11,7 @@ import ssl
 import time
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
+from functools import cached_property
 from math import inf
 from typing import Any
 from weakref import WeakSet
@@ -142,9 +143,14 @@ class TcpStream(httpcore.AsyncNetworkStream):
     def get_extra_info(self, info: str) -> Any:
         """As httpcore's own streams tell."""
         if info == "is_readable":
-            return _is_readable(self.get_extra_info("socket"))
+            return _is_readable(self._socket)
         attribute = _INFO.get(info)
         return None if attribute is None else self._stream.extra(attribute, None)
+
+    @cached_property
+    def _socket(self) -> Any:
+        """Asked for at every use of an idle connection, and anyio gathers all attributes for one."""
+        return self.get_extra_info("socket")
 
     def _may_take_long(self, timeout: float | None) -> bool:
         if not self._patience.tended or timeout is None or timeout < LONG_S:
