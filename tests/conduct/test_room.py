@@ -10,6 +10,7 @@ from mlbalance_client import events
 from mlbalance_client.conduct.engine import Engine
 from mlbalance_client.core.load.report import LoadReport
 
+from ..test_client import PATH
 from .virtual import STREAM, Network, Step, after, anyio_backend, engine_of, read, request
 
 __all__ = ["anyio_backend"]
@@ -99,3 +100,32 @@ async def test_an_urgent_lease_keeps_room_too() -> None:
         async with balancer.acquire(mlb.Call(prompt="x")) as lease:
             assert anyio.current_time() - began > 0.5
             lease.succeed()
+
+
+@pytest.mark.parametrize(
+    ("shown", "words", "then_words", "then_s", "deadline_s"),
+    [
+        pytest.param([0.5] * 15, 800, 24_000, 3.0, 5.0, id="short ones wait for the network above all"),
+        pytest.param([0.8] * 15, 6_400, 80_000, 0.3, 2.0, id="others have left its prefix there"),
+        pytest.param([0.2] * 10 + [8.0] * 20, 1_500, 1_500, 0.2, 2.0, id="what was slow has ended"),
+    ],
+)
+async def test_whom_nobody_need_wait_for_is_asked_however_late_it_is_predicted_to_answer(
+    shown: list[float], words: int, then_words: int, then_s: float, deadline_s: float
+) -> None:
+    """A call that is refused shows nothing, so that a wrong prediction would refuse its like for ever."""
+    scripts: list[list[Step]] = [[after(seconds), *STREAM] for seconds in [*shown, then_s]]
+    engine = engine_of(Network(*scripts), replicas=2, hedging={"enabled": False})
+    for number in range(len(shown)):
+        await read(await engine.send(request(f"{number} {'word ' * words}", stream=True)))
+    await anyio.sleep(60.0)
+    options = mlb.CallOptions(deadline_s=deadline_s)
+    late = request("late " + "word " * then_words, options, stream=True)
+    assert isinstance(late.body, bytes)
+    predicted = engine.explain(PATH, late.body, options).candidates
+    assert min(each.waiting_s + each.own_s for each in predicted) > 2.0 * deadline_s
+
+    began = anyio.current_time()
+    await read(await engine.send(late))
+    assert anyio.current_time() - began == pytest.approx(then_s, abs=0.1)
+    await engine.aclose()
