@@ -80,6 +80,13 @@ def has_work(report: LoadReport) -> bool | None:
     return any(known) if known else None
 
 
+def has_others_work(report: LoadReport, own: int) -> bool | None:
+    """As ``has_work``, but for ``own`` calls that are there, if the report counts calls at all."""
+    if not own or report.running is None:
+        return has_work(report)
+    return report.running + (report.waiting or 0) > own
+
+
 def tells(report: LoadReport) -> int:
     """How much a report tells of the work that stands there; one that tells less does not stand in for one of more."""
     if report.expected_wait_s is not None or report.prefill_tokens is not None:

@@ -19,7 +19,7 @@ from .ledger import Account, Ledger
 from .levelling import Inflow, levelled
 from .pace import Found, Pace
 from .report import LoadReport
-from .standing import TELLING, Basis, Work, basis, has_work, reported_s, tells, under_way_s
+from .standing import TELLING, Basis, Work, basis, has_others_work, reported_s, tells, under_way_s
 from .under_way import UnderWay
 
 _STEP = 0.05
@@ -120,9 +120,10 @@ class LoadView:
             if counted_s is not None:
                 left_s, rules = counted_s, Basis.ADMITTED
         self._reports[place] = report, rules, left_s
-        if not in_passing and (busy := has_work(report)) is not None:
+        account = self._ledger.account(place)
+        if not in_passing and (busy := has_others_work(report, account.requests)) is not None:
             self._inflow.hear(place, report.at, busy=busy)
-        self._ledger.account(place).reported(report.at, report.acked)
+        account.reported(report.at, report.acked)
         return True
 
     def tells_of_work(self, place: int, now: float) -> bool:
@@ -181,7 +182,7 @@ class LoadView:
         return own_s, overdue_s
 
     def _ages_s(self, places: Iterable[int], now: float) -> list[float | None]:
-        """How old the reports at hand are; None where none rules.
+        """How old the reports at hand are, as far as they are believed; None where none rules.
 
         What own calls have found at a queue's look holds whatever came since: such reports are as old as the youngest.
         """
@@ -191,7 +192,7 @@ class LoadView:
             known = self._reports.get(place)
             age_s = None
             if known is not None and known[1] is not _NOTHING and now - known[0].at < self._expiry_s:
-                age_s = max(0.0, now - known[0].at)
+                age_s = max(0.0, now - known[0].at) * self._say(now - known[0].at)
                 if known[1] not in _ALL_TOLD:
                     guessed.append((age_s, at))
             ages.append(age_s)
