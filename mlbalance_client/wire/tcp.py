@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from functools import cached_property
 from math import inf
-from typing import Any
+from typing import Any, TypeGuard
 from weakref import WeakSet
 
 import anyio
@@ -55,9 +55,9 @@ class Patience:
     def overdue(self) -> list[TcpStream]:
         """Those to close now, for which they are marked."""
         now = time.monotonic()
-        found = [stream for stream in self._streams if stream.ends_by < now]
+        found = [stream for stream in self._streams if stream.read_by < now or stream.written_by < now]
         for stream in found:
-            stream.overdue, stream.ends_by = True, inf
+            stream.overdue, stream.read_by, stream.written_by = True, inf, inf
         return found
 
 
@@ -84,12 +84,15 @@ class Tcp(httpcore.AsyncNetworkBackend):
 
 
 class TcpStream(httpcore.AsyncNetworkStream):
-    """``ends_by``: when, by the monotonic clock, the read or write under way is overdue."""
+    """``read_by``, ``written_by``: when, by the monotonic clock, what is under way is overdue.
+
+    Two, for whoever has upgraded a connection may read and write at once.
+    """
 
     def __init__(self, stream: ByteStream, patience: Patience) -> None:
         self._stream = stream
         self._patience = patience
-        self.ends_by = inf
+        self.read_by = self.written_by = inf
         self.overdue = False
         patience.watch(self)
 
@@ -97,6 +100,7 @@ class TcpStream(httpcore.AsyncNetworkStream):
         """The next bytes, none at the end. Raises httpcore's ReadTimeout, ReadError."""
         try:
             if self._may_take_long(timeout):
+                self.read_by = time.monotonic() + timeout
                 data = await self._receive(max_bytes)
             else:
                 with anyio.fail_after(timeout):
@@ -104,7 +108,7 @@ class TcpStream(httpcore.AsyncNetworkStream):
         except _FAILURES as error:
             raise (httpcore.ReadTimeout if self._late(error) else httpcore.ReadError)(error) from error
         finally:
-            self.ends_by = inf
+            self.read_by = inf
         if self.overdue and not data:
             raise httpcore.ReadTimeout
         return data
@@ -115,6 +119,7 @@ class TcpStream(httpcore.AsyncNetworkStream):
             return
         try:
             if self._may_take_long(timeout):
+                self.written_by = time.monotonic() + timeout
                 await self._stream.send(buffer)
             else:
                 with anyio.fail_after(timeout):
@@ -122,7 +127,7 @@ class TcpStream(httpcore.AsyncNetworkStream):
         except _FAILURES as error:
             raise (httpcore.WriteTimeout if self._late(error) else httpcore.WriteError)(error) from error
         finally:
-            self.ends_by = inf
+            self.written_by = inf
         if self.overdue:  # asyncio's transports do not say that they were closed meanwhile
             raise httpcore.WriteTimeout
 
@@ -152,11 +157,8 @@ class TcpStream(httpcore.AsyncNetworkStream):
         """Asked for at every use of an idle connection, and anyio gathers all attributes for one."""
         return self.get_extra_info("socket")
 
-    def _may_take_long(self, timeout: float | None) -> bool:
-        if not self._patience.tended or timeout is None or timeout < LONG_S:
-            return False
-        self.ends_by = time.monotonic() + timeout
-        return True
+    def _may_take_long(self, timeout: float | None) -> TypeGuard[float]:
+        return self._patience.tended and timeout is not None and timeout >= LONG_S
 
     def _late(self, error: Exception) -> bool:
         return self.overdue or isinstance(error, TimeoutError)

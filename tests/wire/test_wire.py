@@ -271,6 +271,29 @@ async def test_a_server_that_takes_in_nothing_is_a_write_timeout(patient: Wire) 
         assert caught.value.kind is FailureKind.WRITE_TIMEOUT
 
 
+async def test_what_is_written_meanwhile_keeps_no_read_from_its_timeout(patient: Wire) -> None:
+    def upgrade(exchange: Exchange) -> None:
+        exchange.send(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: chat\r\n\r\n")
+        exchange.wait_gone()
+
+    wish = request(b"", BRIEF)
+    wish.headers += [(b"Connection", b"upgrade"), (b"Upgrade", b"chat")]
+    with Scripted(upgrade) as server:
+        answer = await patient.open(origin(server), wish)
+        stream = answer.extensions["network_stream"]
+
+        async def read_on() -> None:
+            with pytest.raises(httpcore.ReadTimeout):
+                await stream.read(1, 0.05)
+
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(read_on)
+                await anyio.wait_all_tasks_blocked()
+                await stream.write(b"more", 10.0)
+        await answer.aclose()
+
+
 @pytest.mark.parametrize("length", [b"3", b"30"])
 async def test_a_body_of_another_length_than_said_is_the_callers_fault(length: bytes) -> None:
     wrong = request()
