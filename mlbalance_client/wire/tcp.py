@@ -148,7 +148,8 @@ class TcpStream(httpcore.AsyncNetworkStream):
     def get_extra_info(self, info: str) -> Any:
         """As httpcore's own streams tell."""
         if info == "is_readable":
-            return _is_readable(self._socket)
+            # What came while it was found overdue was taken, yet it is about to be closed.
+            return self.overdue or _is_readable(self._socket)
         attribute = _INFO.get(info)
         return None if attribute is None else self._stream.extra(attribute, None)
 

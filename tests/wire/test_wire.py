@@ -29,7 +29,9 @@ from mlbalance_client.wire import (
     WireOptions,
     WireRequest,
 )
+from mlbalance_client.wire.closing import Closing
 from mlbalance_client.wire.pool import Connection
+from mlbalance_client.wire.tcp import Patience, Tcp
 
 from ..conftest import eventually
 from ..scripted import Exchange, Script, Scripted
@@ -292,6 +294,44 @@ async def test_what_is_written_meanwhile_keeps_no_read_from_its_timeout(patient:
                 await anyio.wait_all_tasks_blocked()
                 await stream.write(b"more", 10.0)
         await answer.aclose()
+
+
+async def test_a_connection_that_is_overdue_is_not_used_again_though_its_answer_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    may_answer, has_answered = threading.Event(), threading.Event()
+
+    def slow(exchange: Exchange) -> None:
+        may_answer.wait(10)
+        ok(exchange)
+        has_answered.set()
+
+    monkeypatch.setattr("mlbalance_client.wire.tcp.LONG_S", 0.0)
+    closer = Closing()
+    patience = Patience(closer)
+    answers = []
+
+    async def call() -> None:
+        answers.append(
+            await read(await wire.open(origin(server), request(timeouts=Timeouts(10.0, 1e-9, 10.0))))
+        )
+
+    with Scripted(slow) as server, closing(Wire(WireOptions(network_backend=Tcp(patience)))) as wire:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(closer.tend, tuple)
+            async with anyio.create_task_group() as calls:
+                await anyio.wait_all_tasks_blocked()
+                calls.start_soon(call)
+                assert await anyio.to_thread.run_sync(eventually, lambda: server.exchanges)
+                await anyio.wait_all_tasks_blocked()
+                may_answer.set()
+                has_answered.wait(10)  # in this thread, so that nobody reads it yet
+                assert patience.overdue()
+            answers.append(await read(await wire.open(origin(server), request())))
+            tasks.cancel_scope.cancel()
+        await wire.aclose()
+    assert answers == [b"fine", b"fine"]
+    assert server.connections == 2
 
 
 @pytest.mark.parametrize("length", [b"3", b"30"])
