@@ -1,7 +1,7 @@
 """TCP and TLS over anyio, for asyncio and trio alike.
 
 A cancel scope for each read and write costs as much as the read itself. Whoever may wait for seconds needs none: while
-a client runs, one look a second finds what is overdue and closes its connection, which ends the wait.
+a client runs, one look at all, twice a second, finds what is overdue and closes its connection, which ends the wait.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from anyio.streams.tls import TLSAttribute, TLSStream
 
 from .closing import Closing
 
-# From here on it does not matter that it is noticed up to a second late (closing.LOOKS_EVERY_S).
+# From here on it does not matter that it is noticed up to a second, two looks, late (closing.LOOKS_EVERY_S).
 LONG_S = 5.0
 # Of anyio and of the system, timeouts among the latter.
 _FAILURES = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, OSError)
@@ -42,6 +42,7 @@ class Patience:
     def __init__(self, closing: Closing) -> None:
         self._closing = closing
         self._streams: WeakSet[TcpStream] = WeakSet()
+        self._looked_at = -inf
 
     @property
     def tended(self) -> bool:
@@ -53,9 +54,12 @@ class Patience:
         self._streams.add(stream)
 
     def overdue(self) -> list[TcpStream]:
-        """Those to close now, for which they are marked."""
-        now = time.monotonic()
-        found = [stream for stream in self._streams if stream.read_by < now or stream.written_by < now]
+        """Those to close now, for which they are marked: overdue at the last look already.
+
+        What came while the event loop was kept busy is taken by the next one, and is not late.
+        """
+        then, self._looked_at = self._looked_at, time.monotonic()
+        found = [stream for stream in self._streams if stream.read_by < then or stream.written_by < then]
         for stream in found:
             stream.overdue, stream.read_by, stream.written_by = True, inf, inf
         return found

