@@ -82,8 +82,12 @@ class Tcp(httpcore.AsyncNetworkBackend):
         """Raises httpcore's ConnectTimeout, ConnectError; UnicodeError for a name that cannot be looked up."""
         with _connecting(timeout):
             stream = await anyio.connect_tcp(host, port, local_host=local_address)
-            for option in socket_options or ():
-                stream.extra(SocketAttribute.raw_socket).setsockopt(*option)
+            try:
+                for option in socket_options or ():
+                    stream.extra(SocketAttribute.raw_socket).setsockopt(*option)
+            except Exception:
+                await anyio.aclose_forcefully(stream)
+                raise
         return TcpStream(stream, self._patience)
 
 

@@ -218,6 +218,25 @@ async def test_a_name_that_cannot_be_looked_up_is_a_failure_to_connect(host: str
         assert caught.value.kind is FailureKind.CONNECT
 
 
+async def test_a_connection_that_cannot_have_its_options_is_closed() -> None:
+    unheard_of = [(socket.IPPROTO_TCP, 9_999, 1)]
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        closing(Wire(WireOptions(socket_options=unheard_of))) as wire,
+    ):
+        place = Origin.from_url(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        gc.disable()  # which would close what nobody has closed
+        with pytest.raises(WireError) as caught:
+            await wire.open(place, request())
+        accepted, _ = listener.accept()
+        with accepted:
+            accepted.settimeout(10)
+            rest = await anyio.to_thread.run_sync(accepted.recv, 1)
+        gc.enable()
+        assert caught.value.kind is FailureKind.CONNECT
+        assert rest == b""
+
+
 @pytest.fixture(params=["alone", "tended"])
 async def patient(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, authority: trustme.CA
