@@ -61,7 +61,7 @@ class Patience:
         then, self._looked_at = self._looked_at, time.monotonic()
         found = [stream for stream in self._streams if stream.read_by < then or stream.written_by < then]
         for stream in found:
-            stream.overdue, stream.read_by, stream.written_by = True, inf, inf
+            stream.overdue = True
         return found
 
 

@@ -390,6 +390,56 @@ async def test_what_came_while_the_event_loop_was_kept_busy_is_not_late(
         await patient.aclose()
 
 
+async def test_who_has_what_he_waited_for_is_not_late_ever_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Mock()
+    clock.monotonic.return_value = 0.0
+    monkeypatch.setattr("mlbalance_client.wire.tcp.time", clock)
+    closer = Closing()
+    patience = Patience(closer)
+    with Scripted(ok) as server, closing(Wire(WireOptions(network_backend=Tcp(patience)))) as wire:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(closer.tend, tuple)
+            await anyio.lowlevel.checkpoint()
+            await read(await wire.open(origin(server), request()))
+            for _ in range(2):
+                clock.monotonic.return_value += 100.0
+                assert not patience.overdue()
+            tasks.cancel_scope.cancel()
+        await wire.aclose()
+
+
+async def test_a_short_time_is_kept_to_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlbalance_client.wire.closing.LOOKS_EVERY_S", 1_000.0)
+    with (
+        Scripted(lambda exchange: exchange.wait_gone() and None) as server,
+        closing(Wire(WireOptions())) as wire,
+    ):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wire.tend)
+            await anyio.lowlevel.checkpoint()
+            with pytest.raises(WireError) as caught:
+                await wire.open(origin(server), request(timeouts=BRIEF))
+            tasks.cancel_scope.cancel()
+        assert caught.value.kind is FailureKind.READ_TIMEOUT
+
+
+async def test_when_nobody_looks_any_more_each_is_timed_and_closed_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mlbalance_client.wire.tcp.LONG_S", 0.0)
+    with (
+        Scripted(lambda exchange: exchange.wait_gone() and None) as server,
+        closing(Wire(WireOptions())) as wire,
+    ):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wire.tend)
+            await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+        with pytest.raises(WireError) as caught:
+            await wire.open(origin(server), request(timeouts=BRIEF))
+        assert caught.value.kind is FailureKind.READ_TIMEOUT
+
+
 async def test_nobody_looks_for_what_is_late_because_a_connection_is_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
