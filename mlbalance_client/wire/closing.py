@@ -12,7 +12,7 @@ import anyio
 import httpcore
 
 CLOSE_WITHIN_S = 2.0
-LOOKS_EVERY_S = 1.0
+LOOKS_EVERY_S = 0.5
 
 
 class Closing:
@@ -39,12 +39,15 @@ class Closing:
         """Until cancelled; what is left by then is closed before this ends. ``overdue``: to be closed by now."""
         self._woken = anyio.Event()
         async with anyio.create_task_group() as tasks:
+            look_at = anyio.current_time() + LOOKS_EVERY_S
             try:
                 while True:
-                    with anyio.move_on_after(LOOKS_EVERY_S):
+                    with anyio.CancelScope(deadline=look_at):
                         await self._woken.wait()
                         self._woken = anyio.Event()
-                    self._left += overdue()
+                    if (now := anyio.current_time()) >= look_at:
+                        look_at = now + LOOKS_EVERY_S
+                        self._left += overdue()
                     self._start(tasks)
             finally:
                 self._woken = None

@@ -1,7 +1,7 @@
 """TCP and TLS over anyio, for asyncio and trio alike.
 
 A cancel scope for each read and write costs as much as the read itself. Whoever may wait for seconds needs none: while
-a client runs, one look a second finds what is overdue and closes its connection, which ends the wait.
+a client runs, one look at all, twice a second, finds what is overdue and closes its connection, which ends the wait.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from functools import cached_property
 from math import inf
-from typing import Any
+from typing import Any, TypeGuard
 from weakref import WeakSet
 
 import anyio
@@ -23,7 +23,7 @@ from anyio.streams.tls import TLSAttribute, TLSStream
 
 from .closing import Closing
 
-# From here on it does not matter that it is noticed up to a second late (closing.LOOKS_EVERY_S).
+# From here on it does not matter that it is noticed up to a second, two looks, late (closing.LOOKS_EVERY_S).
 LONG_S = 5.0
 # Of anyio and of the system, timeouts among the latter.
 _FAILURES = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, OSError)
@@ -42,6 +42,7 @@ class Patience:
     def __init__(self, closing: Closing) -> None:
         self._closing = closing
         self._streams: WeakSet[TcpStream] = WeakSet()
+        self._looked_at = -inf
 
     @property
     def tended(self) -> bool:
@@ -53,11 +54,14 @@ class Patience:
         self._streams.add(stream)
 
     def overdue(self) -> list[TcpStream]:
-        """Those to close now, for which they are marked."""
-        now = time.monotonic()
-        found = [stream for stream in self._streams if stream.ends_by < now]
+        """Those to close now, for which they are marked: overdue at the last look already.
+
+        What came while the event loop was kept busy is taken by the next one, and is not late.
+        """
+        then, self._looked_at = self._looked_at, time.monotonic()
+        found = [stream for stream in self._streams if stream.read_by < then or stream.written_by < then]
         for stream in found:
-            stream.overdue, stream.ends_by = True, inf
+            stream.overdue = True
         return found
 
 
@@ -78,18 +82,25 @@ class Tcp(httpcore.AsyncNetworkBackend):
         """Raises httpcore's ConnectTimeout, ConnectError; UnicodeError for a name that cannot be looked up."""
         with _connecting(timeout):
             stream = await anyio.connect_tcp(host, port, local_host=local_address)
-            for option in socket_options or ():
-                stream.extra(SocketAttribute.raw_socket).setsockopt(*option)
+            try:
+                for option in socket_options or ():
+                    stream.extra(SocketAttribute.raw_socket).setsockopt(*option)
+            except Exception:
+                await anyio.aclose_forcefully(stream)
+                raise
         return TcpStream(stream, self._patience)
 
 
 class TcpStream(httpcore.AsyncNetworkStream):
-    """``ends_by``: when, by the monotonic clock, the read or write under way is overdue."""
+    """``read_by``, ``written_by``: when, by the monotonic clock, what is under way is overdue.
+
+    Two, for whoever has upgraded a connection may read and write at once.
+    """
 
     def __init__(self, stream: ByteStream, patience: Patience) -> None:
         self._stream = stream
         self._patience = patience
-        self.ends_by = inf
+        self.read_by = self.written_by = inf
         self.overdue = False
         patience.watch(self)
 
@@ -97,6 +108,7 @@ class TcpStream(httpcore.AsyncNetworkStream):
         """The next bytes, none at the end. Raises httpcore's ReadTimeout, ReadError."""
         try:
             if self._may_take_long(timeout):
+                self.read_by = time.monotonic() + timeout
                 data = await self._receive(max_bytes)
             else:
                 with anyio.fail_after(timeout):
@@ -104,7 +116,7 @@ class TcpStream(httpcore.AsyncNetworkStream):
         except _FAILURES as error:
             raise (httpcore.ReadTimeout if self._late(error) else httpcore.ReadError)(error) from error
         finally:
-            self.ends_by = inf
+            self.read_by = inf
         if self.overdue and not data:
             raise httpcore.ReadTimeout
         return data
@@ -115,6 +127,7 @@ class TcpStream(httpcore.AsyncNetworkStream):
             return
         try:
             if self._may_take_long(timeout):
+                self.written_by = time.monotonic() + timeout
                 await self._stream.send(buffer)
             else:
                 with anyio.fail_after(timeout):
@@ -122,7 +135,7 @@ class TcpStream(httpcore.AsyncNetworkStream):
         except _FAILURES as error:
             raise (httpcore.WriteTimeout if self._late(error) else httpcore.WriteError)(error) from error
         finally:
-            self.ends_by = inf
+            self.written_by = inf
         if self.overdue:  # asyncio's transports do not say that they were closed meanwhile
             raise httpcore.WriteTimeout
 
@@ -143,7 +156,8 @@ class TcpStream(httpcore.AsyncNetworkStream):
     def get_extra_info(self, info: str) -> Any:
         """As httpcore's own streams tell."""
         if info == "is_readable":
-            return _is_readable(self._socket)
+            # What came while it was found overdue was taken, yet it is about to be closed.
+            return self.overdue or _is_readable(self._socket)
         attribute = _INFO.get(info)
         return None if attribute is None else self._stream.extra(attribute, None)
 
@@ -152,11 +166,8 @@ class TcpStream(httpcore.AsyncNetworkStream):
         """Asked for at every use of an idle connection, and anyio gathers all attributes for one."""
         return self.get_extra_info("socket")
 
-    def _may_take_long(self, timeout: float | None) -> bool:
-        if not self._patience.tended or timeout is None or timeout < LONG_S:
-            return False
-        self.ends_by = time.monotonic() + timeout
-        return True
+    def _may_take_long(self, timeout: float | None) -> TypeGuard[float]:
+        return self._patience.tended and timeout is not None and timeout >= LONG_S
 
     def _late(self, error: Exception) -> bool:
         return self.overdue or isinstance(error, TimeoutError)

@@ -8,8 +8,10 @@ import select
 import socket
 import ssl
 import threading
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from contextlib import contextmanager
+from unittest.mock import Mock
 
 import anyio
 import httpcore
@@ -29,7 +31,9 @@ from mlbalance_client.wire import (
     WireOptions,
     WireRequest,
 )
+from mlbalance_client.wire.closing import Closing
 from mlbalance_client.wire.pool import Connection
+from mlbalance_client.wire.tcp import Patience, Tcp
 
 from ..conftest import eventually
 from ..scripted import Exchange, Script, Scripted
@@ -214,6 +218,25 @@ async def test_a_name_that_cannot_be_looked_up_is_a_failure_to_connect(host: str
         assert caught.value.kind is FailureKind.CONNECT
 
 
+async def test_a_connection_that_cannot_have_its_options_is_closed() -> None:
+    unheard_of = [(socket.IPPROTO_TCP, 9_999, 1)]
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        closing(Wire(WireOptions(socket_options=unheard_of))) as wire,
+    ):
+        place = Origin.from_url(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        gc.disable()  # which would close what nobody has closed
+        with pytest.raises(WireError) as caught:
+            await wire.open(place, request())
+        accepted, _ = listener.accept()
+        with accepted:
+            accepted.settimeout(10)
+            rest = await anyio.to_thread.run_sync(accepted.recv, 1)
+        gc.enable()
+        assert caught.value.kind is FailureKind.CONNECT
+        assert rest == b""
+
+
 @pytest.fixture(params=["alone", "tended"])
 async def patient(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, authority: trustme.CA
@@ -227,7 +250,7 @@ async def patient(
         async with anyio.create_task_group() as tasks:
             if request.param == "tended":
                 tasks.start_soon(wire.tend)
-                await anyio.wait_all_tasks_blocked()
+                await anyio.lowlevel.checkpoint()
             yield wire
             tasks.cancel_scope.cancel()
 
@@ -269,6 +292,173 @@ async def test_a_server_that_takes_in_nothing_is_a_write_timeout(patient: Wire) 
         with pytest.raises(WireError) as caught:
             await patient.open(deaf, request(b"x" * 50_000_000, BRIEF))
         assert caught.value.kind is FailureKind.WRITE_TIMEOUT
+
+
+async def test_what_is_written_meanwhile_keeps_no_read_from_its_timeout(patient: Wire) -> None:
+    def upgrade(exchange: Exchange) -> None:
+        exchange.send(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: chat\r\n\r\n")
+        exchange.wait_gone()
+
+    wish = request(b"", BRIEF)
+    wish.headers += [(b"Connection", b"upgrade"), (b"Upgrade", b"chat")]
+    with Scripted(upgrade) as server:
+        answer = await patient.open(origin(server), wish)
+        stream = answer.extensions["network_stream"]
+
+        async def read_on() -> None:
+            with pytest.raises(httpcore.ReadTimeout):
+                await stream.read(1, 0.05)
+
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(read_on)
+                await anyio.lowlevel.checkpoint()
+                await stream.write(b"more", 10.0)
+        await answer.aclose()
+
+
+async def test_a_connection_that_is_overdue_is_not_used_again_though_its_answer_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    may_answer, has_answered = threading.Event(), threading.Event()
+
+    def slow(exchange: Exchange) -> None:
+        may_answer.wait(10)
+        ok(exchange)
+        has_answered.set()
+
+    monkeypatch.setattr("mlbalance_client.wire.tcp.LONG_S", 0.0)
+    closer = Closing()
+    patience = Patience(closer)
+    answers = []
+
+    async def call() -> None:
+        answers.append(
+            await read(await wire.open(origin(server), request(timeouts=Timeouts(10.0, 1e-9, 10.0))))
+        )
+
+    with Scripted(slow) as server, closing(Wire(WireOptions(network_backend=Tcp(patience)))) as wire:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(closer.tend, tuple)
+            async with anyio.create_task_group() as calls:
+                await anyio.wait_all_tasks_blocked()
+                calls.start_soon(call)
+                assert await anyio.to_thread.run_sync(eventually, lambda: server.exchanges)
+                await anyio.wait_all_tasks_blocked()
+                may_answer.set()
+                has_answered.wait(10)  # in this thread, so that nobody reads it yet
+                assert patience.overdue() or patience.overdue()
+            answers.append(await read(await wire.open(origin(server), request())))
+            tasks.cancel_scope.cancel()
+        await wire.aclose()
+    assert answers == [b"fine", b"fine"]
+    assert server.connections == 2
+
+
+async def test_what_came_while_the_event_loop_was_kept_busy_is_not_late(
+    patient: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Mock()
+    clock.monotonic.return_value = 0.0
+    monkeypatch.setattr("mlbalance_client.wire.tcp.time", clock)
+    may_begin, has_begun, may_end = (threading.Semaphore(0) for _ in range(3))
+
+    def slow(exchange: Exchange) -> None:
+        may_begin.acquire(timeout=10)
+        exchange.start_stream()
+        exchange.chunk(b"a")
+        has_begun.release()
+        may_end.acquire(timeout=10)
+        exchange.chunk(b"b")
+        exchange.end_stream()
+
+    async def call() -> None:
+        answer = await patient.open(origin(server), request())
+        assert await anext(answer) == b"a"
+        may_end.release()
+        assert await read(answer) == b"b"
+
+    with Scripted(slow) as server:
+        for number in range(1, 11):  # for trio runs its tasks in no order
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(call)
+                assert await anyio.to_thread.run_sync(eventually, lambda n=number: len(server.exchanges) == n)
+                may_begin.release()
+                assert has_begun.acquire(timeout=10)
+                time.sleep(0.02)  # noqa: ASYNC251 - until a look is due
+                clock.monotonic.return_value += 100.0
+        await patient.aclose()
+
+
+async def test_who_has_what_he_waited_for_is_not_late_ever_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Mock()
+    clock.monotonic.return_value = 0.0
+    monkeypatch.setattr("mlbalance_client.wire.tcp.time", clock)
+    closer = Closing()
+    patience = Patience(closer)
+    with Scripted(ok) as server, closing(Wire(WireOptions(network_backend=Tcp(patience)))) as wire:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(closer.tend, tuple)
+            await anyio.lowlevel.checkpoint()
+            await read(await wire.open(origin(server), request()))
+            for _ in range(2):
+                clock.monotonic.return_value += 100.0
+                assert not patience.overdue()
+            tasks.cancel_scope.cancel()
+        await wire.aclose()
+
+
+async def test_a_short_time_is_kept_to_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlbalance_client.wire.closing.LOOKS_EVERY_S", 1_000.0)
+    with (
+        Scripted(lambda exchange: exchange.wait_gone() and None) as server,
+        closing(Wire(WireOptions())) as wire,
+    ):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wire.tend)
+            await anyio.lowlevel.checkpoint()
+            with pytest.raises(WireError) as caught:
+                await wire.open(origin(server), request(timeouts=BRIEF))
+            tasks.cancel_scope.cancel()
+        assert caught.value.kind is FailureKind.READ_TIMEOUT
+
+
+async def test_when_nobody_looks_any_more_each_is_timed_and_closed_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mlbalance_client.wire.tcp.LONG_S", 0.0)
+    with (
+        Scripted(lambda exchange: exchange.wait_gone() and None) as server,
+        closing(Wire(WireOptions())) as wire,
+    ):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wire.tend)
+            await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+        with pytest.raises(WireError) as caught:
+            await wire.open(origin(server), request(timeouts=BRIEF))
+        assert caught.value.kind is FailureKind.READ_TIMEOUT
+
+
+async def test_nobody_looks_for_what_is_late_because_a_connection_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks: list[object] = []
+
+    def look() -> list[httpcore.AsyncNetworkStream]:
+        looks.append(None)
+        return []
+
+    monkeypatch.setattr("mlbalance_client.wire.closing.LOOKS_EVERY_S", 1_000.0)
+    closer = Closing()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(closer.tend, look)
+        await anyio.lowlevel.checkpoint()
+        for _ in range(10):
+            await closer.close(httpcore.AsyncMockStream([]))
+            await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+    assert not looks
 
 
 @pytest.mark.parametrize("length", [b"3", b"30"])
