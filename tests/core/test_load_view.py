@@ -261,6 +261,28 @@ def test_on_an_idle_fleet_others_are_not_thought_to_have_sent_anything(view: Vie
     assert view.load.all_waiting_s([0], 63.0, others=1.0) == [pytest.approx(0.75)]
 
 
+def test_own_calls_are_not_what_others_send(view: View) -> None:
+    alone, crowded = View(), View()
+    for number in range(60):
+        for seen, running in ((alone, 1), (crowded, 2)):
+            charge = seen.send(float(number), 0.5)
+            seen.tell(number + 0.1, running=running, waiting=0, prefill_tokens=100)
+            seen.ledger.first_content(charge, number + 0.2)
+            seen.ledger.settle(charge, number + 0.3, Verdict.OK)
+
+    assert alone.load.all_waiting_s([0], 60.1, others=1.0) == [pytest.approx(0.0, abs=0.02)]
+    assert crowded.load.all_waiting_s([0], 60.1, others=1.0) == [pytest.approx(0.75, abs=0.1)]
+
+
+def test_what_others_may_have_sent_counts_as_much_as_the_report_that_it_came_after(view: View) -> None:
+    view.ledger.account(0)
+    view.tell(0.0, prefill_tokens=0)
+
+    by_age = [view.load.all_waiting_s([0], age_s, others=1.0)[0] for age_s in (1.0, 2.0, 3.0, 4.0)]
+
+    assert by_age == pytest.approx([0.75, 1.5, 1.125, 0.0])
+
+
 def test_what_is_told_with_answers_does_not_say_how_busy_a_replica_is(view: View) -> None:
     view.ledger.account(0)
     for at in range(100):

@@ -506,6 +506,19 @@ def test_in_panic_everybody_is_asked_but_the_unreachable() -> None:
     assert seen == {f"r{i}" for i in range(1, 8)}
 
 
+def test_one_that_rests_is_asked_before_one_that_refuses_connections() -> None:
+    world = World(3, rest_s=1.0)
+    for name, kind in (("r0", Failure.UNREACHABLE), ("r1", Failure.ERROR), ("r2", Failure.ERROR)):
+        others = {replica.id for replica in world.fleet.replicas} - {ReplicaId(name)}
+        for _ in range(3 if kind is Failure.UNREACHABLE else 1):
+            pick = world.fleet.pick(world.demand(), world.now, others)
+            pick.failed(world.now, 5.0, kind=kind)
+            pick.settle(Verdict.FAILED, world.now)
+
+    assert {world.fleet.pick(world.demand(), world.now).replica.id for _ in range(20)} == {"r1", "r2"}
+    assert world.fleet.pick(world.demand(), world.now, {ReplicaId("r1"), ReplicaId("r2")}).replica.id == "r0"
+
+
 def test_one_that_is_being_tried_gets_a_second_call_rather_than_an_ejected_one() -> None:
     world = World(2, panic_below_share=0.0)
     world.fleet.update(replicas(3)[::2], world.now)  # r0 stays, r2 is new

@@ -115,8 +115,8 @@ class Fitness:
     def levels(self, model: str | None, now: float, *, replayable: bool) -> Iterator[int]:
         """Who is not to get it, from the best case to the worst.
 
-        Those who are full, on trial with another call, ejected, who rest, and who say that they are closed get a call
-        only where nobody else is left, in this order: to ask one of them is better than to fail unasked.
+        Those who are full, on trial with another call, ejected, who rest, who cannot be reached, and who say that they
+        are closed get a call only where nobody else is left, in this order: to ask one is better than to fail unasked.
         """
         closed = self._closed(model, now)
         resting = closed | self.pushback.resting(now)
@@ -124,7 +124,8 @@ class Fitness:
         yield kept_out | self.fullness.full(now)
         yield kept_out
         yield resting | self.outliers.barred
-        yield resting
+        yield resting | self.outliers.unreachable
+        yield closed | self.outliers.unreachable
         yield closed
         yield 0
 

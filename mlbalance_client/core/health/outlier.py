@@ -185,6 +185,11 @@ class Outliers:
         """Who is out, panic or not."""
         return self._barred
 
+    @property
+    def unreachable(self) -> int:
+        """Who is out for refusing connections."""
+        return self._unreachable
+
     def ejection(self, place: int) -> Ejection | None:
         """The ejection that keeps a replica out."""
         return self._out.get(place)
