@@ -26,6 +26,8 @@ from .wire import Timeouts
 Target = str | Path | BalancerConfig | None
 
 FLEET_URL = "http://fleet"
+# Or nothing but a path, below which the calls are.
+_FLEET_STARTS = ("http://", "https://", "/")
 _PREFIX = HEADER_PREFIX.encode()
 
 
@@ -33,6 +35,11 @@ class Face:
     """What a transport of either library needs besides its own types."""
 
     def __init__(self, library: Any, target: Target, fleet_url: str | None, options: dict[str, Any]) -> None:
+        if fleet_url and not fleet_url.lower().startswith(_FLEET_STARTS):
+            raise ConfigError(
+                f"base_url (of a transport: fleet_url) {shown(fleet_url)!r} must start with http:// or https://, as in "
+                f"{FLEET_URL} or {FLEET_URL}/v1"
+            )
         self.config = BalancerConfig.from_target(target)
         dialects = tuple(options.pop("dialects", ()))
         self.others: dict[str, Any] | None = None

@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 import mlbalance_client as mlb
+from mlbalance_client import httpx2
 from mlbalance_client.dialects import FunctionDialect, Reading
 from mlbalance_client.events import Settled
 from mlbalance_client.simulator.model.fleet import Fleet
@@ -271,6 +272,27 @@ def test_a_transport_that_lets_others_through_must_know_the_fleet() -> None:
     )
     with pytest.raises(mlb.ConfigError, match="fleet_url"):
         mlb.AsyncBalancerTransport(settings)
+
+
+@pytest.mark.parametrize(
+    "base_url", ["127.0.0.1", "127.0.0.1:8000", "localhost:1/v1", "fleet/v1", "ftp://fleet"]
+)
+@pytest.mark.parametrize("made", [mlb.AsyncClient, mlb.Client, httpx2.AsyncClient, httpx2.Client])
+def test_a_base_url_that_is_not_http_is_refused_by_name(made: Any, base_url: str) -> None:
+    with pytest.raises(mlb.ConfigError, match=f"base_url .*'{base_url}'.*http://fleet"):
+        made("static://127.0.0.1:1", base_url=base_url)
+
+
+@pytest.mark.parametrize(
+    "base_url", ["http://fleet/v1", "HTTPS://fleet/v1/", "/v1", httpx.URL("http://fleet/v1")]
+)
+async def test_what_a_base_url_may_be(base_url: Any) -> None:
+    with Scripted(ok) as server:
+        async with mlb.AsyncClient(config(server), base_url=base_url) as client:
+            for path in ("/chat/completions", "chat/completions"):
+                assert (await client.post(path, json=chat())).status_code == 200
+
+        assert [exchange.path for exchange in server.exchanges] == [PATH, PATH]
 
 
 async def test_a_callers_own_dialect_comes_first() -> None:
