@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from anyio import to_thread
 from .calls import HEADER_PREFIX, NO_WISHES, CallOptions
 from .conduct.answer import AnswerBody, HeldBody
 from .conduct.engine import Answer, Engine, Headers, Request
-from .config import BalancerConfig
+from .conduct.sending import CONFIGURED
+from .config import BalancerConfig, HttpConfig
 from .config.urls import shown
 from .core.report import Explanation
 from .errors import ConfigError
@@ -52,6 +53,8 @@ class Face:
         wire = wire_options(library, self.config, options)
         refuse_unknown(options, ("target", "fleet_url", *OUR_OPTIONS))
         self.engine = Engine(self.config, wire=wire, dialects=dialects)
+        # Most calls have the same ones.
+        self._timeouts = lru_cache(maxsize=16)(partial(_timeouts, self.config.http))
         self._fleet_url = fleet_url
         self._fleet_host = None if fleet_url is None else library.URL(fleet_url).host
 
@@ -139,7 +142,13 @@ class Face:
             raise ConfigError(f'extensions["mlbalance"] must be a mlbalance_client.CallOptions, not {kind}')
         if wishes:
             options = options.with_headers(wishes)
-        timeouts = _timeouts(extensions.get("timeout"))
+        given = extensions.get("timeout")
+        # There is no "pool" among them: nobody waits for a connection.
+        timeouts = (
+            None
+            if given is None
+            else self._timeouts(given.get("connect"), given.get("read"), given.get("write"))
+        )
         passed = {name: extensions[name] for name in _PASSED if name in extensions}
         # By position, as all that is made for every call: to call a class by keywords costs twice as much.
         request = Request(method, target, travelling, body, options, timeouts, passed, host)
@@ -149,13 +158,10 @@ class Face:
 _PASSED = ("trace", "sni_hostname")
 
 
-def _timeouts(given: Mapping[str, float | None] | None) -> Timeouts | None:
-    # There is no "pool" among them: nobody waits for a connection.
-    return None if given is None else _known(given.get("connect"), given.get("read"), given.get("write"))
-
-
-# Most calls have the same ones.
-_known = lru_cache(maxsize=16)(Timeouts)
+def _timeouts(http: HttpConfig, *given: float | None) -> Timeouts:
+    connect_s, read_s, write_s = given
+    configured = given == (http.connect_timeout_s, http.read_timeout_s, http.write_timeout_s)
+    return Timeouts(connect_s, read_s, write_s, CONFIGURED if configured else "timeout")
 
 
 class _Rest:

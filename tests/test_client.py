@@ -295,6 +295,26 @@ async def test_what_a_base_url_may_be(base_url: Any) -> None:
         assert [exchange.path for exchange in server.exchanges] == [PATH, PATH]
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_timeout_says_how_long_it_was_and_who_set_it(streamed: bool) -> None:
+    def stall(exchange: Exchange) -> None:
+        if streamed:
+            exchange.start_stream()
+            exchange.chunk(WORD)
+        exchange.gone = exchange.wait_gone()
+
+    set_by_key = {"http": {"read_timeout_s": 0.05}}
+    with Scripted(stall) as server:
+        for sections, options, said in (
+            (set_by_key, {}, "0.05 s (http.read_timeout_s)"),
+            ({}, {"timeout": 0.04}, "0.04 s (timeout)"),
+        ):
+            async with mlb.AsyncClient(config(server, **sections), **options) as client:
+                with pytest.raises(mlb.BalancerError) as caught:
+                    await client.post(PATH, json=chat(stream=streamed))
+            assert f"nothing came within {said}" in str(caught.value)
+
+
 async def test_a_callers_own_dialect_comes_first() -> None:
     def read(body: bytes) -> Reading:
         return Reading("mine", prompt=body[4:], prompt_bytes=len(body) - 4, replayable=True)

@@ -354,7 +354,7 @@ class Performer:
             elif overdue:
                 kind, detail = (
                     FailureKind.FIRST_CONTENT_TIMEOUT,
-                    f"no content within {self._first_content_s:g} s",
+                    f"no content within {self._first_content_s:g} s (http.first_content_timeout_s)",
                 )
             self._ended(call, attempt, failure=kind, detail=detail)
             raise
@@ -608,7 +608,11 @@ class Performer:
             within_s = call.deadline_at - call.began
             if within_s <= 0:
                 return DeadlineExceeded(PASSED)
-            return DeadlineExceeded(f"no answer began within {within_s:g} s{self._so_far(call)}")
+            wished_s = call.request.options.deadline_s
+            whose = (
+                "deadline_s" if wished_s is not None and wished_s <= self._whole_s else "http.call_timeout_s"
+            )
+            return DeadlineExceeded(f"no answer began within {within_s:g} s ({whose}){self._so_far(call)}")
         rests_s = self._fleet.opens_in_s(call.demand, now)
         return AttemptsExhausted(call.told_in_order, retry_after_s=rests_s or None)
 

@@ -18,6 +18,9 @@ from .reporting import Reporting
 
 Headers = list[tuple[bytes, bytes]]
 
+# The keys that they are set by.
+CONFIGURED = "http.{}_timeout_s"
+
 _VERSION = re.compile(r"/v[0-9]\w*\Z", re.ASCII)
 _BEHIND_VERSION = (b"", b"/", b"?")
 
@@ -52,7 +55,9 @@ class Sender:
     def __init__(self, http: HttpConfig, wire: Wire, reporting: Reporting) -> None:
         self._wire = wire
         self._reporting = reporting
-        self._timeouts = Timeouts(http.connect_timeout_s, http.read_timeout_s, http.write_timeout_s)
+        self._timeouts = Timeouts(
+            http.connect_timeout_s, http.read_timeout_s, http.write_timeout_s, CONFIGURED
+        )
         self._addresses: dict[tuple[str, str | None], _Address] = {}
 
     def open(

@@ -6,7 +6,8 @@ from .answer import WireAnswer
 from .errors import WireError
 from .hints import read_hints
 from .pool import Origin, WireOptions
-from .wire import Resending, Timeouts, Wire, WireRequest
+from .timeouts import Timeouts
+from .wire import Resending, Wire, WireRequest
 
 __all__ = [
     "Origin",

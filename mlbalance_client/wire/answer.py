@@ -14,17 +14,21 @@ from mlbalance_client.errors import FailureKind
 from .closing import CLOSE_WITHIN_S
 from .errors import EXPECTED, WireError, translate
 from .pool import Connection, Pool, close_all
+from .timeouts import Timeouts
 
 
 class WireAnswer:
     """Holds a connection until it is read to its end or closed, whichever comes first."""
 
-    __slots__ = ("_chunks", "_connection", "_held", "_pool", "_response")
+    __slots__ = ("_chunks", "_connection", "_held", "_pool", "_response", "_timeouts")
 
-    def __init__(self, response: httpcore.Response, connection: Connection, pool: Pool) -> None:
+    def __init__(
+        self, response: httpcore.Response, connection: Connection, pool: Pool, timeouts: Timeouts
+    ) -> None:
         self._response = response
         self._connection = connection
         self._pool = pool
+        self._timeouts = timeouts
         self._held = True
         # The stream itself, not aiter_stream(): one generator less to leave behind.
         self._chunks = cast(AsyncGenerator[bytes, None], aiter(cast(AsyncIterable[bytes], response.stream)))
@@ -61,7 +65,7 @@ class WireAnswer:
             raise
         except EXPECTED as error:
             closed = WireError(FailureKind.READ, "it was closed while it was being read")
-            failure = translate(error) if self._held else closed
+            failure = translate(error, self._timeouts.in_words()) if self._held else closed
             await self.aclose()
             raise failure from error
         except BaseException:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import h11
 import httpcore
 
@@ -34,9 +36,9 @@ _KINDS: tuple[tuple[type[Exception], FailureKind], ...] = (
 
 # Where httpcore's own speak of cancel scopes, or quote a header, which may hold a secret.
 _OWN_WORDS = {
-    FailureKind.CONNECT_TIMEOUT: "no connection within the time allowed",
-    FailureKind.READ_TIMEOUT: "nothing came within the time allowed",
-    FailureKind.WRITE_TIMEOUT: "the request was not taken in within the time allowed",
+    FailureKind.CONNECT_TIMEOUT: "no connection within",
+    FailureKind.READ_TIMEOUT: "nothing came within",
+    FailureKind.WRITE_TIMEOUT: "the request was not taken in within",
     FailureKind.REQUEST: "a header's name or value, or the body's length, is not one that HTTP can carry",
 }
 
@@ -51,10 +53,15 @@ EXPECTED = (
 )
 
 
-def translate(error: Exception) -> WireError:
-    """The wire's form of an error that came out of httpcore."""
+def translate(error: Exception, allowed: Mapping[FailureKind, str]) -> WireError:
+    """The wire's form of an error that came out of httpcore. ``allowed``: how long it might take, in words."""
     kind = next((kind for known, kind in _KINDS if isinstance(error, known)), FailureKind.PROTOCOL)
-    return WireError(kind, _OWN_WORDS.get(kind) or _words(error) or type(error).__name__)
+    if isinstance(cause := error.__cause__, TimeoutError) and cause.errno is not None:
+        return WireError(kind, _words(error))  # the system's own patience has ended, not ours
+    said = _OWN_WORDS.get(kind)
+    if said is None:
+        return WireError(kind, _words(error) or type(error).__name__)
+    return WireError(kind, f"{said} {allowed[kind]}" if kind in allowed else said)
 
 
 def _words(error: BaseException | None) -> str:

@@ -15,19 +15,7 @@ from .closing import Closing
 from .errors import EXPECTED, WireError, translate
 from .pool import Connection, Origin, Pool, WireOptions, close_all
 from .tcp import Patience, Tcp
-
-
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """In seconds, None for no limit. ``read_s`` is between two reads, the first byte's wait included."""
-
-    connect_s: float | None
-    read_s: float | None
-    write_s: float | None
-
-    def as_extension(self) -> dict[str, float | None]:
-        """As httpcore takes them."""
-        return {"connect": self.connect_s, "read": self.read_s, "write": self.write_s, "pool": None}
+from .timeouts import Timeouts
 
 
 class Resending(Protocol):
@@ -135,7 +123,7 @@ class Wire:
         connection = pool.take()
         reused = connection.is_idle()
         try:
-            return await self._exchange(pool, connection, _message(origin, request))
+            return await self._exchange(pool, connection, _message(origin, request), request.timeouts)
         except WireError as error:
             resending = request.resending
             if resending is None or not (reused and connection.silent and error.kind in _CLOSED):
@@ -143,7 +131,8 @@ class Wire:
             if not resending.begin_resend():
                 raise
             closed = error
-        return await self._resend(pool, _message(origin, request), closed, resending, cut=connection.cut)
+        message = _message(origin, request)
+        return await self._resend(pool, message, request.timeouts, closed, resending, cut=connection.cut)
 
     def forget(self, origin: Origin) -> None:
         """The replica is gone: ``reap`` closes its idle connections, the busy ones are closed when they are done."""
@@ -178,27 +167,36 @@ class Wire:
             pool = named[demanded] = Pool(origin, self._options, self._network, self._closing)
         return pool
 
-    async def _exchange(self, pool: Pool, connection: Connection, message: httpcore.Request) -> WireAnswer:
+    async def _exchange(
+        self, pool: Pool, connection: Connection, message: httpcore.Request, timeouts: Timeouts
+    ) -> WireAnswer:
         try:
             response = await connection.handle_async_request(message)
         except EXPECTED as error:
             await self._discard(pool, connection)
             if isinstance(message.stream, _CallersBody) and error is message.stream.failure:
                 raise
-            raise translate(error) from error
+            raise translate(error, timeouts.in_words()) from error
         except BaseException:
             await self._discard(pool, connection)
             raise
         if self._closed:
             await self._discard(pool, connection)
             raise ClientClosed("this client was closed during the call")
-        return WireAnswer(response, connection, pool)
+        return WireAnswer(response, connection, pool, timeouts)
 
     async def _resend(
-        self, pool: Pool, message: httpcore.Request, closed: WireError, resending: Resending, *, cut: bool
+        self,
+        pool: Pool,
+        message: httpcore.Request,
+        timeouts: Timeouts,
+        closed: WireError,
+        resending: Resending,
+        *,
+        cut: bool,
     ) -> WireAnswer:
         try:
-            answer = await self._exchange(pool, pool.take_new(), message)
+            answer = await self._exchange(pool, pool.take_new(), message, timeouts)
         except WireError as error:
             resending.end_resend(sent=error.sent)
             if error.sent or cut:  # of half a request nothing can come

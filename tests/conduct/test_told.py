@@ -181,7 +181,23 @@ async def test_a_deadline_that_passes_names_who_was_asked(
 
     ended = {event.attempt: event.replica for event in heard if isinstance(event, AttemptEnded)}
     asked = [ended[number] for number in sorted(ended)]
-    assert str(caught.value) == f"no answer began within 2 s: {said.format(*asked)}"
+    assert str(caught.value) == f"no answer began within 2 s (deadline_s): {said.format(*asked)}"
+    await nothing_is_left(engine, network)
+
+
+@pytest.mark.parametrize(
+    ("key", "stream", "said"),
+    [
+        ("call_timeout_s", False, "no answer began within 2 s (http.call_timeout_s): sent to "),
+        ("first_content_timeout_s", True, ": no content within 2 s (http.first_content_timeout_s)"),
+    ],
+)
+async def test_a_timeout_names_the_key_that_sets_it(key: str, stream: bool, said: str) -> None:
+    engine = engine_of(network := Network([HANG]), http={key: 2.0}, **PATIENT)
+    with pytest.raises(mlb.BalancerError) as caught:
+        await engine.send(request(options=mlb.CallOptions(deadline_s=30.0), stream=stream))
+
+    assert said in str(caught.value)
     await nothing_is_left(engine, network)
 
 
