@@ -166,8 +166,7 @@ class Balancer:
 
         Raises NoReplicas, NoCapacity, QueueTimeout, and DeadlineExceeded if ``deadline_s`` passes in the queue.
         """
-        if not isinstance(call, Call):
-            raise ConfigError(f"acquire takes a Call, such as Call(prompt=...), not a {type(call).__name__}")
+        _check("acquire", call)
         engine = self._engine
         engine.start()
         await engine.replicas_known()
@@ -197,10 +196,16 @@ class Balancer:
         return self._engine.snapshot()
 
     def explain(self, call: Call) -> Explanation:
-        """Which replica ``call`` would get now, and why; nothing is charged."""
+        """Which replica ``call`` would get now, and why; nothing is charged. Raises NoReplicas, ConfigError."""
+        _check("explain", call)
         demand = self._engine.demand(reading_of(call), call.options)
         return explain(demand, self._engine.fleet.choose(demand, self._engine.clock()))
 
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
         """Hear every event until the returned function is called."""
         return self._engine.events.subscribe(subscriber)
+
+
+def _check(method: str, call: object) -> None:
+    if not isinstance(call, Call):
+        raise ConfigError(f"{method} takes a Call, such as Call(prompt=...), not a {type(call).__name__}")

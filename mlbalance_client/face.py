@@ -231,8 +231,10 @@ _AHEAD_BYTES = 256 * 1024
 def explained(
     engine: Engine, path: str, body: Mapping[str, Any] | bytes, options: CallOptions
 ) -> Explanation:
-    """Explain a call given as a JSON-able mapping or as bytes."""
-    return engine.explain(path, body if isinstance(body, bytes) else json.dumps(body).encode(), options)
+    """Explain a call given as a JSON-able mapping or as bytes. Raises ConfigError for other things."""
+    if not isinstance(body, bytes | Mapping):
+        raise ConfigError(f"explain takes a call's body, a mapping or bytes, not a {type(body).__name__}")
+    return engine.explain(path, body if isinstance(body, bytes) else json.dumps(dict(body)).encode(), options)
 
 
 Body = AnswerBody | HeldBody

@@ -341,7 +341,10 @@ class AsyncClient(_Spared, library.AsyncClient):
     def explain(
         self, body: Mapping[str, Any] | bytes, *, path: str = "/v1/chat/completions", **wishes: Any
     ) -> Explanation:
-        """Which replica a call with this body would go to now, and why; nothing is sent. Raises NoReplicas."""
+        """Which replica a call with this body would go to now, and why; nothing is sent.
+
+        Raises NoReplicas, ConfigError.
+        """
         return explained(self.balancer.engine, path, body, CallOptions(**wishes))
 
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
@@ -386,7 +389,10 @@ class Client(_Spared, library.Client):
     def explain(
         self, body: Mapping[str, Any] | bytes, *, path: str = "/v1/chat/completions", **wishes: Any
     ) -> Explanation:
-        """Which replica a call with this body would go to now, and why; nothing is sent. Raises NoReplicas."""
+        """Which replica a call with this body would go to now, and why; nothing is sent.
+
+        Raises NoReplicas, ConfigError.
+        """
         explanation: Explanation = self.balancer.run(
             partial(explained, self.balancer.engine, path, body, CallOptions(**wishes))
         )

@@ -315,6 +315,18 @@ async def test_a_timeout_says_how_long_it_was_and_who_set_it(streamed: bool) -> 
             assert f"nothing came within {said}" in str(caught.value)
 
 
+@pytest.mark.parametrize("body", [None, 5, [1], "{}", object()])
+async def test_what_is_no_body_is_not_explained(body: Any) -> None:
+    with Scripted(ok) as server:
+        with mlb.Client(config(server)) as client:
+            with pytest.raises(mlb.ConfigError, match=f"explain.*not a {type(body).__name__}"):
+                client.explain(body)
+        async with mlb.AsyncClient(config(server)) as client, mlb.Balancer(config(server)) as picking:
+            for each in (client, picking):
+                with pytest.raises(mlb.ConfigError, match=f"explain.*not a {type(body).__name__}"):
+                    each.explain(body)
+
+
 async def test_a_callers_own_dialect_comes_first() -> None:
     def read(body: bytes) -> Reading:
         return Reading("mine", prompt=body[4:], prompt_bytes=len(body) - 4, replayable=True)
