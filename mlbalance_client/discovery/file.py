@@ -85,4 +85,4 @@ class FileDiscovery:
         return {"replicas": raw} if isinstance(raw, list) else raw
 
     def _error(self, why: str) -> DiscoveryError:
-        return DiscoveryError(f"file {self._config.path}: {why}")
+        return DiscoveryError(f"{self._config.path}: {why}")

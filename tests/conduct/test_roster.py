@@ -134,6 +134,13 @@ async def test_past_the_deadline_calls_fail_with_what_was_found(source: Source) 
             await client.get("/")
 
 
+async def test_a_file_that_is_not_there_is_named_once() -> None:
+    async with mlb.AsyncClient("file:///none/f.json?start_timeout_s=0.05") as client:
+        with pytest.raises(mlb.NoReplicas) as caught:
+            await client.get("/")
+    assert str(caught.value) == "no replica is known: file: /none/f.json: No such file or directory"
+
+
 async def test_a_deadline_of_the_call_counts_while_it_waits(source: Source) -> None:
     async with mlb.AsyncClient(config()) as client:
         source.say(DiscoveryError("the agent refuses the connection"))
