@@ -8,6 +8,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
+from mlbalance_client.errors import ConfigError
+
 from . import sources
 from .admission import AdmissionConfig
 from .base import Section
@@ -88,6 +90,12 @@ class BalancerConfig(Section):
             found = sources.build(cls, *sources.from_target(target, env), env)
         if not sections:
             return found
+        discovery = sections.get("discovery")
+        if isinstance(discovery, Mapping) and "kind" not in discovery:
+            raise ConfigError(
+                "discovery: takes the place of all that the target says of it, so that it must name its kind and the "
+                f"rest too; or add to the target instead: ?{next(iter(discovery), 'start_timeout_s')}=..."
+            )
         return cls(**{**{name: getattr(found, name) for name in cls.model_fields}, **sections})
 
     def redacted(self) -> dict[str, Any]:

@@ -58,7 +58,21 @@ class Kinds(Generic[ConfigT]):
             model = self.config_type(kind)
         except ConfigError as error:
             raise InvalidConfig([Problem(("kind",), str(error))]) from None
-        return model.model_validate(dict(value))
+        try:
+            return model.model_validate(dict(value))
+        except InvalidConfig as error:
+            raise InvalidConfig(self._whose(problem, model) for problem in error.problems) from None
+
+    def _whose(self, problem: Problem, model: type[ConfigT]) -> Problem:
+        """With the kinds that have a key which this one has not."""
+        if len(problem.path) != 1 or (key := str(problem.path[0])) in model.model_fields:
+            return problem
+        kinds = sorted(kind for kind, other in self._built_in.items() if key in other.model_fields)
+        return (
+            problem._replace(message=f"{problem.message}; kinds with it: {', '.join(kinds)}")
+            if kinds
+            else problem
+        )
 
     def load(self, kind: str) -> Any:
         """The class behind an entry point. Raises ConfigError if there is none or its import fails."""

@@ -96,6 +96,20 @@ def test_the_environment_alone_can_say_it_all() -> None:
     assert (config.picking.anchor_depths, config.http.allow_other_hosts, config.seed) == ((1, 2), True, 7)
 
 
+def test_a_section_takes_the_place_of_what_the_target_says() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^discovery: takes the place of .* target instead: \?start_timeout_s=\.\.\.$"
+    ):
+        BalancerConfig.from_target("file:///f.json", env={}, discovery={"start_timeout_s": 1})
+
+
+def test_a_key_of_other_kinds_is_told_whose_it_is() -> None:
+    with pytest.raises(ConfigError, match="unknown key.*; kinds with it: consul, dns, file, k8s, srv$"):
+        load("static://a:1", MLBALANCE_DISCOVERY__START_TIMEOUT_S="2")
+    with pytest.raises(ConfigError, match="known: kind, replicas$"):
+        load("static://a:1", MLBALANCE_DISCOVERY__NONSENSE="2")
+
+
 def test_the_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
     monkeypatch.setenv("MLBALANCE_PICKING__MISS_WEIGHT", "4")
 
