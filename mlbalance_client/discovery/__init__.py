@@ -39,6 +39,6 @@ def create(config: DiscoveryConfig, rng: Random) -> Discovery:
         source = getattr(import_module(f".{module}", __name__), name)
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"discovery kind {config.kind!r} needs dnspython: pip install 'mlbalance-client[dns]'"
+            f"discovery kind {config.kind!r} needs dnspython: install mlbalance-client with the extra [dns]"
         ) from error
     return cast(Discovery, source(config, rng))

@@ -75,7 +75,7 @@ class KvFeed:
             import zmq
         except ImportError as error:
             raise ConfigError(
-                f"KV events need {error.name}: pip install 'mlbalance-client[kv-events]'"
+                f"KV events need {error.name}: install mlbalance-client with the extra [kv-events]"
             ) from error
         self._zmq = zmq
         self._replay_endpoint = replay
