@@ -34,6 +34,8 @@ _POLICIES = {"round robin": "round_robin", "least requests": "least_requests", "
 _EMIT_INTERVAL_S = 0.05
 # Of our mean time to the first token.
 _LATE_SHARE = 0.5
+# Means that differ by no more are alike.
+_ALIKE = 0.05
 # For a fleet to start and to end.
 _AROUND_S = 4.0
 
@@ -60,19 +62,26 @@ class Result:
         """What it comes to, and whether it counts: a busy machine replays late, and its engines are late too."""
         mean = {row.name: row.measures.ttft_mean_s for row in self.rows}
         ours = mean["mlbalance"]
-        return (
-            f"Mean time to first token: {mean['round robin'] / ours:.1f} times shorter than round robin, "
-            f"{mean['least requests'] / ours:.1f} times shorter than least requests.{self._lateness(ours)}"
-        )
+        others = ", ".join(_compared(mean[name] / ours, name) for name in ("round robin", "least requests"))
+        caveat = f" {self.caveat} Try again when it is quiet." if self.caveat else ""
+        return f"Mean time to first token: {others}.{caveat}"
 
-    def _lateness(self, ours: float) -> str:
+    @property
+    def caveat(self) -> str:
+        """Why the figures do not count, if they do not."""
+        ours = next(row.measures.ttft_mean_s for row in self.rows if row.ours)
         late_s = self.late_s * COMPRESSION
         if late_s <= _LATE_SHARE * ours:
             return ""
-        return (
-            f" But this machine was too busy for the figures to mean much: calls were sent up to {late_s:.2f} s late. "
-            f"Try again when it is quiet."
-        )
+        return f"But this machine was too busy for the figures to mean much: calls were sent up to {late_s:.2f} s late."
+
+
+def _compared(times: float, name: str) -> str:
+    if abs(times - 1) <= _ALIKE:
+        return f"as long as with {name}"
+    return (
+        f"{1 / times:.1f} times longer than {name}" if times < 1 else f"{times:.1f} times shorter than {name}"
+    )
 
 
 async def run(trace: str, calls: int, replicas: int, show: bool) -> Result:
@@ -208,6 +217,7 @@ def draw(result: Result, path: Path) -> None:
             axis.set_title(caption, loc="left", fontsize=9, color="#555b66")
         if some:
             figure.legend(loc="outside lower center", ncols=len(result.rows), frameon=False)
-        figure.suptitle(result.title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        title = "\n".join(filter(None, (result.title, result.caveat)))
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         figure.savefig(path, dpi=150)
         plt.close(figure)

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -342,7 +343,9 @@ def test_demo_prints_a_table_and_a_sentence(monkeypatch: pytest.MonkeyPatch) -> 
 
     assert code == 0
     assert all(name in out for name in POLICIES)
-    assert "1.0 times shorter than round robin" in " ".join(out.split())
+    assert "first token: as long as with round robin, as long as with least requests." in " ".join(
+        out.split()
+    )
     assert "Time ran 6 times as fast, for engines and arrivals alike" in " ".join(out.split())
     assert "demo-chart.png" in out
 
@@ -352,9 +355,26 @@ def test_demo_says_when_its_figures_mean_little(
     monkeypatch: pytest.MonkeyPatch, late_s: float, busy: bool
 ) -> None:
     play(monkeypatch, GOOD, late_s)
-    _, out, _ = ran("demo")
+    _, out, _ = ran("demo", "--chart", "c.svg")
 
     assert ("this machine was too busy" in " ".join(out.split())) is busy
+    assert ("this machine was too busy" in Path("c.svg").read_text()) is busy
+
+
+@pytest.mark.parametrize(
+    ("factor", "said"),
+    [
+        (3.0, "3.0 times shorter than round robin"),
+        (1.04, "as long as with round robin"),
+        (0.5, "2.0 times longer than round robin"),
+    ],
+)
+def test_demo_compares_means_in_words(factor: float, said: str) -> None:
+    result = made_up(GOOD, 0.0)
+    other = [replace(record, ttft_s=factor * (record.ttft_s or 0.0)) for record in GOOD]
+    result.rows[POLICIES.index("round robin")] = Row("round robin", measure(other, EngineSpec()))
+
+    assert said in result.summary()
 
 
 def test_demo_says_what_it_is_about_to_do(tmp_path: Path) -> None:
