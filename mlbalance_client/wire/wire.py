@@ -123,7 +123,7 @@ class Wire:
         connection = pool.take()
         reused = connection.is_idle()
         try:
-            return await self._exchange(pool, connection, _message(origin, request), request.timeouts)
+            return await self._exchange(pool, connection, origin, request)
         except WireError as error:
             resending = request.resending
             if resending is None or not (reused and connection.silent and error.kind in _CLOSED):
@@ -131,8 +131,7 @@ class Wire:
             if not resending.begin_resend():
                 raise
             closed = error
-        message = _message(origin, request)
-        return await self._resend(pool, message, request.timeouts, closed, resending, cut=connection.cut)
+        return await self._resend(pool, origin, request, closed, resending, cut=connection.cut)
 
     def forget(self, origin: Origin) -> None:
         """The replica is gone: ``reap`` closes its idle connections, the busy ones are closed when they are done."""
@@ -168,8 +167,9 @@ class Wire:
         return pool
 
     async def _exchange(
-        self, pool: Pool, connection: Connection, message: httpcore.Request, timeouts: Timeouts
+        self, pool: Pool, connection: Connection, origin: Origin, request: WireRequest
     ) -> WireAnswer:
+        message, timeouts = _message(origin, request), request.timeouts
         try:
             response = await connection.handle_async_request(message)
         except EXPECTED as error:
@@ -188,15 +188,15 @@ class Wire:
     async def _resend(
         self,
         pool: Pool,
-        message: httpcore.Request,
-        timeouts: Timeouts,
+        origin: Origin,
+        request: WireRequest,
         closed: WireError,
         resending: Resending,
         *,
         cut: bool,
     ) -> WireAnswer:
         try:
-            answer = await self._exchange(pool, pool.take_new(), message, timeouts)
+            answer = await self._exchange(pool, pool.take_new(), origin, request)
         except WireError as error:
             resending.end_resend(sent=error.sent)
             if error.sent or cut:  # of half a request nothing can come

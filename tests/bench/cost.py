@@ -206,7 +206,7 @@ def _cell(ours: Sequence[float | None], theirs: Sequence[float | None]) -> str:
     return f"{failed}{median(done):.0f} (x{ratio:5.2f})".rjust(24)
 
 
-def main(alternations: int | None = None) -> None:
+def main() -> None:
     """Print medians, and ratios to ours."""
     print("cost: CPU us a call in the client, medians over alternations, 8 replicas, 32 KB prompts")
     field = contestants()
@@ -219,7 +219,7 @@ def main(alternations: int | None = None) -> None:
                 delay_ms = (STREAM_DELAY_MS if streaming else DELAY_MS)[in_flight]
                 path = f"/{delay_ms}/v1/chat/completions"
                 times: dict[str, list[float | None]] = {each.name: [] for each in field}
-                for _ in range(alternations or ALTERNATIONS[in_flight]):
+                for _ in range(ALTERNATIONS[in_flight]):
                     for each in field:
                         times[each.name].append(_try(each, urls, bodies, in_flight, calls, path))
                 label = f"{'streaming' if streaming else 'whole'}, {in_flight} in flight"

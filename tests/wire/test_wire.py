@@ -9,8 +9,8 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from unittest.mock import Mock
 
 import anyio
@@ -237,6 +237,21 @@ async def test_a_connection_that_cannot_have_its_options_is_closed() -> None:
         assert rest == b""
 
 
+@asynccontextmanager
+async def beside(loop: Callable[..., Awaitable[None]], *args: object) -> AsyncIterator[None]:
+    """While a loop runs, which has begun."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(loop, *args)
+        await anyio.lowlevel.checkpoint()
+        yield
+        tasks.cancel_scope.cancel()
+
+
+def never(exchange: Exchange) -> None:
+    """Do not answer."""
+    exchange.wait_gone()
+
+
 @pytest.fixture(params=["alone", "tended"])
 async def patient(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, authority: trustme.CA
@@ -259,7 +274,7 @@ BRIEF = Timeouts(10.0, 0.05, 0.05)
 
 
 async def test_a_slow_answer_is_a_read_timeout(patient: Wire) -> None:
-    with Scripted(lambda exchange: exchange.wait_gone() and None) as server:
+    with Scripted(never) as server:
         with pytest.raises(WireError) as caught:
             await patient.open(origin(server), request(timeouts=BRIEF))
         assert caught.value.kind is FailureKind.READ_TIMEOUT
@@ -338,8 +353,7 @@ async def test_a_connection_that_is_overdue_is_not_used_again_though_its_answer_
         )
 
     with Scripted(slow) as server, closing(Wire(WireOptions(network_backend=Tcp(patience)))) as wire:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(closer.tend, tuple)
+        async with beside(closer.tend, tuple):
             async with anyio.create_task_group() as calls:
                 await anyio.wait_all_tasks_blocked()
                 calls.start_soon(call)
@@ -349,7 +363,6 @@ async def test_a_connection_that_is_overdue_is_not_used_again_though_its_answer_
                 has_answered.wait(10)  # in this thread, so that nobody reads it yet
                 assert patience.overdue() or patience.overdue()
             answers.append(await read(await wire.open(origin(server), request())))
-            tasks.cancel_scope.cancel()
         await wire.aclose()
     assert answers == [b"fine", b"fine"]
     assert server.connections == 2
@@ -385,7 +398,7 @@ async def test_what_came_while_the_event_loop_was_kept_busy_is_not_late(
                 assert await anyio.to_thread.run_sync(eventually, lambda n=number: len(server.exchanges) == n)
                 may_begin.release()
                 assert has_begun.acquire(timeout=10)
-                time.sleep(0.02)  # noqa: ASYNC251 - until a look is due
+                time.sleep(0.02)  # noqa: ASYNC251 - the event loop is kept busy, until a look is due
                 clock.monotonic.return_value += 100.0
         await patient.aclose()
 
@@ -397,29 +410,23 @@ async def test_who_has_what_he_waited_for_is_not_late_ever_after(monkeypatch: py
     closer = Closing()
     patience = Patience(closer)
     with Scripted(ok) as server, closing(Wire(WireOptions(network_backend=Tcp(patience)))) as wire:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(closer.tend, tuple)
-            await anyio.lowlevel.checkpoint()
+        async with beside(closer.tend, tuple):
             await read(await wire.open(origin(server), request()))
             for _ in range(2):
                 clock.monotonic.return_value += 100.0
                 assert not patience.overdue()
-            tasks.cancel_scope.cancel()
         await wire.aclose()
 
 
 async def test_a_short_time_is_kept_to_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlbalance_client.wire.closing.LOOKS_EVERY_S", 1_000.0)
     with (
-        Scripted(lambda exchange: exchange.wait_gone() and None) as server,
+        Scripted(never) as server,
         closing(Wire(WireOptions())) as wire,
     ):
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(wire.tend)
-            await anyio.lowlevel.checkpoint()
+        async with beside(wire.tend):
             with pytest.raises(WireError) as caught:
                 await wire.open(origin(server), request(timeouts=BRIEF))
-            tasks.cancel_scope.cancel()
         assert caught.value.kind is FailureKind.READ_TIMEOUT
 
 
@@ -428,13 +435,11 @@ async def test_when_nobody_looks_any_more_each_is_timed_and_closed_by_itself(
 ) -> None:
     monkeypatch.setattr("mlbalance_client.wire.tcp.LONG_S", 0.0)
     with (
-        Scripted(lambda exchange: exchange.wait_gone() and None) as server,
+        Scripted(never) as server,
         closing(Wire(WireOptions())) as wire,
     ):
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(wire.tend)
-            await anyio.lowlevel.checkpoint()
-            tasks.cancel_scope.cancel()
+        async with beside(wire.tend):
+            pass
         with pytest.raises(WireError) as caught:
             await wire.open(origin(server), request(timeouts=BRIEF))
         assert caught.value.kind is FailureKind.READ_TIMEOUT
@@ -451,13 +456,10 @@ async def test_nobody_looks_for_what_is_late_because_a_connection_is_closed(
 
     monkeypatch.setattr("mlbalance_client.wire.closing.LOOKS_EVERY_S", 1_000.0)
     closer = Closing()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(closer.tend, look)
-        await anyio.lowlevel.checkpoint()
+    async with beside(closer.tend, look):
         for _ in range(10):
             await closer.close(httpcore.AsyncMockStream([]))
             await anyio.wait_all_tasks_blocked()
-        tasks.cancel_scope.cancel()
     assert not looks
 
 

@@ -65,8 +65,10 @@ def _idle(report: LoadReport) -> bool:
     return report.gpu_utilization is not None and report.gpu_utilization < _IDLE
 
 
-def has_work(report: LoadReport) -> bool | None:
-    """Whether any work is there; None: it does not tell."""
+def has_others_work(report: LoadReport, own: int) -> bool | None:
+    """Whether any work is there, but for ``own`` calls if the report counts calls at all; None: it does not tell."""
+    if own and report.running is not None:
+        return report.running + (report.waiting or 0) > own
     figures = (
         report.expected_wait_s,
         report.prefill_tokens,
@@ -78,13 +80,6 @@ def has_work(report: LoadReport) -> bool | None:
     )
     known = [figure for figure in figures if figure is not None]
     return any(known) if known else None
-
-
-def has_others_work(report: LoadReport, own: int) -> bool | None:
-    """As ``has_work``, but for ``own`` calls that are there, if the report counts calls at all."""
-    if not own or report.running is None:
-        return has_work(report)
-    return report.running + (report.waiting or 0) > own
 
 
 def tells(report: LoadReport) -> int:
