@@ -92,6 +92,15 @@ def test_a_replica_that_has_always_been_slow_is_measured_by_the_fleet_until_it_h
     assert found(pace, now, 1) is Found.FREE
 
 
+def test_one_that_has_been_overloaded_for_long_does_not_come_to_look_free() -> None:
+    pace = Pace()
+    now = flow(pace, 0, [FAST_S] * 200)
+    for _ in range(20):
+        flow(pace, 0, [FAST_S] * 100, now)
+        now = flow(pace, 1, [15 * FAST_S] * 100, now)
+    assert found(pace, now, 1) is Found.LONG_BUSY
+
+
 def test_a_replica_that_is_gone_is_forgotten() -> None:
     pace = Pace()
     now = flow(pace, 0, [FAST_S] * 50)

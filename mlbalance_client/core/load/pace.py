@@ -15,6 +15,9 @@ from statistics import median
 from ..cost import Recent
 
 _SLOW = 4.0
+# What a replica shows to be fast counts up to so many times what is fast in its fleet: one that has been overloaded
+# for long has shown nothing else.
+_SLOWEST = 3.0
 _LONG_S = 0.5
 _SAME_WRITE_S = 0.001
 _FASTEST = 0.1
@@ -85,8 +88,10 @@ class _Replica:
     def _learn(self, gap_s: float) -> None:
         self._fastest.add(gap_s)
         self._fleet.add(gap_s)
-        known = self._fastest if len(self._fastest) == _SAMPLES else self._fleet
-        self._slow_s = _SLOW * (known.value() or gap_s)
+        fast_s = fleet_s = self._fleet.value() or gap_s
+        if len(self._fastest) == _SAMPLES:
+            fast_s = min(self._fastest.value() or fleet_s, _SLOWEST * fleet_s)
+        self._slow_s = _SLOW * fast_s
 
 
 class Stream:
