@@ -40,6 +40,18 @@ def test_what_every_call_waits_is_nobodys_work_but_what_some_wait_is() -> None:
     assert crowded.share > 0.5
 
 
+def test_one_call_that_stalls_is_no_company() -> None:
+    alone, crowded = Company(), Company()
+    for company in (alone, crowded):
+        for _ in range(80):
+            company.found_cached(1000, 1000)
+    for number in range(300):
+        alone.stood(45.0 if number == 290 else 1.0, 1.0)
+        crowded.stood(1.0 + number % 2, 1.0)
+    assert alone.degree < 0.1
+    assert crowded.degree == 1.0
+
+
 @given(
     st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 1e6), st.integers(0, 10**9), st.integers(0, 10**9)))
 )

@@ -1,21 +1,25 @@
 """Whether other clients use the same replicas, as far as own calls show.
 
 Two signs, each a share from 0 (alone) to 1. *Waiting*: the part of own calls' waiting that own work does not explain;
-what even the best calls wait (the network, a first decode step) is nobody's work. *Caches*: the part of the cached
-tokens in answers that this client never sent there.
+what even the best calls wait (the network, a first decode step) is nobody's work, nor is what one call waits far beyond
+all others: that one has stalled. *Caches*: the part of the cached tokens in answers that this client never sent there.
 """
 
 from __future__ import annotations
 
 from ..cost import Recent
 
-_STEP = 0.05
+_STEP = 0.02
+# What a call has waited for others counts up to so many times what calls usually stand.
+_MOST = 2.0
 _KEEP = 0.95
 _BASE_QUANTILE = 0.1
 _PRIOR_TOKENS = 4096.0
 _PRIOR_KEEP = 0.8
-# Others are at work for certain from this share on.
-_IN_COMPANY = 0.3
+# A client that is alone finds this share too, for it predicts its own work with errors; from the second on others are
+# at work for certain.
+_BY_CHANCE = 0.1
+_IN_COMPANY = 0.2
 
 
 class Company:
@@ -35,15 +39,16 @@ class Company:
     @property
     def degree(self) -> float:
         """From 0 (as good as alone) to 1: how much of what is not explained by own calls others may have caused."""
-        return min(1.0, self.share / _IN_COMPANY)
+        return min(1.0, max(0.0, self.share - _BY_CHANCE) / (_IN_COMPANY - _BY_CHANCE))
 
     def stood(self, stood_s: float, own_s: float) -> None:
         """A call stood ``stood_s`` seconds until its first content; its own client had caused ``own_s`` of them."""
         rest_s = max(0.0, stood_s - own_s)
         self._base_s.add(rest_s)
         others_s = rest_s - (self._base_s.value() or 0.0)
-        self._stood_s += _STEP * (stood_s - self._stood_s)
-        self._others_s += _STEP * (others_s - self._others_s)
+        beyond_s = max(0.0, others_s - _MOST * self._stood_s) if self._stood_s > 0 else 0.0
+        self._stood_s += _STEP * (stood_s - beyond_s - self._stood_s)
+        self._others_s += _STEP * (others_s - beyond_s - self._others_s)
         self._reckon()
 
     def found_cached(self, tokens: int, sent_before: int) -> None:

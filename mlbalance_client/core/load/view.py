@@ -3,8 +3,9 @@
 The newest load report, drained as time passes, plus own charges that it cannot know yet. What a report leaves open,
 and all of others' work where there is none, is guessed: what own calls have found on average at replicas that looked
 alike by the pace of own streams (free, busy, busy for long, unseen) and by what they reported. A report loses its say
-as it ages, to nothing at its expiry. A call that is overdue says more than any of them; one alone, where there are no
-other clients whose work it may wait for, says no more of its replica than that it is as slow again as was predicted.
+as it ages, to nothing at its expiry. A call that is overdue says more than any of them; but one alone, where there are
+no other clients whose work it may wait for: the longer it takes, the likelier has it stalled by itself, and the sooner
+is the next sent there, which shows.
 """
 
 from __future__ import annotations
@@ -178,7 +179,8 @@ class LoadView:
         if overdue_s > 0.0 and len(account.queue) == 1:
             again_s = next(iter(account.queue)).prefill_s
             if overdue_s > again_s:
-                overdue_s = again_s + (overdue_s - again_s) * self._company.degree
+                alone_s = again_s * again_s / overdue_s
+                overdue_s = alone_s + self._company.degree * (overdue_s - alone_s)
         return own_s, overdue_s
 
     def _ages_s(self, places: Iterable[int], now: float) -> list[float | None]:
