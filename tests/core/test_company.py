@@ -40,16 +40,27 @@ def test_what_every_call_waits_is_nobodys_work_but_what_some_wait_is() -> None:
     assert crowded.share > 0.5
 
 
+def test_a_client_that_begins_in_company_stays_there() -> None:
+    company = Company()
+    for number in range(120):
+        company.found_cached(1000, 1000)
+        company.stood(0.3 + 5.0 * (number % 2), 0.3)
+        assert company.degree == 1.0
+        assert company.delays or number < 2
+
+
 def test_one_call_that_stalls_is_no_company() -> None:
     alone, crowded = Company(), Company()
     for company in (alone, crowded):
         for _ in range(80):
             company.found_cached(1000, 1000)
     for number in range(300):
-        alone.stood(45.0 if number == 290 else 1.0, 1.0)
+        alone.stood(45.0 if number >= 290 and number % 4 == 0 else 1.0, 1.0)
         crowded.stood(1.0 + number % 2, 1.0)
-    assert alone.degree < 0.1
+    assert alone.degree < 0.7
+    assert not alone.delays
     assert crowded.degree == 1.0
+    assert crowded.delays
 
 
 @given(

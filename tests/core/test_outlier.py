@@ -291,6 +291,24 @@ def test_one_that_is_slow_where_the_others_are_is_not_silent(took_s: list[float]
     assert "r1" not in world.ejected()
 
 
+def test_a_short_prompt_among_the_slow_ones_hides_no_silence() -> None:
+    world = World(4)
+    short, *others = [only_to(world, "r1") for _ in range(5)]
+    short.silent(0.2)
+    for number in range(3):
+        world.now = 1.0 + number
+        answered(world, "r0", 1.0)
+    for pick in others:
+        pick.silent(4.0)
+    assert "r1" not in world.ejected()
+    for number in range(4):
+        world.now = 4.0 + number
+        answered(world, "r0", 1.0)
+    world.fleet.pick(world.demand(), world.now)
+
+    assert world.ejected() == ["r1"]
+
+
 def test_one_slow_call_is_its_own_affair_however_long_it_stands() -> None:
     world = World(4)
     pick = world.fleet.pick(world.demand(), 0.0)

@@ -101,6 +101,16 @@ def test_one_that_has_been_overloaded_for_long_does_not_come_to_look_free() -> N
     assert found(pace, now, 1) is Found.LONG_BUSY
 
 
+def test_a_replica_is_measured_by_what_it_has_shown_itself() -> None:
+    pace = Pace()
+    now = flow(pace, 0, [FAST_S] * 600)
+    now = flow(pace, 1, [2 * FAST_S] * 600, now)
+    now = flow(pace, 0, [5 * FAST_S] * 8, now)
+    assert found(pace, now, 0) is Found.LONG_BUSY
+    now = flow(pace, 1, [5 * FAST_S] * 8, now)
+    assert found(pace, now, 1) is Found.FREE
+
+
 def test_a_replica_that_is_gone_is_forgotten() -> None:
     pace = Pace()
     now = flow(pace, 0, [FAST_S] * 50)

@@ -1,9 +1,9 @@
 """Which replicas have begun no answer for too long, though others have.
 
 Five slow calls, or three of which one has stood three times as long, and no answer begun since, while most that others
-began came sooner than these are slow; streams that go on say nothing of whether prompts are served. After two such
-calls a replica is doubtful, and gets one at a time. One alone is its own affair, but for a replica that was silent when
-it was last asked.
+began came sooner than the slowest of these has stood (by the least, one short prompt would be later than most of what
+others do); streams that go on say nothing of whether prompts are served. After two such calls a replica is doubtful, and
+gets one at a time. One alone is its own affair, but for a replica that was silent when it was last asked.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _CALLS = 5
 class _Silence:
     """Since ``began`` a replica has begun no answer, with these ``calls`` there, each found slow so many times.
 
-    Each stood for ``stood_s`` at least. Of the answers that others have begun meanwhile, so many came ``sooner`` than
-    that, so many ``later``.
+    The slowest stood for ``stood_s``. Of the answers that others have begun meanwhile, so many came ``sooner`` than it
+    had stood by then, so many ``later``.
     """
 
     began: float
@@ -71,7 +71,7 @@ class Silences:
         silence = self._silent.get(place)
         if silence is None:
             silence = self._silent[place] = _Silence(since, now - since)
-        silence.stood_s = min(silence.stood_s, now - since)
+        silence.stood_s = max(silence.stood_s, now - since)
         looks = silence.calls.get(call, 0)
         if looks or len(silence.calls) < _CALLS:  # where no other is heard there may be very many
             silence.calls[call] = looks + 1

@@ -25,10 +25,11 @@ _IN_COMPANY = 0.2
 class Company:
     """In company until caches show nothing but what this client itself sent. ``share``: the stronger of the signs."""
 
-    __slots__ = ("_base_s", "_cached", "_others_cached", "_others_s", "_prior", "_stood_s", "share")
+    __slots__ = ("_base_s", "_cached", "_calls", "_others_cached", "_others_s", "_prior", "_stood_s", "share")
 
     def __init__(self) -> None:
         self._base_s = Recent(_BASE_QUANTILE)
+        self._calls = 0
         self._stood_s = 0.0
         self._others_s = 0.0
         self._cached = 0.0
@@ -46,9 +47,11 @@ class Company:
         rest_s = max(0.0, stood_s - own_s)
         self._base_s.add(rest_s)
         others_s = rest_s - (self._base_s.value() or 0.0)
-        beyond_s = max(0.0, others_s - _MOST * self._stood_s) if self._stood_s > 0 else 0.0
-        self._stood_s += _STEP * (stood_s - beyond_s - self._stood_s)
-        self._others_s += _STEP * (others_s - beyond_s - self._others_s)
+        beyond_s = max(0.0, others_s - _MOST * self._stood_s) if self._calls else 0.0
+        self._calls += 1
+        step = max(_STEP, 1 / self._calls)  # a plain mean at first
+        self._stood_s += step * (stood_s - beyond_s - self._stood_s)
+        self._others_s += step * (others_s - beyond_s - self._others_s)
         self._reckon()
 
     def found_cached(self, tokens: int, sent_before: int) -> None:
