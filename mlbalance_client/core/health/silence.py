@@ -2,8 +2,8 @@
 
 Five slow calls, or three of which one has stood three times as long, and no answer begun since, while most that others
 began came sooner than the slowest of these has stood (by the least, one short prompt would be later than most of what
-others do); streams that go on say nothing of whether prompts are served. After two such calls a replica is doubtful, and
-gets one at a time. One alone is its own affair, but for a replica that was silent when it was last asked.
+others do); streams that go on say nothing of whether prompts are served. After two such calls a replica is doubtful,
+and gets one at a time. One alone is its own affair, but for a replica that was silent when it was last asked.
 """
 
 from __future__ import annotations
