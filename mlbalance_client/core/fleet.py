@@ -268,7 +268,9 @@ class Fleet:
         self.fitness.changed = self.serving.out_changed
         self.fitness.streamed_at = self.load.pace.last_at
         self.fitness.idle = lambda place: not self.ledger.accounts[place].queue
-        self.windows = None if windows is None else Windows(windows, self.ledger, self.load, expiry_s)
+        self.windows = (
+            None if windows is None else Windows(windows, self.ledger, self.load, self.company, expiry_s)
+        )
         self.on_stir: Callable[[int], None] | None = None
         self.late_s: Callable[[float], float] = _in_time
         self._sight = Sight(

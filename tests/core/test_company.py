@@ -49,6 +49,26 @@ def test_a_client_that_begins_in_company_stays_there() -> None:
         assert company.delays or number < 2
 
 
+def test_where_even_the_best_calls_wait_for_seconds_others_are_at_work() -> None:
+    company = Company()
+    for _ in range(9):
+        company.stood(12.0, 1.0)
+    assert company.delays
+    for _ in range(200):
+        company.stood(12.0, 1.0)
+        assert company.delays
+        assert not company.leaves_alone
+
+
+def test_a_few_calls_do_not_show_that_nobody_else_is_there() -> None:
+    company = Company()
+    for _ in range(9):
+        company.stood(1.0, 1.0)
+        assert not company.leaves_alone
+    company.stood(1.0, 1.0)
+    assert company.leaves_alone
+
+
 def test_one_call_that_stalls_is_no_company() -> None:
     alone, crowded = Company(), Company()
     for company in (alone, crowded):

@@ -8,6 +8,7 @@ from math import inf
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlbalance_client.core.load.company import Company
 from mlbalance_client.core.load.delay_limit import DelayLimit
 from mlbalance_client.core.load.ledger import Charge, Ledger
 
@@ -19,7 +20,8 @@ class Scene:
 
     def __init__(self, replicas: int = 8) -> None:
         self.ledger = Ledger(0.0)
-        self.limit = DelayLimit(TARGET_S)
+        self.company = Company()
+        self.limit = DelayLimit(TARGET_S, self.company)
         self.limit.members(replicas)
         self._turn = count()
 
@@ -32,6 +34,7 @@ class Scene:
     def answer(self, charge: Charge, now: float, under_way: int | None = None) -> None:
         self.limit.answered(charge, self.ledger.queued if under_way is None else under_way, now)
         self.ledger.first_content(charge, now)
+        self.company.stood(now - charge.at, charge.waiting_s + charge.prefill_s)
 
     def rounds(
         self, times: int, stood_s: float, waiting: int = 0, under_way: int = 3, now: float = 0.0

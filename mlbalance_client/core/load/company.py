@@ -1,7 +1,7 @@
 """Whether other clients use the same replicas, as far as own calls show.
 
 Two signs, each a share from 0 (alone) to 1. *Waiting*: the part of own calls' waiting that own work does not explain;
-what even the best calls wait (the network, a first decode step) is nobody's work, nor is what one call waits far beyond
+what even the best calls wait (the network, a first decode step), a second at most, is nobody's work, nor is what one call waits far beyond
 all others: that one has stalled. *Caches*: the part of the cached tokens in answers that this client never sent there.
 """
 
@@ -14,12 +14,15 @@ _STEP = 0.02
 _MOST = 2.0
 _KEEP = 0.95
 _BASE_QUANTILE = 0.1
+# Where even the best calls wait longer, they wait for others too.
+_MOST_BASE_S = 1.0
 _PRIOR_TOKENS = 4096.0
 _PRIOR_KEEP = 0.8
 # A client that is alone finds this share too, for it predicts its own work with errors; from the second on others are
 # at work for certain.
 _BY_CHANCE = 0.1
 _IN_COMPANY = 0.2
+_ENOUGH_CALLS = 10
 
 
 class Company:
@@ -46,7 +49,7 @@ class Company:
         """A call stood ``stood_s`` seconds until its first content; its own client had caused ``own_s`` of them."""
         rest_s = max(0.0, stood_s - own_s)
         self._base_s.add(rest_s)
-        others_s = rest_s - (self._base_s.value() or 0.0)
+        others_s = rest_s - min(_MOST_BASE_S, self._base_s.value() or 0.0)
         beyond_s = max(0.0, others_s - _MOST * self._stood_s) if self._calls else 0.0
         self._calls += 1
         step = max(_STEP, 1 / self._calls)  # a plain mean at first
@@ -67,6 +70,11 @@ class Company:
     def delays(self) -> bool:
         """Whether own calls wait for others' work for certain."""
         return self._waiting >= _IN_COMPANY
+
+    @property
+    def leaves_alone(self) -> bool:
+        """Whether own calls, enough of them, have waited for nobody else's work; caches may yet show others."""
+        return self._calls >= _ENOUGH_CALLS and not self.delays
 
     @property
     def _waiting(self) -> float:

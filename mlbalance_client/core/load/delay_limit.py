@@ -18,18 +18,17 @@ from __future__ import annotations
 from collections import deque
 from math import inf
 
+from .company import Company
 from .ledger import Charge
 
 _START = 256.0
 _ALWAYS = 4.0
 _FLOOR = 1.0
 _CEILING = 65_536.0
-_ALONE = 0.25
 # A call that is later by so many targets hangs: it keeps no place from others, who may go elsewhere.
 _LOST = 4.0
 # Up to how many limits calls may stand that are more important than those who wait.
 _URGENT = 4.0
-_STEP = 0.1
 _FADE = 0.1
 _LEAST_LEFT = 0.3
 
@@ -38,17 +37,16 @@ class DelayLimit:
     """One client's limit, in calls. ``target_s``: how long calls may stand behind others' work."""
 
     __slots__ = (
-        *("_before", "_cut_at", "_cut_before", "_kept", "_lost", "_lost_at", "_others_s", "_replicas"),
+        *("_before", "_company", "_cut_at", "_cut_before", "_kept", "_lost", "_lost_at", "_replicas"),
         *("_round_at", "_target_s", "_under_way", "_untried", "_used", "_used_before", "_waiting", "value"),
     )
 
-    def __init__(self, target_s: float) -> None:
+    def __init__(self, target_s: float, company: Company) -> None:
         self.value = _ALWAYS
+        self._company = company
         self._target_s = target_s
         self._replicas = 0
         self._untried = True
-        # In company until own calls show nobody else's work.
-        self._others_s = target_s
         self._waiting = 0
         self._lost: list[Charge] = []
         self._under_way: deque[tuple[Charge, bool]] = deque()
@@ -90,10 +88,8 @@ class DelayLimit:
         if charge.overtaken:
             return
         queued_s = now - charge.at - charge.prefill_s
-        others_s = queued_s - charge.waiting_s
         target_s = self._target_s
         self._untried = self._untried and not judged
-        self._others_s += _STEP * (min(max(0.0, others_s), target_s) - self._others_s)
         under_way -= len(self._lost)
         self._used = max(self._used, under_way)
         if charge.at >= self._round_at:  # a round is over
@@ -121,7 +117,7 @@ class DelayLimit:
 
     @property
     def _alone(self) -> bool:
-        return self._others_s < _ALONE * self._target_s
+        return self._company.leaves_alone
 
     def _look(self, now: float) -> None:
         """The oldest call under way may be late already: to wait for its content would be too late."""

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Protocol
 
+from .company import Company
 from .delay_limit import DelayLimit
 from .ledger import Charge, Ledger
 from .memory import left_tokens
@@ -87,14 +88,16 @@ class Window:
 class Windows:
     """``expiry_s``: a report's life."""
 
-    def __init__(self, settings: WindowSettings, ledger: Ledger, load: LoadView, expiry_s: float) -> None:
+    def __init__(
+        self, settings: WindowSettings, ledger: Ledger, load: LoadView, company: Company, expiry_s: float
+    ) -> None:
         self._settings = settings
         self._ledger = ledger
         self._load = load
         self._expiry_s = expiry_s
         self._rooms: dict[int, _Room] = {}
         self._kept_until = -inf
-        self.limit = DelayLimit(settings.engine_queue_s)
+        self.limit = DelayLimit(settings.engine_queue_s, company)
 
     def hear(self, place: int, report: LoadReport) -> None:
         """A report came that is believed. One without a grant does not end one that still counts."""
