@@ -1,8 +1,9 @@
 """Whether other clients use the same replicas, as far as own calls show.
 
 Two signs, each a share from 0 (alone) to 1. *Waiting*: the part of own calls' waiting that own work does not explain;
-what even the best calls wait (the network, a first decode step), a second at most, is nobody's work, nor is what one call waits far beyond
-all others: that one has stalled. *Caches*: the part of the cached tokens in answers that this client never sent there.
+what even the best calls wait (the network, a first decode step), a second at most, is nobody's work, nor is what one
+call waits far beyond all others: that one has stalled. *Caches*: the part of the cached tokens in answers that this
+client never sent there.
 """
 
 from __future__ import annotations
