@@ -16,7 +16,7 @@ from ..core.fingerprint import SCHEME, fingerprint
 from ..core.load.prefix_delta import KEYED_SCHEME
 from ..core.load.report import LoadReport, State
 from ..core.model import Usage
-from ..dialects import Reading
+from ..dialects import Reading, find
 from ..dialects.plain import reading_of
 from .acks import Acks
 from .beliefs import Beliefs
@@ -26,6 +26,9 @@ from .publisher import Publisher
 from .readiness import Readiness
 from .settings import ReporterSettings
 from .work import Workload
+
+# Their work is by size of input: all of it counts as prefill, which is over with the answer.
+_NO_OUTPUT = frozenset({"kserve.infer", "bytes"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +86,27 @@ class LoadBoard:
     ) -> BoardCall:
         """A call has come. ``prompt``: its text, for the prefix; its tokens are estimated if they are not given.
 
+        Its prefix is found by clients that describe their calls alike (``Balancer.acquire``: the same text and model);
+        those of the HTTP clients are told by ``begin_request``.
         ``max_output_tokens``: 0 if it generates nothing. ``call_id``: what the client sent as ``x-mlbalance-call``.
         ``streaming``: ``first_content()`` will be called.
         """
         reading = reading_of(_Described(prompt, model, max_output_tokens, streaming))
         return self.begin_reading(reading, call_id, prompt_tokens)
 
+    def begin_request(self, path: str, body: bytes, call_id: str | None = None) -> BoardCall:
+        """A call has come over HTTP, a POST to ``path``: its prompt and limits as clients read them from its body.
+
+        A path that no dialect knows, and a body that its dialect cannot read, count by their size.
+        """
+        return self.begin_reading(find("POST", path).read(path, body), call_id)
+
     def begin_reading(
         self, reading: Reading, call_id: str | None = None, prompt_tokens: int | None = None
     ) -> BoardCall:
         """A call has come whose request a dialect has read."""
+        if reading.dialect in _NO_OUTPUT:
+            reading = reading._replace(output_limit=0)
         chain = fingerprint(reading.prompt, self.settings.key).chain if reading.prompt else ()
         with self.lock:
             now = self.clock()

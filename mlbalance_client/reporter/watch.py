@@ -16,8 +16,6 @@ from .call import BoardCall
 LOGGER = logging.getLogger("mlbalance_client")
 _HEADER = HEADER.encode("ascii")
 _BUSY = frozenset({429, 503})
-# Their work is by size of input: all of it counts as prefill, which is over with the answer.
-_NO_OUTPUT = frozenset({"kserve.infer", "bytes"})
 _PIECES, _SMALL = 32, 4096
 
 
@@ -104,8 +102,6 @@ class WatchedCall:
                 reading = self._dialect.read(self._scope["path"], body)
             except Exception as error:
                 self._blind(error)
-        if reading.dialect in _NO_OUTPUT:
-            reading = reading._replace(output_limit=0)
         self._call = self._board.begin_reading(reading, self._call_id)
 
     def _head(self, message: Message) -> Message:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from mlbalance_client.core.fingerprint import fingerprint
 from mlbalance_client.core.load.format import decode_header, decode_load, decode_prefixes
 from mlbalance_client.core.load.report import State
+from mlbalance_client.dialects import find
 from mlbalance_client.dialects.plain import reading_of
 from mlbalance_client.errors import ConfigError
 from mlbalance_client.reporter import BoardCall, LoadBoard, ReporterSettings, snapshot
@@ -133,6 +135,28 @@ def test_bytes_a_token_and_outputs_are_learned_from_usage() -> None:
     report = load(board)
     assert report.prefill_tokens == pytest.approx(30_000, rel=0.05)
     assert report.decode_tokens == 7
+
+
+def test_a_request_over_http_is_read_as_clients_read_it() -> None:
+    board, path = board_of(), "/v1/chat/completions"
+    text = "Once upon a time. " * 1000
+    body = json.dumps({"messages": [{"role": "user", "content": text}], "max_tokens": 50}).encode()
+    call = board.begin_request(path, body, "client.7")
+    assert load(board, "client").acked == 7
+    assert load(board).decode_tokens == 50
+    call.succeed()
+
+    asked = find("POST", path).read(path, body).prompt
+    assert set(fingerprint(asked).chain) <= held(board)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/predict"])
+def test_a_body_that_is_not_understood_counts_by_its_size(path: str) -> None:
+    board = board_of()
+    board.begin_request(path, b"{" * 40_000)
+    report = load(board)
+    assert report.prefill_tokens == 10_000
+    assert not report.decode_tokens
 
 
 def prefixes(board: LoadBoard, number: int | None = None) -> Any:
