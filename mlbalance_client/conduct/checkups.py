@@ -165,13 +165,15 @@ class Checkups:
                 await self._finds(checked, Proof.MODEL, self._ask_model(checked, *found))
 
     async def _finds(self, checked: _Checked, proof: Proof, ask: Awaitable[Finding]) -> Health:
-        failure = Failure.ERROR
+        failure, asked = Failure.ERROR, self._clock()
         try:
             finding = await ask
         except NoAnswer as error:
             failure = Failure.UNREACHABLE if error.refused else Failure.SILENT
             finding = Finding(Health.FAILED, str(error))
         now, id_ = self._clock(), checked.replica.id
+        if finding.health is Health.FAILED and not self._fleet.fitness.check_failed(id_, asked, now, failure):
+            return Health.UNKNOWN
         check = proof.name.lower()
         checked.last = LastCheck(check, finding.health.value, finding.why, now)
         if finding.health is Health.PASSED:
@@ -182,7 +184,6 @@ class Checkups:
         elif finding.health is Health.UNKNOWN:
             self._fleet.fitness.reached(id_, now)
         elif finding.health is Health.FAILED:
-            self._fleet.fitness.check_failed(id_, now, failure)
             if checked.ill_since is None:
                 checked.ill_since = now
                 self._tell(HealthCheckFailed(now, id_, check, finding.why))

@@ -71,7 +71,7 @@ def test_a_replica_is_silent_when_nobody_has_told_of_it_for_long(world: World) -
     assert world.unproven(12.0) == {B: Proof.SYSTEM, C: Proof.SYSTEM}
     world.fleet.fitness.checked(B, 12.0, Proof.SYSTEM)
     assert world.unproven(13.0) == {C: Proof.SYSTEM}
-    world.fleet.fitness.check_failed(C, 13.0, Failure.SILENT)
+    world.fleet.fitness.check_failed(C, 13.0, 13.0, Failure.SILENT)
     assert world.unproven(14.0) == {}
 
 
@@ -106,7 +106,7 @@ def test_an_ejection_ends_by_what_proves_its_evidence_wrong(
 def test_a_failed_check_of_one_on_trial_sends_it_out_again_for_longer(world: World) -> None:
     eject(world, Failure.UNREACHABLE)
     world.fleet.fitness.checked(A, 3.0, Proof.SYSTEM)
-    world.fleet.fitness.check_failed(A, 4.0, Failure.UNREACHABLE)
+    world.fleet.fitness.check_failed(A, 4.0, 4.0, Failure.UNREACHABLE)
     assert len(world.out()) == 1
     again = world.news[-1]
     assert isinstance(again, ReplicaEjected)
@@ -116,8 +116,22 @@ def test_a_failed_check_of_one_on_trial_sends_it_out_again_for_longer(world: Wor
 def test_a_failed_check_of_an_ejected_one_changes_nothing(world: World) -> None:
     eject(world, Failure.ERROR)
     told = list(world.news)
-    world.fleet.fitness.check_failed(A, 2.0, Failure.ERROR)
+    world.fleet.fitness.check_failed(A, 2.0, 2.0, Failure.ERROR)
     assert world.news == told
+
+
+def test_a_check_from_before_its_return_says_nothing_of_a_replica(world: World) -> None:
+    eject(world, Failure.SILENT)
+    (ejection,) = world.fleet.fitness.outliers.out
+    world.call(B, ejection.until + 0.1)
+    told = list(world.news)
+    assert isinstance(told[-1], ReplicaReturned)
+
+    assert not world.fleet.fitness.check_failed(A, ejection.until - 5.0, ejection.until + 2.0, Failure.SILENT)
+    assert world.news == told
+
+    assert world.fleet.fitness.check_failed(A, ejection.until + 1.0, ejection.until + 3.0, Failure.SILENT)
+    assert len(world.out()) == 1
 
 
 def test_no_check_speaks_against_slowness(world: World) -> None:
@@ -150,7 +164,7 @@ def test_only_who_was_cold_starts_slowly(world: World, state: State, trial: bool
 def test_of_who_is_gone_nothing_is_heard(world: World) -> None:
     world.fleet.update(REPLICAS[:2], 1.0)
     world.fleet.fitness.checked(C, 2.0, Proof.MODEL)
-    world.fleet.fitness.check_failed(C, 2.0, Failure.ERROR)
+    world.fleet.fitness.check_failed(C, 2.0, 2.0, Failure.ERROR)
     assert world.unproven(20.0) == {A: Proof.SYSTEM, B: Proof.SYSTEM}
 
 
@@ -159,7 +173,7 @@ def test_one_that_fails_on_trial_after_slowness_is_not_let_back_by_a_check(world
     (ejection,) = world.fleet.fitness.outliers.out
     world.call(B, ejection.until + 0.1)
     assert world.out() == []
-    world.fleet.fitness.check_failed(A, ejection.until + 0.2, Failure.ERROR)
+    world.fleet.fitness.check_failed(A, ejection.until + 0.2, ejection.until + 0.2, Failure.ERROR)
     assert len(world.out()) == 1
     assert A not in world.unproven(ejection.until + 0.3)
 
@@ -172,7 +186,7 @@ def test_where_checks_run_no_call_goes_to_one_that_refuses_connections_until_a_c
         world.call(A, 1.0, Failure.UNREACHABLE)
     assert world.out() == [0]
     for now in range(10, 400, 10):
-        world.fleet.fitness.check_failed(A, float(now), Failure.UNREACHABLE)
+        world.fleet.fitness.check_failed(A, float(now), float(now), Failure.UNREACHABLE)
         assert world.fleet.pick(Demand(fingerprint(b"x"), 10, 10), float(now)).replica.id != A
 
     world.fleet.fitness.reached(A, 401.0)
@@ -195,7 +209,7 @@ def test_one_whose_connections_broke_stays_out_while_checks_find_it_refusing_the
     for _ in range(2):
         world.call(A, 1.0, Failure.BROKEN)
     for now in range(10, 100, 10):
-        world.fleet.fitness.check_failed(A, float(now), Failure.UNREACHABLE)
+        world.fleet.fitness.check_failed(A, float(now), float(now), Failure.UNREACHABLE)
         world.call(B, float(now))
 
     assert [ejection.unreachable for ejection in world.fleet.fitness.outliers.out] == [True]

@@ -102,6 +102,7 @@ class Fitness:
         self._tell = tell
         self._panicked = False
         self._heard_at: dict[int, float] = {}
+        self._returned_at: dict[int, float] = {}
         self._epochs: dict[int, str] = {}
 
     # -- who may be sent a call ---------------------------------------------------------------------------------
@@ -172,6 +173,7 @@ class Fitness:
         ):
             table.drop(place)
         self._heard_at.pop(place, None)
+        self._returned_at.pop(place, None)
         self._epochs.pop(place, None)
 
     def hear(self, place: int, report: LoadReport) -> None:
@@ -247,10 +249,16 @@ class Fitness:
         if ejection is not None and ejection.unreachable:
             self.checked(id_, now, Proof.SYSTEM)
 
-    def check_failed(self, id_: ReplicaId, now: float, kind: Failure) -> None:
-        """A health check was failed; it counts like a call."""
-        if (place := self._places.get(id_)) is not None:
-            self.failed(place, kind, now, None, on_trial=self.slow_start.on_trial(place))
+    def check_failed(self, id_: ReplicaId, asked: float, now: float, kind: Failure) -> bool:
+        """A health check was failed that was begun at ``asked``; it counts like a call.
+
+        False, and nothing has happened, if the replica is gone, or has come back since: it was asked how it was before.
+        """
+        place = self._places.get(id_)
+        if place is None or self._returned_at.get(place, asked) > asked:
+            return False
+        self.failed(place, kind, now, None, on_trial=self.slow_start.on_trial(place))
+        return True
 
     def without_evidence(self, now: float, older_than_s: float) -> list[Unproven]:
         """Those of whom nobody has told for so long, and those who are out or on trial: what proof each needs.
@@ -273,6 +281,7 @@ class Fitness:
         return found
 
     def _come_back(self, place: int, now: float) -> None:
+        self._returned_at[place] = now
         self.slow_start.admit(place, now)
         self.pushback.drop(place)
         self.forget(place)
