@@ -170,14 +170,18 @@ class ClientClosed(BalancerError, RuntimeError):
 class AttemptsExhausted(BalancerError):
     """Every attempt failed and none got an HTTP answer. ``attempts``: one report each, as they were started.
 
-    ``retry_after_s``: in how many seconds a replica may be tried again, if all rest.
+    ``retry_after_s``: in how many seconds a replica may be tried again, if all rest. ``why``: no more were made, in
+    words; it is in the message.
     """
 
-    def __init__(self, attempts: Sequence[AttemptReport], *, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, attempts: Sequence[AttemptReport], *, retry_after_s: float | None = None, why: str = ""
+    ) -> None:
         self.attempts = tuple(attempts)
         self.retry_after_s = retry_after_s
         tries = "; ".join(map(str, self.attempts))
-        super().__init__(f"{len(self.attempts)} attempt(s) failed without an answer: {tries}")
+        ended = f"; no more, for {why}" if why else ""
+        super().__init__(f"{len(self.attempts)} attempt(s) failed without an answer: {tries}{ended}")
 
     @property
     def kind(self) -> FailureKind:

@@ -572,6 +572,7 @@ class Performer:
         call.delivered = True
         headers = flow.wire.headers
         if exhausted:
+            report.gave_up = call.plan.why_ended
             headers = self._final(headers, call)
         body: AnswerBody | HeldBody
         if flow.settled:
@@ -614,7 +615,7 @@ class Performer:
             )
             return DeadlineExceeded(f"no answer began within {within_s:g} s ({whose}){self._so_far(call)}")
         rests_s = self._fleet.opens_in_s(call.demand, now)
-        return AttemptsExhausted(call.told_in_order, retry_after_s=rests_s or None)
+        return AttemptsExhausted(call.told_in_order, retry_after_s=rests_s or None, why=call.plan.why_ended)
 
     def _so_far(self, call: CallUnderWay) -> str:
         """What a call has come to by now, in words."""

@@ -128,6 +128,8 @@ class Attempts:
     _unsent: bool = False
     _barred: bool = False
     _end: Deliver | GiveUp | None = None
+    why_ended: str = field(default="", init=False)
+    """Why a failure was not tried again, in words."""
 
     def begin(self) -> Command:
         """The call starts."""
@@ -277,25 +279,35 @@ class Attempts:
 
     def nobody_left(self) -> Command:
         """There was no replica to start on."""
-        return _WAIT if self._open else self._finish()
+        return _WAIT if self._open else self._finish("no other replica is left")
 
     def out_of_time(self) -> Command:
         """The call's deadline has passed."""
-        return self._end or self._finish()
+        return self._end or self._finish("its deadline has passed")
 
     def _next(self, now: float, hints: Hints, *, elsewhere: bool) -> Command:
         if self._unsent and not self._barred:
             return Start(self._tried)
         elapsed_s = now - self.began
-        if not self.replayable or self._barred or self.strategies.stops(self._sent, elapsed_s):
-            return self._finish()
+        if not self.replayable:
+            return self._finish("the call may not be sent twice")
+        if self._barred:
+            return self._finish("the caller's own limit, or the replica, forbids it")
+        if self.strategies.stops(self._sent, elapsed_s):
+            return self._finish("it was sent as often as it may be (retries.max_attempts)")
         wait_s: float | None
         if elsewhere:
             wait_s = self.strategies.wait_s(self._sent, elapsed_s)
         else:
             wait_s = None if hints.after_s is None else self.strategies.heeds_s(hints.after_s)
-        if wait_s is None or now + wait_s >= self.deadline_at or not self.budget.spend():
-            return self._finish()
+        if wait_s is None:
+            return self._finish("no other replica is left, or all others rest")
+        if now + wait_s >= self.deadline_at:
+            return self._finish("its deadline would pass before")
+        if not self.budget.spend():
+            return self._finish(
+                "the budget for retries is used up (retries.budget_ratio, retries.reserve_calls)"
+            )
         self._anew = not elsewhere
         return Pause(now + wait_s) if wait_s > 0 else self.resumed()
 
@@ -304,7 +316,8 @@ class Attempts:
         if self._sent > 1 and number not in self._hedges:
             self.budget.drain(_IN_VAIN)
 
-    def _finish(self) -> Command:
+    def _finish(self, why: str) -> Command:
         if self._end is None:
+            self.why_ended = why
             self._end = GiveUp() if self._held is None else Deliver(self._held, exhausted=True)
         return self._end

@@ -37,7 +37,8 @@ class Explanation:
 
     ``reason``: in one line. ``candidates``: those that were compared, as they were weighed. Of a call that was made:
     ``tried``: where it was sent in turn, and why it was not left there, if it was sent more than once; ``hedge``: what
-    came of a second attempt beside the first; ``queued``: what it waited for in this client. Tokens are estimates.
+    came of a second attempt beside the first; ``queued``: what it waited for in this client; ``gave_up``: why its
+    failure was not tried again. Tokens are estimates.
     """
 
     replica: str
@@ -52,6 +53,7 @@ class Explanation:
     hedge: str = ""
     queued: str = ""
     tried: str = ""
+    gave_up: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -59,7 +61,7 @@ class Explanation:
 
     def __str__(self) -> str:
         lines = [f"{self.replica} ({self.url}): {self.reason}"]
-        lines += [f"    {told}" for told in (self.tried, self.queued, self.hedge) if told]
+        lines += [f"    {told}" for told in (self.tried, self.gave_up, self.queued, self.hedge) if told]
         for c in sorted(self.candidates, key=lambda c: c.score_s):
             mark = "->" if c.replica == self.replica else "  "
             lines.append(
@@ -81,7 +83,8 @@ class CallReport:
     Times are seconds since the call began. ``predicted_hit_tokens`` is what the picker believed the replica to
     have cached; ``usage`` is what the replica said, once the answer has ended. ``hedged``: another replica was asked
     as well; ``hedge_won``: and answered first. ``queued_s``: how long it waited in this client
-    for room, ``queued_for``: and for whose, in words. ``ttft_s``: until the commit point, which is a stream's first
+    for room, ``queued_for``: and for whose, in words. ``gave_up``: why the failure that was delivered was not
+    tried again, in words. ``ttft_s``: until the commit point, which is a stream's first
     content, the whole answer (or its first 64 KiB) of a call that is not streamed, and the head of one of unknown form.
     """
 
@@ -95,6 +98,7 @@ class CallReport:
     reason: str = ""
     queued_s: float = 0.0
     queued_for: str = ""
+    gave_up: str = ""
     ttft_s: float | None = None
     total_s: float | None = None
     usage: Usage | None = None
@@ -123,6 +127,7 @@ class CallReport:
                 explain(self._demand, self._decision, self._hedge_words()),
                 queued=self._queue_words(),
                 tried=retold(self.attempts, self._answered) if len(self.attempts) > 1 else "",
+                gave_up=f"it failed and was not tried again: {self.gave_up}" if self.gave_up else "",
             )
         return self._explanation
 

@@ -51,7 +51,9 @@ async def test_failures_that_are_no_pushback_are_retried_within_the_budget(statu
         settings = config(one, two, retries={"budget_ratio": 0.1, "reserve_calls": 5})
         async with mlb.AsyncClient(settings) as client:
             for _ in range(50):
-                assert (await client.post(PATH, json=chat())).status_code == status
+                answer = await client.post(PATH, json=chat())
+                assert answer.status_code == status
+            assert "retries.reserve_calls" in str(answer.extensions["mlbalance"].explain())
         attempts = len(one.exchanges) + len(two.exchanges)
         assert 55 <= attempts <= 50 + 5 + 5
 

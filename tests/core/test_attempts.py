@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -51,6 +52,23 @@ def test_what_was_sent_goes_elsewhere_only_if_replayable_and_within_the_limit() 
         plan.started(A)
 
         assert plan.failed(1, FailureKind.READ, 0.0) == expected
+
+
+@pytest.mark.parametrize(
+    ("knobs", "others", "why"),
+    [
+        ({"replayable": False}, Others.WILLING, "sent twice"),
+        ({"max_attempts": 1}, Others.WILLING, "retries.max_attempts"),
+        ({"budget": Budget(0.0, 0)}, Others.WILLING, "retries.budget_ratio"),
+        ({"first_wait_s": 1.0, "deadline_at": 0.5}, Others.WILLING, "deadline"),
+        ({}, Others.NOBODY, "no other replica"),
+    ],
+)
+def test_it_says_why_a_failure_is_not_tried_again(knobs: dict[str, Any], others: Others, why: str) -> None:
+    plan = attempts(**knobs)
+    plan.started(A)
+    assert plan.refused(1, 500, 0.0, others=others) == Deliver(1, exhausted=True)
+    assert why in plan.why_ended
 
 
 def test_a_second_sending_to_the_same_replica_counts() -> None:
