@@ -56,6 +56,22 @@ class Recent:
         return ordered[int(self._quantile * (len(ordered) - 1))] if ordered else None
 
 
+class MovingMean:
+    """A plain mean at first, later one in which each sample counts for ``step``."""
+
+    __slots__ = ("_step", "count", "value")
+
+    def __init__(self, step: float) -> None:
+        self._step = step
+        self.value = 0.0
+        self.count = 0
+
+    def add(self, sample: float) -> None:
+        """Take in one sample."""
+        self.count += 1
+        self.value += max(self._step, 1 / self.count) * (sample - self.value)
+
+
 class TokenRatio:
     """Bytes of text a token, as a ratio of decaying sums: long prompts count more than short ones.
 

@@ -8,7 +8,7 @@ client never sent there.
 
 from __future__ import annotations
 
-from ..cost import Recent
+from ..cost import MovingMean, Recent
 
 _STEP = 0.02
 # What a call has waited for others counts up to so many times what calls usually stand.
@@ -29,13 +29,12 @@ _ENOUGH_CALLS = 10
 class Company:
     """In company until caches show nothing but what this client itself sent. ``share``: the stronger of the signs."""
 
-    __slots__ = ("_base_s", "_cached", "_calls", "_others_cached", "_others_s", "_prior", "_stood_s", "share")
+    __slots__ = ("_base_s", "_cached", "_others_cached", "_others_s", "_prior", "_stood_s", "share")
 
     def __init__(self) -> None:
         self._base_s = Recent(_BASE_QUANTILE)
-        self._calls = 0
-        self._stood_s = 0.0
-        self._others_s = 0.0
+        self._stood_s = MovingMean(_STEP)
+        self._others_s = MovingMean(_STEP)
         self._cached = 0.0
         self._others_cached = 0.0
         self._prior = _PRIOR_TOKENS
@@ -51,11 +50,9 @@ class Company:
         rest_s = max(0.0, stood_s - own_s)
         self._base_s.add(rest_s)
         others_s = rest_s - min(_MOST_BASE_S, self._base_s.value() or 0.0)
-        beyond_s = max(0.0, others_s - _MOST * self._stood_s) if self._calls else 0.0
-        self._calls += 1
-        step = max(_STEP, 1 / self._calls)  # a plain mean at first
-        self._stood_s += step * (stood_s - beyond_s - self._stood_s)
-        self._others_s += step * (others_s - beyond_s - self._others_s)
+        beyond_s = max(0.0, others_s - _MOST * self._stood_s.value) if self._stood_s.count else 0.0
+        self._stood_s.add(stood_s - beyond_s)
+        self._others_s.add(others_s - beyond_s)
         self._reckon()
 
     def found_cached(self, tokens: int, sent_before: int) -> None:
@@ -75,11 +72,11 @@ class Company:
     @property
     def leaves_alone(self) -> bool:
         """Whether own calls, enough of them, have waited for nobody else's work; caches may yet show others."""
-        return self._calls >= _ENOUGH_CALLS and not self.delays
+        return self._stood_s.count >= _ENOUGH_CALLS and not self.delays
 
     @property
     def _waiting(self) -> float:
-        return self._others_s / self._stood_s if self._stood_s > 0 else 0.0
+        return self._others_s.value / self._stood_s.value if self._stood_s.value > 0 else 0.0
 
     def _reckon(self) -> None:
         cached = (self._others_cached + self._prior) / (self._cached + self._prior)

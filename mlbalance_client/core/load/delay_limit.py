@@ -99,9 +99,11 @@ class DelayLimit:
             if judged:
                 self._late(queued_s, charge.at, now)
         elif 2 * under_way >= self.value:
-            self.value = min(_CEILING, self.value + (1.0 if self._alone else 1.0 / max(1.0, self.value)))
+            self.value = min(
+                _CEILING, self.value + (1.0 if self._company.leaves_alone else 1.0 / max(1.0, self.value))
+            )
         else:
-            enough = max(2.0 * under_way, _START * self._replicas if self._alone else _ALWAYS)
+            enough = max(2.0 * under_way, _START * self._replicas if self._company.leaves_alone else _ALWAYS)
             self.value -= _FADE * max(0.0, self.value - enough)
 
     def opens_in_s(self, under_way: int, now: float) -> float:
@@ -114,10 +116,6 @@ class DelayLimit:
     def takes_urgent(self, under_way: int) -> bool:
         """Whether one more may be sent that is more important than those who wait."""
         return under_way - len(self._lost) + 1 <= _URGENT * max(1.0, self.value)
-
-    @property
-    def _alone(self) -> bool:
-        return self._company.leaves_alone
 
     def _look(self, now: float) -> None:
         """The oldest call under way may be late already: to wait for its content would be too late."""
@@ -147,7 +145,7 @@ class DelayLimit:
                 return
 
     def _late(self, queued_s: float, sent_at: float, now: float) -> None:
-        if self._alone or sent_at <= self._cut_before:
+        if self._company.leaves_alone or sent_at <= self._cut_before:
             return
         if sent_at > self._cut_at:
             self._cut_before, self._cut_at = self._cut_at, now

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from math import exp
 
+from ..cost import MovingMean
 from .company import Company
 from .ledger import Account, Ledger
 from .levelling import Inflow, levelled
@@ -47,28 +48,14 @@ class Guess:
 _UNTOLD = {found: Guess((found, _NOTHING), 0.0) for found in Found}
 
 
-class _Mean:
-    """A plain mean at first, later a moving one."""
-
-    __slots__ = ("count", "value")
-
-    def __init__(self) -> None:
-        self.value = 0.0
-        self.count = 0
-
-    def add(self, sample: float) -> None:
-        self.count += 1
-        self.value += max(_STEP, 1 / self.count) * (sample - self.value)
-
-
 class _Looks:
     """The mean of what own calls found at replicas that looked alike, under one basis of knowledge."""
 
     __slots__ = ("_all", "_means", "seconds")
 
     def __init__(self) -> None:
-        self._means = {found: _Mean() for found in Found}
-        self._all = _Mean()
+        self._means = {found: MovingMean(_STEP) for found in Found}
+        self._all = MovingMean(_STEP)
         self.seconds = dict.fromkeys(Found, 0.0)
 
     def add(self, found: Found, seconds: float) -> None:
