@@ -307,7 +307,7 @@ async def test_a_timeout_says_how_long_it_was_and_who_set_it(streamed: bool) -> 
     with Scripted(stall) as server:
         for sections, options, said in (
             (set_by_key, {}, "0.05 s (http.read_timeout_s)"),
-            ({}, {"timeout": 0.04}, "0.04 s (timeout)"),
+            ({}, {"timeout": httpx.Timeout(5, read=0.04)}, "0.04 s (timeout)"),
         ):
             async with mlb.AsyncClient(config(server, **sections), **options) as client:
                 with pytest.raises(mlb.BalancerError) as caught:

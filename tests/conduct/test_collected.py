@@ -64,7 +64,7 @@ def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
             path.write_text(json.dumps([f"http://{replica.address}"]))
             yield f"file://{path}?poll_s=0.05"
         else:
-            yield f"consul://{stack.enter_context(agent(answer)).address}/llm?start_timeout_s=0.05"
+            yield f"consul://{stack.enter_context(agent(answer)).address}/llm?start_timeout_s=0.5"
 
 
 async def use(target: str, *, close: bool, heard: bool) -> tuple[weakref.ref[object], ...]:

@@ -123,7 +123,7 @@ async def test_the_first_calls_wait_for_the_first_list(source: Source, replicas:
 
 
 async def test_past_the_deadline_calls_fail_with_what_was_found(source: Source) -> None:
-    async with mlb.AsyncClient(config(start_timeout_s=0.05)) as client:
+    async with mlb.AsyncClient(config(start_timeout_s=0.3)) as client:
         source.say(DiscoveryError("the agent refuses the connection"))
         with pytest.raises(mlb.NoReplicas, match="file: the agent refuses the connection"):
             await client.get("/")
@@ -135,7 +135,7 @@ async def test_past_the_deadline_calls_fail_with_what_was_found(source: Source) 
 
 
 async def test_a_file_that_is_not_there_is_named_once() -> None:
-    async with mlb.AsyncClient("file:///none/f.json?start_timeout_s=0.05") as client:
+    async with mlb.AsyncClient("file:///none/f.json?start_timeout_s=0.5") as client:
         with pytest.raises(mlb.NoReplicas) as caught:
             await client.get("/")
     assert str(caught.value) == "no replica is known: file: /none/f.json: No such file or directory"
@@ -147,7 +147,7 @@ async def test_a_deadline_of_the_call_counts_while_it_waits(source: Source) -> N
         with pytest.raises(
             mlb.DeadlineExceeded, match=r"0.02 s \(deadline_s\): no replica is known: file: the agent refuses"
         ):
-            await client.get("/", extensions={"mlbalance": mlb.CallOptions(deadline_s=0.02)})
+            await client.get("/", extensions={"mlbalance": mlb.CallOptions(deadline_s=0.3)})
 
 
 async def test_the_fallback_serves_until_there_is_a_list(source: Source, replicas: list[Scripted]) -> None:
