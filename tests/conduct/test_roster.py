@@ -145,7 +145,7 @@ async def test_a_deadline_of_the_call_counts_while_it_waits(source: Source) -> N
     async with mlb.AsyncClient(config()) as client:
         source.say(DiscoveryError("the agent refuses the connection"))
         with pytest.raises(
-            mlb.DeadlineExceeded, match=r"0.02 s \(deadline_s\): no replica is known: file: the agent refuses"
+            mlb.DeadlineExceeded, match=r"0.3 s \(deadline_s\): no replica is known: file: the agent refuses"
         ):
             await client.get("/", extensions={"mlbalance": mlb.CallOptions(deadline_s=0.3)})
 
