@@ -64,11 +64,15 @@ class Waiting(Waiter):
 
 
 class _Drain:
-    """At which pace calls are pulled while any wait, in units a second, of late; a guess until it was seen."""
+    """At which pace calls are pulled while any wait, in units a second, of late; a guess until it was seen.
 
-    __slots__ = ("_memory_s", "_seconds", "_since", "_units")
+    ``known``: the guess is of what the fleet has shown.
+    """
 
-    def __init__(self, guess: float, memory_s: float) -> None:
+    __slots__ = ("_memory_s", "_seconds", "_since", "_units", "_unseen_s")
+
+    def __init__(self, guess: float, memory_s: float, *, known: bool) -> None:
+        self._unseen_s = 0.0 if known else _TRUST_S
         self._memory_s = memory_s
         self._units = guess * _TRUST_S
         self._seconds = _TRUST_S
@@ -88,9 +92,15 @@ class _Drain:
         waited_s = 0.0 if self._since is None else max(0.0, now - self._since)
         return max(self._units / (self._seconds + waited_s), 1e-9)
 
+    def known(self, now: float) -> bool:
+        """Whether it may be relied on."""
+        waited_s = 0.0 if self._since is None else now - self._since
+        return waited_s >= self._unseen_s
+
     def _pass(self, now: float) -> None:
         if self._since is not None:
             waited_s = max(0.0, now - self._since)
+            self._unseen_s = max(0.0, self._unseen_s - waited_s)
             keep = exp(-waited_s / self._memory_s)
             self._units *= keep
             self._seconds = self._seconds * keep + waited_s
@@ -318,7 +328,10 @@ class Admission:
         return best
 
     def _late_s(self, waiting: Waiting, now: float) -> float:
-        """By how much it would miss its time, as calls are pulled now."""
+        """By how much it would miss its time, as calls are pulled now; 0 while that is only guessed."""
+        assert self._drain is not None
+        if not self._drain.known(now):
+            return 0.0
         wait_s = self._wait_s(waiting, now)
         late_s = now + wait_s - waiting.due
         if waiting.deadline <= waiting.due:
@@ -343,7 +356,8 @@ class Admission:
 
     def _guessed_pace(self) -> _Drain:
         guess = sum(self._fleet.rates[place] for place, _ in self._fleet.places()) or 1.0
-        return _Drain(guess, max(_LEAST_MEMORY_S, _MEMORY_SHARE * self._settings.queue_timeout_s))
+        memory_s = max(_LEAST_MEMORY_S, _MEMORY_SHARE * self._settings.queue_timeout_s)
+        return _Drain(guess, memory_s, known=self._fleet.rates.known)
 
     def _note_end(self) -> None:
         if not self._line and self._drain is not None:

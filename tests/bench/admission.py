@@ -18,6 +18,8 @@ SPEC = EngineSpec()
 REPLICAS = 8
 # At the recorded rate x 1.5 the omniscient router keeps eight replicas about 75 % busy.
 RATE = 1.5
+# And at this one a fifth: clients have had one call or two each when the burst comes.
+FRESH_RATE = 0.4
 CALM_S, BURST_S, AFTER_S, TIMES = 60.0, 10.0, 60.0, 10.0
 FIRST = 3000
 # People wait: 2 s, not the minute that batches may.
@@ -51,9 +53,9 @@ def counts(engine: Engine, now: float) -> LoadReport:
     )
 
 
-def bursting(times: float = TIMES) -> Trace:
+def bursting(times: float = TIMES, rate: float = RATE) -> Trace:
     """A calm minute, ten seconds of ``times`` the load, and a calm minute again; warm-up of a minute before."""
-    calls = load("conversation").at_rate(RATE).window(FIRST, FIRST + 3000).calls
+    calls = load("conversation").at_rate(rate).window(FIRST, FIRST + 3000).calls
     begins, squeezed = 2 * CALM_S, BURST_S * times
     moved = []
     for call in calls:
@@ -100,9 +102,10 @@ def burst(
     admission: AdmissionConfig | None = ADMISSION,
     times: float = TIMES,
     seed: int = 1,
+    rate: float = RATE,
 ) -> Outcome:
     """Ten times the load for ten seconds."""
-    trace = bursting(times)
+    trace = bursting(times, rate)
     begins, ends = 2 * CALM_S, 2 * CALM_S + BURST_S
     busy: list[tuple[float, float]] = []
     standing: list[tuple[float, int]] = []
@@ -239,18 +242,21 @@ def main() -> None:
         )
     print(
         f"{TIMES:.0f} times the load for {BURST_S:.0f} s, queue_timeout_s {ADMISSION.queue_timeout_s:g}, "
-        "some calls of high priority"
+        "some calls of high priority; "
+        f"fresh: to the same load from {FRESH_RATE / RATE:.0%} of the usual one"
     )
     print(
         f"  {'':28}{'TTFT calm':>10}{'burst':>8}{'high: calm':>12}{'burst':>8}{'refused':>9}{'high':>6}"
         f"{'waiting':>9}{'busy mean':>11}{'least':>7}{'recovered':>11}"
     )
-    rows: list[tuple[str, int, AdmissionConfig | None]] = [
-        (name, clients, ADMISSION) for name in kinds for clients in (1, 16)
+    rows: list[tuple[str, int, AdmissionConfig | None, float]] = [
+        *((name, clients, ADMISSION, RATE) for name in kinds for clients in (1, 16)),
+        ("stream, 0.1 s", 16, None, RATE),
+        *((name, 16, ADMISSION, FRESH_RATE) for name in kinds),
     ]
-    for name, clients, admission in [*rows, ("stream, 0.1 s", 16, None)]:
-        o = burst(clients, kinds[name], admission)
-        row = f"{name}, {clients}" + ("" if admission else ", no queue")
+    for name, clients, admission, rate in rows:
+        o = burst(clients, kinds[name], admission, TIMES * RATE / rate, rate=rate)
+        row = f"{name}, {clients}" + ("" if admission else ", no queue") + (", fresh" if rate < RATE else "")
         recovered = f"{o.recovered_s:.0f}s" if o.recovered_s < AFTER_S else f"> {AFTER_S:.0f}s"
         print(
             f"  {row:28}{o.calm_s:9.2f}s{o.burst_s:7.1f}s{o.urgent_calm_s:11.2f}s{o.urgent_burst_s:7.2f}s"

@@ -170,7 +170,6 @@ async def test_closing_the_client_ends_those_who_wait(slow: tuple[Slow, Scripted
     ("admission", "options", "error"),
     [
         ({"queue_max_calls": 0}, {}, mlb.NoCapacity),
-        ({}, {"deadline_s": 0.001}, mlb.NoCapacity),
         ({"queue_timeout_s": 0.05}, {}, mlb.QueueTimeout),
     ],
 )

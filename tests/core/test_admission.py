@@ -173,14 +173,28 @@ def test_what_cancelled_calls_were_charged_gives_room_while_others_wait() -> Non
     assert call.pick
 
 
+def shows_its_pace(fleet: Fleet, units_per_s: float = 8_000.0) -> None:
+    for place, _ in fleet.places():
+        for _ in range(20):
+            fleet.rates.learn(place, units_per_s, 1.0)
+
+
 def test_a_call_that_cannot_make_its_deadline_fails_at_once() -> None:
     scene = Scene()
+    shows_its_pace(scene.fleet)
     late = scene.waiting(deadline=0.5)
 
     assert scene.queue.enter(late, 0.0) == [late]
     assert isinstance(late.error, NoCapacity)
     assert late.error.retry_after_s
     assert late.error.retry_after_s > 0
+
+
+def test_nobody_is_refused_by_a_guess_of_the_pace() -> None:
+    scene = Scene(queue_timeout_s=10.0)
+
+    for _ in range(500):
+        assert scene.queue.enter(scene.waiting(text=b"x" * 40_000), 0.0) == []
 
 
 def test_a_call_that_would_wait_too_long_by_the_pace_of_those_before_it_fails_at_once() -> None:
@@ -219,8 +233,11 @@ def test_who_may_wait_for_an_hour_is_not_refused_for_one_slow_minute() -> None:
         assert scene.queue.enter(scene.waiting(text=b"x" * 40_000), 0.0) == []
     for now in range(1, 11):
         scene.grant(float(now), 1)
-        assert len(scene.queue.pull(float(now), 0)) == 1
+        (call,) = scene.queue.pull(float(now), 0)
+        assert call.pick
+        call.pick.first_content(now + 0.1)
     small = scene.waiting(110.0, again=True)
+    scene.grant(110.0, 0)
     scene.queue.enter(small, 110.0)
     scene.grant(110.0, 1)
     assert scene.queue.pull(110.0, 0) == [small]
@@ -367,6 +384,7 @@ def test_a_deadline_counts_what_may_stand_before_a_call(urgent_before: bool) -> 
     fleet, queue, demand = one_replica(engine_queue_s=3.0)
     if urgent_before:
         assert queue.try_pick(demand, 0.0, priority=1)
+    shows_its_pace(fleet)
     stands(fleet, 0.0, 3.1)
 
     waiting = queue.waiting(demand, 0.0, deadline=3.0)
