@@ -221,3 +221,17 @@ def test_a_stalled_call_that_is_given_up_while_it_runs_says_nothing_more() -> No
 
     assert [e for e in emissions + timed(engine) if e.job_id == "5"] == []
     assert engine.next_at() is None
+
+
+def test_the_rest_of_a_chunked_prompt_is_told_beyond_the_step_under_way() -> None:
+    engine = Engine(SMALL)
+    engine.submit(0.0, job(1, 1, prompt=300, output=1))
+    engine.submit(0.0, job(2, 2, prompt=100, output=1))
+
+    told = []
+    while (end := engine.next_at()) is not None:
+        told.append((engine.waiting_uncached_tokens, engine.chunked_uncached_tokens))
+        engine.advance(end)
+
+    assert told[:5] == [(100, 236), (100, 172), (100, 108), (100, 44), (0, 80)]
+    assert told[-1] == (0, 0)

@@ -198,6 +198,12 @@ class Engine:
         return sum(s.job.prompt_tokens - s.expected_cached for s in self._waiting)
 
     @property
+    def chunked_uncached_tokens(self) -> int:
+        """Uncached prompt tokens of requests that were admitted, beyond the step that is under way."""
+        left = sum(s.job.prompt_tokens - s.done for s in self._prefilling.values())
+        return left - sum(chunk for _, chunk in self._chunks)
+
+    @property
     def prefill_tokens_outstanding(self) -> int:
         """Uncached prompt tokens still to be prefilled."""
         running = sum(s.job.prompt_tokens - s.done for s in self._prefilling.values())

@@ -46,8 +46,9 @@ def metrics(engine: Engine, model: str) -> str:
 
 
 def loads(engine: Engine) -> dict[str, Any]:
-    """As SGLang's ``/v1/loads`` since 0.5.8."""
+    """As SGLang's ``/v1/loads`` of 0.5.17 and later, where what waits has with it the rest of a chunked request."""
     used = engine.kv_used_tokens
+    waits = engine.waiting_uncached_tokens + engine.chunked_uncached_tokens
     return {
         "timestamp": time.time(),
         "version": "0.5.23",
@@ -56,9 +57,9 @@ def loads(engine: Engine) -> dict[str, Any]:
                 "dp_rank": 0,
                 "num_running_reqs": engine.running,
                 "num_waiting_reqs": engine.waiting,
-                "num_waiting_uncached_tokens": engine.waiting_uncached_tokens,
+                "num_waiting_uncached_tokens": waits,
                 "num_used_tokens": used,
-                "num_total_tokens": used + engine.waiting_uncached_tokens,
+                "num_total_tokens": used + waits,
                 "max_total_num_tokens": engine.spec.kv_tokens,
                 "max_running_requests": engine.spec.max_running,
                 "token_usage": used / engine.spec.kv_tokens,
