@@ -40,17 +40,23 @@ _READER = Reader(*_RUNNING, *_WAITING, *_USAGE, *_CAPACITY)
 
 
 def from_loads(body: bytes, at: float) -> LoadReport:
-    """``/v1/loads``. An empty list is what a server says that has not heard of its scheduler: unknown, not idle."""
+    """``/v1/loads``. An empty list is what a server says that has not heard of its scheduler: unknown, not idle.
+
+    With the tokens that wait it counts what is left of a chunked request that runs (0.5.17 and 0.5.23, whose
+    schedulers were read): all prefill but the present step's.
+    """
     ranks = _ranks(parsed_fields(body, LOADS).get("loads"))
     running, waiting = _sum(ranks, "num_running_reqs"), _sum(ranks, "num_waiting_reqs")
     if waiting is None and running is not None and (both := _sum(ranks, "num_total_reqs")) is not None:
         waiting = max(0.0, both - running)
+    uncached = whole(_sum(ranks, "num_waiting_uncached_tokens"))
     return LoadReport(
         source="sglang",
         at=at,
         running=whole(running),
         waiting=whole(waiting),
-        waiting_tokens=whole(_sum(ranks, "num_waiting_uncached_tokens")),
+        waiting_tokens=uncached,
+        prefill_tokens=uncached,
         prefill_tokens_per_s=_prefill_rate(ranks),
         batch_limit=whole(_sum(ranks, "max_running_requests")),
         kv_used=share(most(rank.get("token_usage") for rank in ranks)),

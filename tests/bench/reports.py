@@ -70,10 +70,10 @@ def vllm(engine: Engine, now: float) -> LoadReport:
 
 
 def waiting_tokens(engine: Engine, now: float) -> LoadReport:
-    """What SGLang tells beyond it."""
-    tokens = engine.waiting_uncached_tokens
+    """What SGLang tells beyond it: all but the step that is under way."""
+    tokens = engine.waiting_uncached_tokens + engine.chunked_uncached_tokens
     return LoadReport(
-        source="sglang", at=now, running=engine.running, waiting=engine.waiting, waiting_tokens=tokens
+        source="sglang", at=now, running=engine.running, waiting=engine.waiting, prefill_tokens=tokens
     )
 
 

@@ -173,6 +173,7 @@ def test_sglangs_loads() -> None:
         "running": 8,
         "waiting": 3,
         "waiting_tokens": 10240,
+        "prefill_tokens": 10240,
         "prefill_tokens_per_s": pytest.approx(2 * 918273 / 55.123),
         "batch_limit": 128,
         "kv_used": 0.3678,

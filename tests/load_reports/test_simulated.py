@@ -68,8 +68,8 @@ async def test_a_busy_replica_says_what_it_truly_has() -> None:
             assert form is not None
             report = await form.read(fetch, 1.0)
             assert (report.running, report.waiting) == (2, 3)
-        assert report.waiting_tokens is not None
-        assert report.waiting_tokens > 0
+        assert report.prefill_tokens == report.waiting_tokens
+        assert (report.waiting_tokens or 0) > 0
         assert report.batch_limit == 2
     for call in calls:
         call.join(10)

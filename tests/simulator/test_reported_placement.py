@@ -50,6 +50,13 @@ def vllm(engine: Engine, now: float) -> LoadReport:
     )
 
 
+def sglang(engine: Engine, now: float) -> LoadReport:
+    tokens = engine.waiting_uncached_tokens + engine.chunked_uncached_tokens
+    return LoadReport(
+        source="sglang", at=now, running=engine.running, waiting=engine.waiting, prefill_tokens=tokens
+    )
+
+
 def work(engine: Engine, now: float) -> LoadReport:
     return LoadReport(source="stream", at=now, prefill_tokens=engine.prefill_tokens_outstanding)
 
@@ -82,6 +89,10 @@ def test_work_and_prefixes_bring_strangers_close_to_omniscience(clients: int, mo
 
 def test_stock_vllm_metrics_each_second_and_before_long_calls_do() -> None:
     assert ours(16, Told(vllm, 1.0, asks_tokens=2_048)) <= 1.6 * judged(Omniscient)
+
+
+def test_sglangs_uncached_tokens_twice_a_second_and_before_long_calls_do() -> None:
+    assert ours(16, Told(sglang, 0.5, asks_tokens=2_048)) <= 1.4 * judged(Omniscient)
 
 
 @pytest.mark.parametrize("tell", [counts, work])

@@ -36,7 +36,7 @@ class LoadReport:
     at:              when it held, in seconds of the client's monotonic clock
     running:         requests in the batch; ``waiting``: requests not yet in it
     prefill_tokens:  uncached prompt tokens still to be computed, of running and waiting requests
-    waiting_tokens:  the same of waiting requests alone (SGLang's ``num_waiting_uncached_tokens``)
+    waiting_tokens:  the same as far as it waits; told alone, what runs is not known
     decode_tokens:   output tokens still to come of all requests, as the replica expects
     expected_wait_s: seconds until a new request's prefill would begin, as the replica estimates
     prefill_tokens_per_s, decode_tokens_per_s: how fast the replica works such tokens off while it is at it
