@@ -211,6 +211,11 @@ class LoadBoard:
             partial=self.partial,
         )
 
+    @property
+    def usual_tokens(self) -> int:
+        """Prompt tokens that a call has to compute, on average of late: what room is granted in."""
+        return self._work.usual_tokens
+
     def room(self, report: LoadReport) -> tuple[int | None, int | None]:
         """Requests and tokens that could be taken in, for all clients together; None where it is not known."""
         if report.state in (State.DRAINING, State.OVERLOADED, State.STARTING):

@@ -1,17 +1,16 @@
 """Who may take how much of a replica's room, so that hundreds of clients do not all see the same gap.
 
-The room is laid out as a line and cut at the subscribers' cumulative shares: what they get adds up to the room, always.
-Who sends more gets more. The cuts move on with time, so that a room smaller than the crowd goes round.
+Who sends more gets more; see ``core.load.room`` for how it is cut.
 """
 
 from __future__ import annotations
 
+from ..core.load.room import part, turn
 from .acks import Acks
 
 _REFRESH_S = 1.0
 _QUIET = 0.25
 _FADE = 0.5
-_GOLDEN = 0.6180339887
 
 
 class Grant:
@@ -32,7 +31,6 @@ class Grants:
         self._acks = acks
         self._grants: dict[int, Grant] = {}
         self._laid_at: float | None = None
-        self._offset = 0.0
 
     def __len__(self) -> int:
         return len(self._grants)
@@ -49,17 +47,16 @@ class Grants:
         if self._grants.pop(id(grant), None) is not None:
             self._laid_at = None
 
-    def share(self, grant: Grant | None, room: int, now: float) -> int:
-        """What of ``room`` is the subscriber's; one who has no place (it asks once) gets an equal part."""
+    def share(self, grant: Grant | None, room: int, now: float, unit: int = 1) -> int:
+        """What of ``room`` is the subscriber's, in whole units; who has no place (it asks once) gets an equal part."""
         if grant is None:
             return room // (len(self._grants) + 1)
         if self._laid_at is None or now - self._laid_at >= _REFRESH_S:
             self._lay(now)
-        return int(room * grant.high + self._offset) - int(room * grant.low + self._offset)
+        return part(room, grant.low, grant.high, turn(now), unit)
 
     def _lay(self, now: float) -> None:
         if self._laid_at is not None:
-            self._offset = (self._offset + _GOLDEN) % 1.0
             for grant in self._grants.values():
                 grant.demand = grant.demand * _FADE + self._acks.calls_since(grant.client)
         total = sum(grant.demand + _QUIET for grant in self._grants.values())

@@ -119,7 +119,7 @@ class Publisher:
         if requests is not None:
             requests = self.grants.share(grant, requests, now)
         if tokens is not None:
-            tokens = self.grants.share(grant, tokens, now)
+            tokens = self.grants.share(grant, tokens, now, self._board.usual_tokens)
         acked = self._board.acks.acked(client, told.seq)
         return personal(
             told.json, requests, tokens, {client: acked} if client is not None and acked is not None else None

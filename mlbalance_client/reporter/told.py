@@ -35,6 +35,11 @@ class Source(Protocol):
         """Requests and tokens that could be taken in."""
         ...
 
+    @property
+    def usual_tokens(self) -> int:
+        """What room in tokens is granted in: a call's, on average."""
+        ...
+
 
 class Told:
     """A report as it goes to all, with the room to be shared."""

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..core.cost import MovingMean
 from .rates import Throughput
 
 _MOST_SHARE = 0.9
+_STEP = 0.02
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +57,7 @@ class Workload:
         self._batch_limit = batch_limit
         self._calls: dict[int, Work] = {}
         self._head_free_at = 0.0
+        self._usual_tokens = MovingMean(_STEP)
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -62,6 +65,7 @@ class Workload:
     def begin(self, work: Work) -> None:
         """A call has come."""
         self._calls[id(work)] = work
+        self._usual_tokens.add(work.uncached)
         if work.visible:
             self.prefill.enter(work.began)
 
@@ -87,6 +91,11 @@ class Workload:
             if work.visible:
                 self.prefill.leave(now, work.uncached if whole else 0)
         del self._calls[id(work)]
+
+    @property
+    def usual_tokens(self) -> int:
+        """Prompt tokens that a call has to compute, on average of late; at least 1."""
+        return max(1, round(self._usual_tokens.value))
 
     def tally(self, now: float) -> Tally:
         """What is there."""

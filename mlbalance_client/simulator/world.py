@@ -10,9 +10,11 @@ from math import floor, inf
 from random import Random
 
 from mlbalance_client.core.admission import Admission, AdmissionSettings, Waiting
+from mlbalance_client.core.cost import MovingMean
 from mlbalance_client.core.fingerprint import BLOCK_BYTES, Fingerprint, fingerprint
 from mlbalance_client.core.fleet import Fleet, FleetSettings, Pick
 from mlbalance_client.core.load.report import LoadReport
+from mlbalance_client.core.load.room import part, turn
 from mlbalance_client.core.model import Demand, Replica, ReplicaId, Usage, Verdict
 from mlbalance_client.core.placement.freshening import FRESH_S, whom_to_ask
 from mlbalance_client.core.placement.published import PublishedPrefixes
@@ -145,7 +147,7 @@ class Clients:
         for i, report in enumerate(self._told.newest(now, self._phases[number])):
             if report is not None and report.at > heard[i]:
                 heard[i] = report.at
-                fleet.hear(ReplicaId(f"replica-{i}"), self._told.to(number, len(self.fleets), report))
+                fleet.hear(ReplicaId(f"replica-{i}"), self._told.to(number, len(self.fleets), report, i))
 
     # -- calls that wait ----------------------------------------------------------------------------------------
 
@@ -237,6 +239,7 @@ class Told:
         self._history: deque[tuple[float, list[LoadReport]]] = deque(maxlen=_PHASES + 1)
         self._chains: dict[int, tuple[int, ...]] = {}
         self._blocks: list[set[int]] = []
+        self._usual_tokens = MovingMean(_STEP)
 
     def of(self, engines: Sequence[Engine]) -> None:
         """Whose state is told."""
@@ -249,7 +252,8 @@ class Told:
         self.holders = [table.enrol() for _ in self._engines]
 
     def sent(self, fingerprint: Fingerprint, job: Job) -> None:
-        """Which chains an engine's blocks stand for: those that end in them."""
+        """Which chains an engine's blocks stand for: those that end in them; and how large calls are."""
+        self._usual_tokens.add(job.prompt_tokens)
         if self.prefixes:
             per = job.block_tokens * BYTES_PER_TOKEN // BLOCK_BYTES
             for i, block in enumerate(job.blocks):
@@ -274,16 +278,19 @@ class Told:
         """What an engine answers whoever asks it now."""
         return self.tell(self._engines[place], now)
 
-    def to(self, client: int, clients: int, report: LoadReport) -> LoadReport:
-        """The report as one of ``clients`` gets it: of room for all, its share, in cuts that move with time."""
-        shares = {}
-        for name in ("free_requests", "free_tokens"):
-            if (room := getattr(report, name)) is not None:
-                offset = floor(report.at) * 0.618
-                shares[name] = floor(room * (client + 1) / clients + offset) - floor(
-                    room * client / clients + offset
-                )
-        return replace(report, **shares) if shares else report
+    def to(self, client: int, clients: int, report: LoadReport, place: int) -> LoadReport:
+        """The report of a replica as one of ``clients`` gets it: of room for all, its share."""
+        low, high, cuts = client / clients, (client + 1) / clients, turn(report.at, first=place * _APART)
+        requests, tokens = report.free_requests, report.free_tokens
+        if requests is None and tokens is None:
+            return report
+        return replace(
+            report,
+            free_requests=None if requests is None else part(requests, low, high, cuts),
+            free_tokens=None
+            if tokens is None
+            else part(tokens, low, high, cuts, max(1, int(self._usual_tokens.value))),
+        )
 
     def newest(self, now: float, phase: float) -> list[LoadReport] | list[None]:
         """What a client of this phase has heard last."""
@@ -295,6 +302,9 @@ class Told:
 
 
 _PHASES = 8
+# Replicas' turns are not in step.
+_APART = 0.377
+_STEP = 0.02
 _ASKING_S = 0.003
 _TICK_S = 0.1
 

@@ -341,10 +341,11 @@ def test_clients_are_bounded_the_most_recent_stay() -> None:
 @given(
     st.lists(st.integers(0, 50), min_size=1, max_size=40),
     st.integers(0, 10_000),
+    st.integers(1, 5_000),
     st.lists(st.floats(0.1, 5), max_size=5),
 )
-def test_what_subscribers_are_granted_adds_up_to_the_room(
-    calls: list[int], room: int, steps: list[float]
+def test_what_subscribers_are_granted_adds_up_to_the_room_in_whole_calls(
+    calls: list[int], room: int, unit: int, steps: list[float]
 ) -> None:
     acks = Acks()
     grants = Grants(acks)
@@ -355,10 +356,22 @@ def test_what_subscribers_are_granted_adds_up_to_the_room(
         for number, count in enumerate(calls):
             for call in range(count):
                 acks.count(f"c{number}.{call}", 0)
-        shares = [grants.share(place, room, now) for place in places]
+        shares = [grants.share(place, room, now, unit) for place in places]
 
-        assert sum(shares) == room
-        assert min(shares) >= 0
+        assert all(share >= 0 and share % unit == 0 for share in shares)
+        assert abs(sum(shares) - room) < unit
+        assert sum(grants.share(place, room, now) for place in places) == room
+
+
+def test_a_room_for_less_than_a_call_is_granted_as_often_as_there_is_one() -> None:
+    grants = Grants(Acks())
+    places = [grants.admit(f"c{number}") for number in range(20)]
+
+    granted = [grants.share(place, 1_000, tick / 10, 4_000) for tick in range(400) for place in places]
+
+    assert set(granted) == {0, 4_000}
+    assert sum(granted) == pytest.approx(400 * 1_000, rel=0.1)
+    assert all(any(granted[number::20]) for number in range(20)), "everybody's turn comes"
 
 
 def test_who_sends_more_is_granted_more_and_a_small_room_goes_round() -> None:
