@@ -89,8 +89,11 @@ class LoadBoard:
         Its prefix is found by clients that describe their calls alike (``Balancer.acquire``: the same text and model);
         those of the HTTP clients are told by ``begin_request``.
         ``max_output_tokens``: 0 if it generates nothing. ``call_id``: what the client sent as ``x-mlbalance-call``.
-        ``streaming``: ``first_content()`` will be called.
+        ``streaming``: ``first_content()`` will be called. Raises ValueError for a negative number of tokens.
         """
+        for name, tokens in (("prompt_tokens", prompt_tokens), ("max_output_tokens", max_output_tokens)):
+            if tokens is not None and tokens < 0:
+                raise ValueError(f"{name} is {tokens}, and may not be negative")
         reading = reading_of(_Described(prompt, model, max_output_tokens, streaming))
         return self.begin_reading(reading, call_id, prompt_tokens)
 

@@ -25,10 +25,11 @@ class Grant:
 
 
 class Grants:
-    """The places of all subscribers."""
+    """The places of all subscribers. ``first``: where turns begin (0 to 1), lest replicas of one host be in step."""
 
-    def __init__(self, acks: Acks) -> None:
+    def __init__(self, acks: Acks, first: float = 0.0) -> None:
         self._acks = acks
+        self._first = first
         self._grants: dict[int, Grant] = {}
         self._laid_at: float | None = None
 
@@ -53,7 +54,7 @@ class Grants:
             return room // (len(self._grants) + 1)
         if self._laid_at is None or now - self._laid_at >= _REFRESH_S:
             self._lay(now)
-        return part(room, grant.low, grant.high, turn(now), unit)
+        return part(room, grant.low, grant.high, turn(now, self._first), unit)
 
     def _lay(self, now: float) -> None:
         if self._laid_at is not None:

@@ -68,7 +68,7 @@ class Publisher:
 
     def __init__(self, board: Source, first_seq: int) -> None:
         self.seq = self.first_seq = first_seq
-        self.grants = Grants(board.acks)
+        self.grants = Grants(board.acks, first=first_seq % 997 / 997)
         self._board = board
         self._told: Told | None = None
         self._page_at = board.clock()

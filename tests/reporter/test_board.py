@@ -363,6 +363,15 @@ def test_what_subscribers_are_granted_adds_up_to_the_room_in_whole_calls(
         assert sum(grants.share(place, room, now) for place in places) == room
 
 
+@pytest.mark.parametrize("name", ["prompt_tokens", "max_output_tokens"])
+def test_tokens_are_not_negative(name: str) -> None:
+    board = board_of()
+    with pytest.raises(ValueError, match=f"{name} is -4, and may not be negative"):
+        board.begin(**{name: -4})  # type: ignore[arg-type]
+
+    assert board.report(0.0).running == 0
+
+
 def test_a_room_for_less_than_a_call_is_granted_as_often_as_there_is_one() -> None:
     grants = Grants(Acks())
     places = [grants.admit(f"c{number}") for number in range(20)]
