@@ -42,7 +42,7 @@ _READER = Reader(*_RUNNING, *_WAITING, *_USAGE, *_CAPACITY)
 def from_loads(body: bytes, at: float) -> LoadReport:
     """``/v1/loads``. An empty list is what a server says that has not heard of its scheduler: unknown, not idle.
 
-    With the tokens that wait it counts what is left of a chunked request that runs (0.5.17 and 0.5.23, whose
+    With the tokens that wait it counts what is left of a chunked request that runs (0.5.13 to 0.5.23, whose
     schedulers were read): all prefill but the present step's.
     """
     ranks = _ranks(parsed_fields(body, LOADS).get("loads"))

@@ -46,7 +46,7 @@ def metrics(engine: Engine, model: str) -> str:
 
 
 def loads(engine: Engine) -> dict[str, Any]:
-    """As SGLang's ``/v1/loads`` of 0.5.17 and later, where what waits has with it the rest of a chunked request."""
+    """As SGLang's ``/v1/loads`` of 0.5.13 and later, where what waits has with it the rest of a chunked request."""
     used = engine.kv_used_tokens
     waits = engine.waiting_uncached_tokens + engine.chunked_uncached_tokens
     return {
