@@ -29,6 +29,7 @@ _SOONEST_S = 0.005
 _MEMORY_SHARE = 1 / 6
 _LEAST_MEMORY_S = 10.0
 _TRUST_S = 1.0
+_LEAST_UNITS = 1e-3
 _LEAST_RETRY_S = 0.1
 
 
@@ -64,22 +65,20 @@ class Waiting(Waiter):
 
 
 class _Drain:
-    """At which pace calls are pulled while any wait, in units a second, of late; a guess until it was seen.
+    """At which pace calls are pulled while any wait, in units a second, of late."""
 
-    ``known``: the guess is of what the fleet has shown.
-    """
+    __slots__ = ("_memory_s", "_seconds", "_since", "_units")
 
-    __slots__ = ("_memory_s", "_seconds", "_since", "_units", "_unseen_s")
-
-    def __init__(self, guess: float, memory_s: float, *, known: bool) -> None:
-        self._unseen_s = 0.0 if known else _TRUST_S
+    def __init__(self, memory_s: float) -> None:
         self._memory_s = memory_s
-        self._units = guess * _TRUST_S
-        self._seconds = _TRUST_S
+        self._units = self._seconds = 0.0
         self._since: float | None = None
 
-    def begins(self, now: float) -> None:
+    def begins(self, now: float, shown: float | None) -> None:
+        """Calls wait from now on; ``shown``: the pace that the fleet has shown otherwise, if it has."""
         self._since = now
+        if shown is not None and not self._seconds:
+            self._units, self._seconds = shown * _TRUST_S, _TRUST_S
 
     def pulled(self, units: float, now: float) -> None:
         self._pass(now)
@@ -88,19 +87,15 @@ class _Drain:
     def ends(self) -> None:
         self._since = None
 
-    def value(self, now: float) -> float:
+    def value(self, now: float) -> float | None:
+        """None before it has been seen."""
         waited_s = 0.0 if self._since is None else max(0.0, now - self._since)
-        return max(self._units / (self._seconds + waited_s), 1e-9)
-
-    def known(self, now: float) -> bool:
-        """Whether it may be relied on."""
-        waited_s = 0.0 if self._since is None else now - self._since
-        return waited_s >= self._unseen_s
+        seconds = self._seconds + waited_s
+        return self._units / seconds if self._units > _LEAST_UNITS and seconds >= _TRUST_S else None
 
     def _pass(self, now: float) -> None:
         if self._since is not None:
             waited_s = max(0.0, now - self._since)
-            self._unseen_s = max(0.0, self._unseen_s - waited_s)
             keep = exp(-waited_s / self._memory_s)
             self._units *= keep
             self._seconds = self._seconds * keep + waited_s
@@ -118,7 +113,7 @@ class Admission:
         self._line: WaitingLine = WaitingLine(
             settings.queue_max_calls, settings.ageing_s, settings.tenant_weights
         )
-        self._drain: _Drain | None = None
+        self._drain = _Drain(max(_LEAST_MEMORY_S, _MEMORY_SHARE * settings.queue_timeout_s))
 
     def __len__(self) -> int:
         return len(self._line)
@@ -177,8 +172,7 @@ class Admission:
     def enter(self, waiting: Waiting, now: float) -> list[Waiting]:
         """Get in line; those that have ended by it, itself perhaps among them."""
         if not self._line:
-            self._drain = self._drain or self._guessed_pace()
-            self._drain.begins(now)
+            self._drain.begins(now, self._rates() if self._fleet.rates.known else None)
             self._since = now
         displaced = self._line.add(waiting, now)
         ended = []
@@ -323,14 +317,12 @@ class Admission:
             first.passed += 1
         best.pick = self._fleet.take(found, best.demand, now, number=best.number)
         self._line.serve(best)
-        if self._drain is not None:
-            self._drain.pulled(best.units, now)
+        self._drain.pulled(best.units, now)
         return best
 
     def _late_s(self, waiting: Waiting, now: float) -> float:
-        """By how much it would miss its time, as calls are pulled now; 0 while that is only guessed."""
-        assert self._drain is not None
-        if not self._drain.known(now):
+        """By how much it would miss its time, as calls are pulled now; 0 before that has been seen."""
+        if self._drain.value(now) is None:
             return 0.0
         wait_s = self._wait_s(waiting, now)
         late_s = now + wait_s - waiting.due
@@ -342,24 +334,24 @@ class Admission:
         return late_s
 
     def _wait_s(self, waiting: Waiting, now: float) -> float:
-        assert self._drain is not None
-        return self._line.units_before(waiting) / self._drain.value(now)
+        return self._line.units_before(waiting) / self._pace(now)
 
     def _refuse(self, waiting: Waiting, now: float, why: str, after_s: float | None = None) -> Waiting:
         if after_s is None:
-            assert self._drain is not None
-            after_s = (self._line.units + waiting.units) / self._drain.value(now)
+            after_s = (self._line.units + waiting.units) / self._pace(now)
         waiting.error = NoCapacity(
             f"all replicas have enough to do, and {why}", retry_after_s=max(_LEAST_RETRY_S, after_s)
         )
         return waiting
 
-    def _guessed_pace(self) -> _Drain:
-        guess = sum(self._fleet.rates[place] for place, _ in self._fleet.places()) or 1.0
-        memory_s = max(_LEAST_MEMORY_S, _MEMORY_SHARE * self._settings.queue_timeout_s)
-        return _Drain(guess, memory_s, known=self._fleet.rates.known)
+    def _pace(self, now: float) -> float:
+        """Units a second, a guess if need be."""
+        return self._drain.value(now) or self._rates()
+
+    def _rates(self) -> float:
+        return sum(self._fleet.rates[place] for place, _ in self._fleet.places()) or 1.0
 
     def _note_end(self) -> None:
-        if not self._line and self._drain is not None:
+        if not self._line:
             self._drain.ends()
         self._fleet.waits(len(self._line))

@@ -43,13 +43,14 @@ def from_loads(body: bytes, at: float) -> LoadReport:
     """``/v1/loads``. An empty list is what a server says that has not heard of its scheduler: unknown, not idle.
 
     With the tokens that wait it counts what is left of a chunked request that runs (0.5.13 to 0.5.23, whose
-    schedulers were read): all prefill but the present step's.
+    schedulers were read): all prefill but the present step's. A server that only decodes tells 0 whatever waits.
     """
     ranks = _ranks(parsed_fields(body, LOADS).get("loads"))
     running, waiting = _sum(ranks, "num_running_reqs"), _sum(ranks, "num_waiting_reqs")
     if waiting is None and running is not None and (both := _sum(ranks, "num_total_reqs")) is not None:
         waiting = max(0.0, both - running)
-    uncached = whole(_sum(ranks, "num_waiting_uncached_tokens"))
+    decodes = any(part.get("mode") == "decode" for part in objects([r.get("disaggregation") for r in ranks]))
+    uncached = None if decodes else whole(_sum(ranks, "num_waiting_uncached_tokens"))
     return LoadReport(
         source="sglang",
         at=at,

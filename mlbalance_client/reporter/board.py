@@ -216,7 +216,7 @@ class LoadBoard:
 
     @property
     def usual_tokens(self) -> int:
-        """Prompt tokens that a call has to compute, on average of late: what room is granted in."""
+        """Prompt tokens that a call has to compute, on average of late."""
         return self._work.usual_tokens
 
     def room(self, report: LoadReport) -> tuple[int | None, int | None]:

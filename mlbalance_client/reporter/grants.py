@@ -5,7 +5,7 @@ Who sends more gets more; see ``core.load.room`` for how it is cut.
 
 from __future__ import annotations
 
-from ..core.load.room import part, turn
+from ..core.load.room import Turns, part
 from .acks import Acks
 
 _REFRESH_S = 1.0
@@ -25,11 +25,11 @@ class Grant:
 
 
 class Grants:
-    """The places of all subscribers. ``first``: where turns begin (0 to 1), lest replicas of one host be in step."""
+    """The places of all subscribers. ``seed``: replicas of one host must not take turns in step."""
 
-    def __init__(self, acks: Acks, first: float = 0.0) -> None:
+    def __init__(self, acks: Acks, seed: int = 0) -> None:
         self._acks = acks
-        self._first = first
+        self._turns = Turns(seed)
         self._grants: dict[int, Grant] = {}
         self._laid_at: float | None = None
 
@@ -49,12 +49,13 @@ class Grants:
             self._laid_at = None
 
     def share(self, grant: Grant | None, room: int, now: float, unit: int = 1) -> int:
-        """What of ``room`` is the subscriber's, in whole units; who has no place (it asks once) gets an equal part."""
+        """What of ``room`` is the subscriber's, in whole units; who has no place (it asks once) gets a share alike."""
+        cuts = self._turns.cuts(now)
         if grant is None:
-            return room // (len(self._grants) + 1)
+            return part(room, 0.0, 1.0 / (len(self._grants) + 1), cuts, unit)
         if self._laid_at is None or now - self._laid_at >= _REFRESH_S:
             self._lay(now)
-        return part(room, grant.low, grant.high, turn(now, self._first), unit)
+        return part(room, grant.low, grant.high, cuts, unit)
 
     def _lay(self, now: float) -> None:
         if self._laid_at is not None:

@@ -10,6 +10,7 @@ from math import inf
 
 from ..core.load.format import PrefixDelta, encode_prefixes, personal
 from ..core.load.report import LoadReport
+from ..core.load.room import unit_of
 from .chains import Page
 from .change import LARGE, LARGE_REQUESTS, SMALL
 from .grants import Grant, Grants
@@ -68,7 +69,7 @@ class Publisher:
 
     def __init__(self, board: Source, first_seq: int) -> None:
         self.seq = self.first_seq = first_seq
-        self.grants = Grants(board.acks, first=first_seq % 997 / 997)
+        self.grants = Grants(board.acks, seed=first_seq)
         self._board = board
         self._told: Told | None = None
         self._page_at = board.clock()
@@ -119,7 +120,8 @@ class Publisher:
         if requests is not None:
             requests = self.grants.share(grant, requests, now)
         if tokens is not None:
-            tokens = self.grants.share(grant, tokens, now, self._board.usual_tokens)
+            unit = unit_of(tokens, told.report.prefill_tokens or 0, self._board.usual_tokens)
+            tokens = self.grants.share(grant, tokens, now, unit)
         acked = self._board.acks.acked(client, told.seq)
         return personal(
             told.json, requests, tokens, {client: acked} if client is not None and acked is not None else None

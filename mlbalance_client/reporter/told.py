@@ -37,7 +37,7 @@ class Source(Protocol):
 
     @property
     def usual_tokens(self) -> int:
-        """What room in tokens is granted in: a call's, on average."""
+        """Prompt tokens that a call has to compute, on average of late."""
         ...
 
 

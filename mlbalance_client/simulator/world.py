@@ -14,7 +14,7 @@ from mlbalance_client.core.cost import MovingMean
 from mlbalance_client.core.fingerprint import BLOCK_BYTES, Fingerprint, fingerprint
 from mlbalance_client.core.fleet import Fleet, FleetSettings, Pick
 from mlbalance_client.core.load.report import LoadReport
-from mlbalance_client.core.load.room import part, turn
+from mlbalance_client.core.load.room import Turns, part, unit_of
 from mlbalance_client.core.model import Demand, Replica, ReplicaId, Usage, Verdict
 from mlbalance_client.core.placement.freshening import FRESH_S, whom_to_ask
 from mlbalance_client.core.placement.published import PublishedPrefixes
@@ -206,6 +206,8 @@ class Clients:
             pick.piece(float("-inf"), emission.t)
         elif emission.kind is EmissionKind.FINISHED:
             usage = Usage(job.prompt_tokens, emission.cached_tokens, emission.tokens)
+            if self._told is not None:
+                self._told.computed(job.prompt_tokens - emission.cached_tokens)
             pick.settle(Verdict.OK, emission.t, usage)
             del self._picks[emission.job_id]
 
@@ -240,11 +242,13 @@ class Told:
         self._chains: dict[int, tuple[int, ...]] = {}
         self._blocks: list[set[int]] = []
         self._usual_tokens = MovingMean(_STEP)
+        self._turns: list[Turns] = []
 
     def of(self, engines: Sequence[Engine]) -> None:
         """Whose state is told."""
         self._engines = engines
         self._blocks = [set() for _ in engines]
+        self._turns = [Turns(seed=place * _APART) for place in range(len(engines))]
 
     def publish_to(self, table: PublishedPrefixes) -> None:
         """The table that all clients of the process share."""
@@ -252,12 +256,15 @@ class Told:
         self.holders = [table.enrol() for _ in self._engines]
 
     def sent(self, fingerprint: Fingerprint, job: Job) -> None:
-        """Which chains an engine's blocks stand for: those that end in them; and how large calls are."""
-        self._usual_tokens.add(job.prompt_tokens)
+        """Which chains an engine's blocks stand for: those that end in them."""
         if self.prefixes:
             per = job.block_tokens * BYTES_PER_TOKEN // BLOCK_BYTES
             for i, block in enumerate(job.blocks):
                 self._chains.setdefault(block, fingerprint.chain[i * per : (i + 1) * per])
+
+    def computed(self, tokens: int) -> None:
+        """A call had so many prompt tokens to compute."""
+        self._usual_tokens.add(tokens)
 
     def look(self, now: float) -> None:
         """Take down the state of all engines, if it is time."""
@@ -280,17 +287,15 @@ class Told:
 
     def to(self, client: int, clients: int, report: LoadReport, place: int) -> LoadReport:
         """The report of a replica as one of ``clients`` gets it: of room for all, its share."""
-        low, high, cuts = client / clients, (client + 1) / clients, turn(report.at, first=place * _APART)
+        low, high = client / clients, (client + 1) / clients
+        cuts = self._turns[place].cuts(report.at)
         requests, tokens = report.free_requests, report.free_tokens
-        if requests is None and tokens is None:
-            return report
-        return replace(
-            report,
-            free_requests=None if requests is None else part(requests, low, high, cuts),
-            free_tokens=None
-            if tokens is None
-            else part(tokens, low, high, cuts, max(1, int(self._usual_tokens.value))),
-        )
+        if requests is not None:
+            report = replace(report, free_requests=part(requests, low, high, cuts))
+        if tokens is not None:
+            unit = unit_of(tokens, report.prefill_tokens or 0, int(self._usual_tokens.value))
+            report = replace(report, free_tokens=part(tokens, low, high, cuts, unit))
+        return report
 
     def newest(self, now: float, phase: float) -> list[LoadReport] | list[None]:
         """What a client of this phase has heard last."""
@@ -303,7 +308,7 @@ class Told:
 
 _PHASES = 8
 # Replicas' turns are not in step.
-_APART = 0.377
+_APART = 1_000_003
 _STEP = 0.02
 _ASKING_S = 0.003
 _TICK_S = 0.1

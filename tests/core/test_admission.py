@@ -195,6 +195,21 @@ def test_nobody_is_refused_by_a_guess_of_the_pace() -> None:
 
     for _ in range(500):
         assert scene.queue.enter(scene.waiting(text=b"x" * 40_000), 0.0) == []
+    scene.grant(5.0, 0)
+    assert scene.queue.enter(scene.waiting(5.0, text=b"x" * 40_000), 5.0) == [], "nothing was pulled yet"
+
+
+def test_a_pace_that_the_fleet_shows_after_the_first_wait_counts_at_the_next() -> None:
+    scene = Scene()
+    first = scene.waiting()
+    scene.queue.enter(first, 0.0)
+    scene.queue.leave(first)
+    shows_its_pace(scene.fleet)
+
+    late = scene.waiting(1.0, text=b"x" * 400_000, deadline=2.0)
+
+    assert scene.queue.enter(late, 1.0) == [late]
+    assert isinstance(late.error, NoCapacity)
 
 
 def test_a_call_that_would_wait_too_long_by_the_pace_of_those_before_it_fails_at_once() -> None:

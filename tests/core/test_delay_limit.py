@@ -68,6 +68,22 @@ def test_it_is_cut_from_what_was_used() -> None:
     assert 20.0 < scene.limit.value < 30.0
 
 
+def test_another_replica_takes_nothing_from_what_it_has_grown_to() -> None:
+    scene = Scene(8)
+    for second in range(60):
+        charge = scene.send(float(second))
+        scene.limit.answered(
+            charge, 100, second + 0.5, judged=False
+        )  # too short to tell how fast replicas are
+        scene.ledger.first_content(charge, second + 0.5)
+    grown = scene.limit.value
+    assert grown > 60.0
+
+    scene.limit.members(9)
+
+    assert scene.limit.value == grown
+
+
 def test_after_a_cut_it_grows_by_one_a_round() -> None:
     scene = Scene(8)
     scene.answer(scene.send(0.0), 12.0)

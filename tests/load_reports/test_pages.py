@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from typing import Any
 
@@ -179,6 +180,16 @@ def test_sglangs_loads() -> None:
         "kv_used": 0.3678,
         "kv_capacity_tokens": 262144,
     }
+
+
+def test_an_sglang_that_only_decodes_tells_of_no_prefill() -> None:
+    page = json.loads(body("sglang_v1_loads.json"))
+    page["loads"][0] |= {"num_waiting_uncached_tokens": 0, "disaggregation": {"mode": "decode"}}
+    page["loads"] = page["loads"][:1]
+
+    found = sglang.from_loads(json.dumps(page).encode(), AT)
+
+    assert (found.prefill_tokens, found.waiting_tokens, found.waiting) == (None, None, 3)
 
 
 def test_sglangs_empty_loads_are_unknown_not_idle() -> None:

@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from mlbalance_client.core.fingerprint import fingerprint
 from mlbalance_client.core.load.format import decode_header, decode_load, decode_prefixes
 from mlbalance_client.core.load.report import State
+from mlbalance_client.core.load.room import Turns, part
 from mlbalance_client.dialects import find
 from mlbalance_client.dialects.plain import reading_of
 from mlbalance_client.errors import ConfigError
@@ -376,11 +377,52 @@ def test_a_room_for_less_than_a_call_is_granted_as_often_as_there_is_one() -> No
     grants = Grants(Acks())
     places = [grants.admit(f"c{number}") for number in range(20)]
 
-    granted = [grants.share(place, 1_000, tick / 10, 4_000) for tick in range(400) for place in places]
+    granted = [grants.share(place, 1_000, tick * 0.13, 4_000) for tick in range(2_000) for place in places]
 
     assert set(granted) == {0, 4_000}
-    assert sum(granted) == pytest.approx(400 * 1_000, rel=0.1)
+    assert sum(granted) == pytest.approx(2_000 * 1_000, rel=0.1)
     assert all(any(granted[number::20]) for number in range(20)), "everybody's turn comes"
+
+
+@pytest.mark.parametrize("period_s", [0.1, 0.5, 1.3, 1.9])
+def test_a_turn_comes_at_whatever_period_a_client_hears(period_s: float) -> None:
+    turns = Turns(seed=1)
+    waited = longest = 0
+    for report in range(1_000):
+        waited = 0 if part(4_000, 0.5, 0.5 + 1 / 16, turns.cuts(report * period_s), 4_000) else waited + 1
+        longest = max(longest, waited)
+
+    assert longest < 150, "16 clients: 16 reports on average"
+
+
+def test_boards_take_turns_apart() -> None:
+    own = [[Turns(seed).cuts(tick / 10) for tick in range(10)] for seed in range(20)]
+
+    assert len({tuple(cuts) for cuts in own}) == 20
+
+
+@pytest.mark.parametrize(("standing", "whole"), [(1, False), (3, True)])
+def test_room_comes_in_slivers_until_half_the_target_stands_then_in_calls(standing: int, whole: bool) -> None:
+    clock = Clock()
+    board = board_of(clock, wait_target_s=5.0)
+    for _ in range(20):  # 1,000 tokens a second
+        call = board.begin(prompt_tokens=1_000, max_output_tokens=1)
+        clock.now += 1.0
+        call.first_content()
+        call.succeed(output_tokens=1)
+    for _ in range(standing):
+        board.begin(prompt_tokens=1_000, max_output_tokens=1)
+    grants = board.publisher.grants
+    places = [grants.admit(f"c{number}") for number in range(8)]
+
+    told = board.publisher.newest(clock.now)
+    free = [
+        json.loads(board.publisher.load(told, place.client, place, clock.now))["free"]["tokens"]
+        for place in places
+    ]
+
+    assert sum(free) == pytest.approx(5_000 - 1_000 * standing, abs=1_000 if whole else 300)
+    assert all(tokens % 1_000 == 0 for tokens in free) is whole
 
 
 def test_who_sends_more_is_granted_more_and_a_small_room_goes_round() -> None:

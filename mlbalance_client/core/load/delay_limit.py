@@ -62,7 +62,7 @@ class DelayLimit:
         """The fleet has so many now."""
         self._replicas = replicas
         if self._untried:
-            self.value = max(_ALWAYS, _START * replicas)
+            self.value = max(self.value, _START * replicas)
 
     def sent(self, charge: Charge, *, tells: bool = True) -> None:
         """A call is on its way; ``tells``: its delay is of others' work."""

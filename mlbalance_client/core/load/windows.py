@@ -3,8 +3,7 @@
 ======================== =============================================================================================
 known of the replica     it is full when
 ======================== =============================================================================================
-``free`` (a grant)       the requests that it granted this client are used up; for calls that wait also the tokens,
-                         unless it is left nearly idle
+``free`` (a grant)       the requests that it granted this client are used up; for calls that wait also the tokens
 batch limit              running and waiting requests exceed it by an eighth
 KV memory                as ``memory`` says
 work that stands there   it is ``engine_queue_s`` seconds or more; for calls that wait in an overload a third of it;
@@ -40,8 +39,6 @@ _KEPT_FOR_S = 60.0
 # What is urgent waits for no ordinary call's end: to be refused, or to stand in line here, is worse than a full queue
 # there. Only that so much stands already, in queues, says that urgent calls themselves are too many.
 _URGENT_QUEUES = 4.0
-# Whose turn it is may have nothing to send: where no more stands than this, anybody who waits may take it.
-_LEFT_IDLE_S = 0.1
 
 
 class WindowSettings(Protocol):
@@ -188,19 +185,16 @@ class Windows:
     def pulls(self, place: int, now: float, *, overload: bool) -> bool:
         """Whether it has room for a call that waits."""
         if (room := self._granting(place, now)) is not None:
-            granted = room.tokens is None or room.tokens > room.sent_tokens
-            return not room.shut and (granted or self._load.waiting_s(place, now) <= _LEFT_IDLE_S)
+            return not (room.shut or (room.tokens is not None and room.tokens <= room.sent_tokens))
         return not self.full(
             place, self._load.waiting_s(place, now), now, self.most_s(now, overload=overload)
         )
 
     def drains_in_s(self, place: int, now: float, *, overload: bool) -> float:
         """In how many seconds it pulls by the mere draining of work; infinite if that is not what it wants."""
-        if self.shut(place, now):
+        if self._granting(place, now) is not None or self.shut(place, now):
             return inf
-        granting = self._granting(place, now) is not None
-        most_s = _LEFT_IDLE_S if granting else self.most_s(now, overload=overload)
-        left_s = self._standing_s(place, now) - most_s
+        left_s = self._standing_s(place, now) - self.most_s(now, overload=overload)
         return left_s if left_s > 0.0 else inf
 
     def _granting(self, place: int, now: float) -> _Room | None:
