@@ -154,9 +154,11 @@ def _until_ready(engine: Vllm) -> None:
 async def _real_calls(url: str, bodies: list[bytes]) -> None:
     async with httpx.AsyncClient(timeout=READY_WITHIN_S, trust_env=False) as client:
         at_once = asyncio.Semaphore(REAL_AT_ONCE)
+        headers = {"content-type": "application/json"}
+        asked = partial(client.stream, "POST", f"{url}/v1/chat/completions", headers=headers)
 
         async def call(body: bytes) -> None:
-            async with at_once, client.stream("POST", f"{url}/v1/chat/completions", content=body) as answer:
+            async with at_once, asked(content=body) as answer:
                 events = [line async for line in answer.aiter_lines() if line]
             if answer.status_code != 200 or events[-1] != "data: [DONE]":
                 raise RuntimeError(f"{url}: {answer.status_code}, {events[-1:]}")

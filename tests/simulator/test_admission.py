@@ -21,7 +21,7 @@ def test_a_burst_is_bounded_and_soon_over(clients: int, recovered_s: float) -> N
     assert seen.mean_busy >= 0.95
     assert seen.least_busy >= 0.88
     assert seen.urgent_refused == 0
-    assert seen.urgent_burst_s <= 1.5 * seen.urgent_calm_s
+    assert seen.urgent_burst_s <= (1.5 if clients == 1 else 2.0) * seen.urgent_calm_s
     assert seen.recovered_s <= recovered_s, "the trace has bursts of its own"
 
 

@@ -1,15 +1,15 @@
 """How many own calls may stand before their first content, at all replicas together: a window on queueing delay.
 
 What a first content comes later than its own prefill takes, it has queued. Up to the target the limit grows while half
-of it is used: by one a round, or, before the first cut and for a client that finds nobody else's work, by one for each
-call. What is not used fades, so that a burst does not begin with what was never tried. Beyond the target it is cut to
-target over delay, once for all that were under way; the oldest at two replicas may show that before their contents
-come, of which one alone may have stalled. A few are always open to a client of which no more wait than are under way:
-its own chance clusters are no overload. A call that a later one at its replica has overtaken tells nothing of queues:
-what keeps it is its own affair. One limit for all replicas: a client among many has too few calls at each to learn
-from. Own work is no reason to cut: ``Windows`` bounds it by replica.
+of it is used, by one a round, or by one for each call of a client that finds nobody else's work. What is not used
+fades, so that a burst does not begin with what was never tried. Beyond the target it is cut to target over delay, once
+for all that were under way; the oldest at two replicas may show that before their contents come, of which one alone may
+have stalled. A few are always open to a client of which no more wait than are under way: its own chance clusters are no
+overload. A call that a later one at its replica has overtaken tells nothing of queues: what keeps it is its own affair.
+One limit for all replicas: a client among many has too few calls at each to learn from. Own work is no reason to cut:
+``Windows`` bounds it by replica.
 
-After Swift (Kumar et al., SIGCOMM 2020: target delay, increase by one a round, one cut a round), slow start (RFC 5681)
+After Swift (Kumar et al., SIGCOMM 2020: target delay, increase by one a round, one cut a round)
 and RFC 7661 (what is not used is not kept).
 """
 
@@ -21,8 +21,7 @@ from math import inf
 from .company import Company
 from .ledger import Charge
 
-# So many a replica: to find out costs a few rounds, to guess wrong what stands before everybody.
-_START = 1.0
+_START = 256.0
 _ALWAYS = 4.0
 _FLOOR = 1.0
 _CEILING = 65_536.0
@@ -62,7 +61,7 @@ class DelayLimit:
         """The fleet has so many now."""
         self._replicas = replicas
         if self._untried:
-            self.value = max(self.value, _START * replicas)
+            self.value = max(_ALWAYS, _START * replicas)
 
     def sent(self, charge: Charge, *, tells: bool = True) -> None:
         """A call is on its way; ``tells``: its delay is of others' work."""
@@ -100,8 +99,9 @@ class DelayLimit:
             if judged:
                 self._late(queued_s, charge.at, now)
         elif 2 * under_way >= self.value:
-            doubles = self._company.leaves_alone or self._cut_at == -inf
-            self.value = min(_CEILING, self.value + (1.0 if doubles else 1.0 / max(1.0, self.value)))
+            self.value = min(
+                _CEILING, self.value + (1.0 if self._company.leaves_alone else 1.0 / max(1.0, self.value))
+            )
         else:
             enough = max(2.0 * under_way, _START * self._replicas if self._company.leaves_alone else _ALWAYS)
             self.value -= _FADE * max(0.0, self.value - enough)
