@@ -74,11 +74,17 @@ class _Drain:
         self._units = self._seconds = 0.0
         self._since: float | None = None
 
-    def begins(self, now: float, shown: float | None) -> None:
-        """Calls wait from now on; ``shown``: the pace that the fleet has shown otherwise, if it has."""
+    @property
+    def untold(self) -> bool:
+        """Whether it goes by nothing yet."""
+        return not self._seconds
+
+    def tell(self, pace: float) -> None:
+        """What the fleet has shown otherwise."""
+        self._units, self._seconds = pace * _TRUST_S, _TRUST_S
+
+    def begins(self, now: float) -> None:
         self._since = now
-        if shown is not None and not self._seconds:
-            self._units, self._seconds = shown * _TRUST_S, _TRUST_S
 
     def pulled(self, units: float, now: float) -> None:
         self._pass(now)
@@ -172,7 +178,9 @@ class Admission:
     def enter(self, waiting: Waiting, now: float) -> list[Waiting]:
         """Get in line; those that have ended by it, itself perhaps among them."""
         if not self._line:
-            self._drain.begins(now, self._rates() if self._fleet.rates.known else None)
+            if self._drain.untold and self._fleet.rates.known:
+                self._drain.tell(self._rates())
+            self._drain.begins(now)
             self._since = now
         displaced = self._line.add(waiting, now)
         ended = []

@@ -18,6 +18,8 @@ from mlbalance_client.simulator.model.spec import EngineSpec
 from mlbalance_client.simulator.model.traces import load
 from mlbalance_client.simulator.world import Told, fingerprint_of, simulate
 
+from ..bench.reports import waiting_tokens, work
+
 SPEC = EngineSpec()
 WARM = 3000
 # Recorded rate x 1.5: the omniscient router then keeps eight replicas about 75 % busy.
@@ -48,17 +50,6 @@ def vllm(engine: Engine, now: float) -> LoadReport:
         prefix_hits=engine.prefix_hits_total,
         prefilled_tokens=engine.prompt_tokens_total,
     )
-
-
-def sglang(engine: Engine, now: float) -> LoadReport:
-    tokens = engine.waiting_uncached_tokens + engine.chunked_uncached_tokens
-    return LoadReport(
-        source="sglang", at=now, running=engine.running, waiting=engine.waiting, prefill_tokens=tokens
-    )
-
-
-def work(engine: Engine, now: float) -> LoadReport:
-    return LoadReport(source="stream", at=now, prefill_tokens=engine.prefill_tokens_outstanding)
 
 
 @cache
@@ -92,7 +83,7 @@ def test_stock_vllm_metrics_each_second_and_before_long_calls_do() -> None:
 
 
 def test_sglangs_uncached_tokens_twice_a_second_and_before_long_calls_do() -> None:
-    assert ours(16, Told(sglang, 0.5, asks_tokens=2_048)) <= 1.4 * judged(Omniscient)
+    assert ours(16, Told(waiting_tokens, 0.5, asks_tokens=2_048)) <= 1.4 * judged(Omniscient)
 
 
 @pytest.mark.parametrize("tell", [counts, work])
