@@ -22,8 +22,6 @@ from .waiting_line import Waiter, WaitingLine
 # Of how many in order the one that suits best is pulled, and how often the first may be passed over for it.
 _LOOKED_AT = 8
 _PASSED_AT_MOST = 8
-# So few that wait for long, as long as engines' queues last, have bad luck in a fleet that has room.
-_FEW = 3
 # Reports that expire and rests that end are told by nobody.
 _LOOK_AGAIN_S = 1.0
 _SOONEST_S = 0.005
@@ -263,8 +261,7 @@ class Admission:
             return inf
         opens_s = self._fleet.opens_for_all_in_s(now)
         if opens_s == 0.0:
-            overload, shared = self._overload(now), self._shares(now)
-            opens_s = self._fleet.drains_in_s(now, overload=overload, shared=shared)
+            opens_s = self._fleet.drains_in_s(now, overload=self._overload(now))
         opens_s = min(_LOOK_AGAIN_S, max(_SOONEST_S, opens_s))
         return min(self._line.next_expiry(), now + opens_s)
 
@@ -273,13 +270,6 @@ class Admission:
     def _overload(self, now: float) -> bool:
         """Whether calls have been waiting without a break for as long as engines' queues last."""
         return now - self._since > self._settings.engine_queue_s
-
-    def _shares(self, now: float) -> bool:
-        """Whether other clients' calls must be thought to wait as well."""
-        if len(self._line) >= _FEW:
-            return True
-        longest_s = now - min(waiter.since for waiter in self._line.in_order(now))
-        return longest_s <= self._settings.engine_queue_s
 
     def _pulled(self, now: float, place: int | None) -> Waiting | None:
         """The next who gets room, at ``place`` or anywhere, charged."""
@@ -291,7 +281,7 @@ class Admission:
         self._shut = fleet.opens_for_all_in_s(now) > 0.0
         if self._shut:
             return None
-        pulls = partial(fleet.pulls, overload=self._overload(now), shared=self._shares(now))
+        pulls = partial(fleet.pulls, overload=self._overload(now))
         return self._best(self._places(pulls, now, None if shut else place), now)
 
     def _places(self, has_room: Callable[[int, float], bool], now: float, place: int | None) -> int:

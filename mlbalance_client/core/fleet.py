@@ -269,7 +269,7 @@ class Fleet:
         self.fitness.streamed_at = self.load.pace.last_at
         self.fitness.idle = lambda place: not self.ledger.accounts[place].queue
         self.windows = (
-            None if windows is None else Windows(windows, self.ledger, self.load, self.company, rng, expiry_s)
+            None if windows is None else Windows(windows, self.ledger, self.load, self.company, expiry_s)
         )
         self.on_stir: Callable[[int], None] | None = None
         self.late_s: Callable[[float], float] = _in_time
@@ -490,10 +490,10 @@ class Fleet:
         if self.on_stir is not None:
             self.on_stir(place)
 
-    def pulls(self, place: int, now: float, *, overload: bool, shared: bool) -> bool:
-        """Whether the replica at ``place`` has room for a call that waits; ``shared``: for others' that wait, too."""
+    def pulls(self, place: int, now: float, *, overload: bool) -> bool:
+        """Whether the replica at ``place`` has room for a call that waits."""
         return place in self._replicas and (
-            self.windows is None or self.windows.pulls(place, now, overload=overload, shared=shared)
+            self.windows is None or self.windows.pulls(place, now, overload=overload)
         )
 
     def opens_for_all_in_s(self, now: float) -> float:
@@ -518,16 +518,12 @@ class Fleet:
         """How much work may stand where an ordinary call that waits is sent to."""
         return 0.0 if self.windows is None else self.windows.most_s(now, overload=overload)
 
-    def drains_in_s(self, now: float, *, overload: bool, shared: bool) -> float:
+    def drains_in_s(self, now: float, *, overload: bool) -> float:
         """In how many seconds somebody might have room by the mere passing of time."""
         if self.windows is None:
             return inf
         return min(
-            (
-                self.windows.drains_in_s(place, now, overload=overload, shared=shared)
-                for place in self._replicas
-            ),
-            default=inf,
+            (self.windows.drains_in_s(place, now, overload=overload) for place in self._replicas), default=inf
         )
 
     def choose_among(

@@ -79,11 +79,9 @@ def test_granted_tokens_are_used_up_too() -> None:
     fleet.hear(A, report(0.0, free_tokens=500, prefill_tokens=0))
 
     assert sent(fleet, 0.1, tokens=400)
-    assert fleet.pulls(0, 0.1, overload=True, shared=True), (
-        "a call may overdraw: else a long one would never fit"
-    )
+    assert fleet.pulls(0, 0.1, overload=True), "a call may overdraw: else a long one would never fit"
     assert sent(fleet, 0.1, tokens=9_000)
-    assert not fleet.pulls(0, 0.1, overload=True, shared=True)
+    assert not fleet.pulls(0, 0.1, overload=True)
     assert sent(fleet, 0.1)
 
 

@@ -140,10 +140,6 @@ class LoadView:
             told_s = max(told_s, guessed_s)
         return say * told_s + (1.0 - say) * guessed_s
 
-    def call_s(self, place: int) -> float:
-        """Seconds of prefill of the mean call there."""
-        return self.work.units_per_call / self._rate(place)
-
     def all_waiting_s(self, places: Collection[int], now: float, others: float = 0.0) -> list[float]:
         """``waiting_s`` of each, and what others will have sent there since; ``others``: their share of the traffic.
 

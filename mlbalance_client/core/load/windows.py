@@ -7,8 +7,7 @@ known of the replica     it is full when
 batch limit              running and waiting requests exceed it by an eighth
 KV memory                as ``memory`` says
 work that stands there   it is ``engine_queue_s`` seconds or more; for calls that wait in an overload a third of it;
-                         for ordinary ones a fifth of either, for a minute after each urgent one; for calls that wait,
-                         where the replica counts all clients' calls, ``own_part`` of that
+                         for ordinary ones a fifth of either, for a minute after each urgent one
 ======================== =============================================================================================
 
 What was sent since a report was made is counted against it until a report counts it. Who has nothing of this client
@@ -19,14 +18,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import inf
-from random import Random
 from typing import Protocol
 
 from .company import Company
 from .delay_limit import DelayLimit
 from .ledger import Charge, Ledger
 from .memory import left_tokens
-from .own_part import OwnPart
 from .report import LoadReport
 from .view import LoadView
 
@@ -92,20 +89,13 @@ class Windows:
     """``expiry_s``: a report's life."""
 
     def __init__(
-        self,
-        settings: WindowSettings,
-        ledger: Ledger,
-        load: LoadView,
-        company: Company,
-        rng: Random,
-        expiry_s: float,
+        self, settings: WindowSettings, ledger: Ledger, load: LoadView, company: Company, expiry_s: float
     ) -> None:
         self._settings = settings
         self._ledger = ledger
         self._load = load
         self._expiry_s = expiry_s
         self._rooms: dict[int, _Room] = {}
-        self._part = OwnPart(rng, expiry_s)
         self._kept_until = -inf
         self.limit = DelayLimit(settings.engine_queue_s, company)
 
@@ -115,7 +105,6 @@ class Windows:
         granted = report.free_requests is not None or report.free_tokens is not None
         if not granted and known is not None and known.granted and report.at - known.at < self._expiry_s:
             return
-        self._part_of(place, report, granted=granted)
         requests, tokens = _room(report)
         if requests is None and tokens is None:
             self._rooms.pop(place, None)
@@ -125,19 +114,10 @@ class Windows:
             if not _counts(report, charge):
                 room.add(charge)
 
-    def _part_of(self, place: int, report: LoadReport, *, granted: bool) -> None:
-        if granted or report.partial or report.running is None or report.waiting is None:
-            self._part.drop(place)
-            return
-        own = self._ledger.accounts[place].requests
-        calls = report.running + report.waiting
-        self._part.hear(place, report.at, own, calls, self._load.waiting_s(place, report.at))
-
     def charged(self, place: int, charge: Charge, *, starting: bool) -> None:
         """A call was sent there; ``starting``: to one that starts slowly, of which no delay tells of others' work."""
         if not charge.blind:
             self.limit.sent(charge, tells=not starting)
-        self._part.sent(place, charge.prefill_s)
         room = self._rooms.get(place)
         if room is not None and self._current(place, room, charge.at):
             room.add(charge)
@@ -202,29 +182,19 @@ class Windows:
             standing_s = sum(self._ledger.accounts[place].standing_s(now))
         return standing_s < _URGENT_QUEUES * self._settings.engine_queue_s
 
-    def pulls(self, place: int, now: float, *, overload: bool, shared: bool) -> bool:
-        """Whether it has room for a call that waits. ``shared``: others' calls may be waiting too, so only of its part.
-
-        A grant is that anyhow.
-        """
+    def pulls(self, place: int, now: float, *, overload: bool) -> bool:
+        """Whether it has room for a call that waits."""
         if (room := self._granting(place, now)) is not None:
             return not (room.shut or (room.tokens is not None and room.tokens <= room.sent_tokens))
-        most_s = self.most_s(now, overload=overload)
-        if self.full(place, self._load.waiting_s(place, now), now, most_s):
-            return False
-        return not shared or self._part_opens_in_s(place, most_s, now) == 0.0
+        return not self.full(
+            place, self._load.waiting_s(place, now), now, self.most_s(now, overload=overload)
+        )
 
-    def _part_opens_in_s(self, place: int, most_s: float, now: float) -> float:
-        return self._part.opens_in_s(place, most_s, self._load.call_s(place), now)
-
-    def drains_in_s(self, place: int, now: float, *, overload: bool, shared: bool) -> float:
+    def drains_in_s(self, place: int, now: float, *, overload: bool) -> float:
         """In how many seconds it pulls by the mere draining of work; infinite if that is not what it wants."""
         if self._granting(place, now) is not None or self.shut(place, now):
             return inf
-        most_s = self.most_s(now, overload=overload)
-        left_s = self._standing_s(place, now) - most_s
-        if shared:
-            left_s = max(left_s, self._part_opens_in_s(place, most_s, now))
+        left_s = self._standing_s(place, now) - self.most_s(now, overload=overload)
         return left_s if left_s > 0.0 else inf
 
     def _granting(self, place: int, now: float) -> _Room | None:
@@ -234,7 +204,6 @@ class Windows:
     def drop(self, place: int) -> None:
         """The replica is gone."""
         self._rooms.pop(place, None)
-        self._part.drop(place)
 
     def _current(self, place: int, room: _Room, now: float) -> bool:
         if now - room.at < self._expiry_s:
