@@ -159,9 +159,8 @@ async def _real_calls(url: str, bodies: list[bytes]) -> None:
         async def call(body: bytes) -> None:
             async with at_once, asked(content=body) as answer:
                 lines = [line async for line in answer.aiter_lines() if line]
-            streamed = lines[0].startswith("data:")
-            whole = lines[-1] == "data: [DONE]" if streamed else '"usage"' in lines[-1]
-            if answer.status_code != 200 or not whole:
+            end = "data: [DONE]" if "".join(lines[:1]).startswith("data:") else '"usage"'
+            if answer.status_code != 200 or end not in "".join(lines[-1:]):
                 raise RuntimeError(f"{url}: {answer.status_code}, {lines[-1:]}")
 
         await asyncio.gather(*map(call, bodies))
