@@ -145,16 +145,17 @@ class Checkups:
         id_, calls = checked.replica.id, self._calls
         try:
             with checked.scope:
-                await self._system_then_model(checked, in_doubt=unproven.needs is Proof.MODEL)
+                await self._system_then_model(checked, unproven)
         except Exception:
             logger.exception("the health check of %s failed", id_)
         finally:
             report = self._fleet.report(id_, now := self._clock())
             self._vigil.ended(id_, now, calls, None if report is None else report.subscribers)
 
-    async def _system_then_model(self, checked: _Checked, *, in_doubt: bool) -> None:
-        id_ = checked.replica.id
-        if in_doubt or self._fleet.report(id_, self._clock()) is None:  # else its server answers as it is
+    async def _system_then_model(self, checked: _Checked, unproven: Unproven) -> None:
+        id_, in_doubt = checked.replica.id, unproven.needs is Proof.MODEL
+        # A fresh report shows that its server answers; but it may be of before an ejection.
+        if in_doubt or unproven.out or self._fleet.report(id_, self._clock()) is None:
             kind = self._reporting.kind_of(id_)
             ask = checked.system.run(self._pages(checked), kind)
             if await self._finds(checked, Proof.SYSTEM, ask) is Health.FAILED:

@@ -320,3 +320,25 @@ async def test_a_simulated_replica_that_recovers_is_back_without_a_caller(
 
         await anyio.to_thread.run_sync(lambda: fleet.set_faults(0))
         await until(lambda: of(heard, ReplicaReturned))
+
+
+async def test_a_killed_replica_that_is_back_is_checked_though_its_report_is_fresh() -> None:
+    heard: list[Event] = []
+    with Fleet(2) as fleet:
+        settings = mlb.BalancerConfig(
+            discovery={"kind": "static", "replicas": fleet.urls},
+            load_reports={"kind": "vllm", "interval_s": 0.05},
+            picking={"policy": "round_robin"},
+            health_checks={"interval_s": 2.0},
+            outlier_detection=EJECTS,
+        )
+        async with mlb.AsyncClient(settings) as client:
+            client.subscribe(heard.append)
+            await anyio.to_thread.run_sync(lambda: fleet.kill(0))
+            while not of(heard, ReplicaEjected):
+                assert (await client.post(PATH, json=chat())).status_code == 200
+            assert of(heard, ReplicaEjected)[0].unreachable
+            await anyio.to_thread.run_sync(lambda: fleet.restart(0))
+            await until(lambda: client.snapshot().replicas[0].report)
+            await until(lambda: of(heard, ReplicaReturned))
+            assert client.snapshot().replicas[0].last_check["check"] == "system"

@@ -41,10 +41,11 @@ class _NoSlowStart(NamedTuple):
 
 
 class Unproven(NamedTuple):
-    """A replica of which traffic tells nothing now, and the proof that it is well."""
+    """A replica of which traffic tells nothing now, and the proof that it is well; ``out``: it is ejected."""
 
     replica: Replica
     needs: Proof
+    out: bool = False
 
 
 News = ReplicaEjected | ReplicaReturned | PanicChanged
@@ -273,7 +274,7 @@ class Fitness:
                 continue
             if (ejection := self.outliers.ejection(place)) is not None:
                 if ejection.needs < Proof.CALLS:
-                    found.append(Unproven(replica, ejection.needs))
+                    found.append(Unproven(replica, ejection.needs, out=True))
             elif self.slow_start.on_trial(place):
                 found.append(Unproven(replica, Proof.MODEL))
             elif now - max(self._heard_at[place], self.streamed_at(place)) >= older_than_s:
