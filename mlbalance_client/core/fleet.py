@@ -611,6 +611,8 @@ class Fleet:
         if verdict is Verdict.FAILED and charge.first_content_at is None and open_:
             self.forget_prompt(pick)
         if verdict is Verdict.OK and open_:
+            if self.windows is not None:
+                self.windows.ended(pick.place, charge)
             fitness = self.fitness
             if charge.first_content_at is None:
                 fitness.outliers.silences.begun(pick.place, now - charge.at, now)

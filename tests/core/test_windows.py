@@ -73,6 +73,27 @@ def test_a_call_that_never_arrived_uses_the_grant_until_the_next_report_only() -
     assert sent(fleet, 0.6, 3)
 
 
+def test_calls_that_a_report_counts_leave_their_places_when_they_end() -> None:
+    """Else a client whose reports come with its answers alone would wait for its own calls of before."""
+    fleet = fleet_of(A)
+    first, second = sent(fleet, 0.0), sent(fleet, 0.0)
+    fleet.hear(A, report(0.1, running=8, waiting=1, batch_limit=8), in_passing=True)
+    assert sent(fleet, 0.2) is None
+    for pick in (first, second):
+        assert pick
+        pick.first_content(0.3)
+        pick.settle(Verdict.OK, 0.4, Usage())
+
+    third, fourth = sent(fleet, 0.5), sent(fleet, 0.5)
+    assert third
+    assert fourth
+    assert sent(fleet, 0.5) is None
+    third.settle(Verdict.OK, 0.6, Usage())
+    fourth.settle(Verdict.CANCELLED, 0.6)
+    assert sent(fleet, 0.7), "one came and went since"
+    assert sent(fleet, 0.7) is None, "when the engine lets go of the other is not known"
+
+
 def test_granted_tokens_are_used_up_too() -> None:
     """For calls that wait; for others so little work is no reason to."""
     fleet = fleet_of(A)

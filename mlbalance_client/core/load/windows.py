@@ -10,7 +10,8 @@ work that stands there   it is ``engine_queue_s`` seconds or more; for calls tha
                          for ordinary ones a fifth of either, for a minute after each urgent one
 ======================== =============================================================================================
 
-What was sent since a report was made is counted against it until a report counts it. Who has nothing of this client
+What was sent since a report was made is counted against it until a report counts it, and what has ended since no more,
+but for grants, which are used up. Who has nothing of this client
 in its queue, and does not itself say that work stands there, is not full by a guess: idle ones must be found.
 """
 
@@ -70,6 +71,16 @@ class _Room:
         self.sent.append(charge)
         self.sent_tokens += self._tokens(charge)
 
+    def give_back(self, charge: Charge) -> None:
+        """The call has ended; a grant that it has used stays used."""
+        if self.granted:
+            return
+        if charge in self.sent:
+            self.sent.remove(charge)
+            self.sent_tokens -= self._tokens(charge)
+        elif self.requests is not None and charge.at <= self.at:
+            self.requests += 1.0
+
     def _tokens(self, charge: Charge) -> int:
         # A grant is about prefill; memory is held for what is generated too.
         return charge.prefill_tokens + (0 if self.granted else charge.decode_tokens)
@@ -125,6 +136,11 @@ class Windows:
     def answered(self, charge: Charge, now: float, *, judged: bool) -> None:
         """A call's first content has come."""
         self.limit.answered(charge, self._ledger.queued + 1, now, judged=judged)
+
+    def ended(self, place: int, charge: Charge) -> None:
+        """A call there has come to its own end, whether the last report counts it or not."""
+        if (room := self._rooms.get(place)) is not None:
+            room.give_back(charge)
 
     def opens_in_s(self, now: float) -> float:
         """In how many seconds this client may send one more, wherever it be; infinite: when something has happened."""
