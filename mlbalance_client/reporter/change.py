@@ -13,7 +13,7 @@ from ..core.load.report import LoadReport
 
 _SHARE = 0.1
 _LARGE_S = 0.2
-LARGE_REQUESTS = 4
+_LARGE_REQUESTS = 4.0  # or, of a small batch, a tenth
 _SCARCE = 0.75
 _UNKNOWN_RATE = 10_000.0
 # How much of a change it is. No enum: its members are slow to name (Python 3.11), and this is asked for each event.
@@ -23,7 +23,8 @@ NONE, SMALL, LARGE = range(3)
 class Expectation:
     """What a report lets one expect; made once a report, and asked many times, mostly of the same newer one.
 
-    ``large_tokens``: how many of prefill make a change large. ``limited``: so may requests, near a limit that is known.
+    ``large_tokens``: more than so many of prefill make a change large. ``limited``: so may ``large_requests``, near a
+    limit that is known.
     """
 
     __slots__ = (
@@ -39,6 +40,7 @@ class Expectation:
         "_scarce",
         "_state",
         "_waiting",
+        "large_requests",
         "large_tokens",
         "limited",
     )  # fmt: skip
@@ -54,6 +56,8 @@ class Expectation:
         self._prefill_rate = told.prefill_tokens_per_s or 0.0
         self._decode_rate = told.decode_tokens_per_s or 0.0
         self.large_tokens = _LARGE_S * (self._prefill_rate or _UNKNOWN_RATE)
+        limit = told.batch_limit
+        self.large_requests = _LARGE_REQUESTS if limit is None else min(_LARGE_REQUESTS, _SHARE * limit)
         self.limited = told.batch_limit is not None or told.kv_used is not None
         self._scarce = _scarce(told)
         self._compared, self._found = told, NONE
@@ -80,8 +84,8 @@ class Expectation:
         much_running = off_running > _SHARE * running
         if (self._scarce or _scarce(fresh)) and (
             (much_decode and off_decode > _LARGE_S * (self._decode_rate or _UNKNOWN_RATE))
-            or (much_waiting and off_waiting > LARGE_REQUESTS)
-            or (much_running and off_running > LARGE_REQUESTS)
+            or (much_waiting and off_waiting > self.large_requests)
+            or (much_running and off_running > self.large_requests)
         ):
             return LARGE
         if off_prefill > _SHARE * prefill or much_decode or much_waiting or much_running:

@@ -12,7 +12,7 @@ from ..core.load.format import PrefixDelta, encode_prefixes, personal
 from ..core.load.report import LoadReport
 from ..core.load.room import unit_of
 from .chains import Page
-from .change import LARGE, LARGE_REQUESTS, SMALL
+from .change import LARGE, SMALL
 from .grants import Grant, Grants
 from .subscriber import Subscriber, Waiter
 from .told import Source, Told, event
@@ -100,7 +100,7 @@ class Publisher:
     def _outdated(self, told: Told) -> bool:
         """Whether what has happened since may be a large change to somebody."""
         return self._moved_tokens >= _MOVED_PART * told.expects.large_tokens or (
-            told.expects.limited and self._mutations - told.mutations > LARGE_REQUESTS
+            told.expects.limited and self._mutations - told.mutations > told.expects.large_requests
         )
 
     def tell(self, now: float) -> Told:
