@@ -622,7 +622,11 @@ class Performer:
         self._leave_others(call, None)
         if call.attempts:
             return f": {retold(call.told_in_order)}"
-        return f": no replica is known: {self._fleet.nobody}" if self._roster.waiting else ""
+        return (
+            f": no replica is known: {self._fleet.nobody}"
+            if self._roster.waiting
+            else ": no replica had room"
+        )
 
     def _cut_short(self, attempt: Attempt) -> None:
         flow = attempt.flow

@@ -101,6 +101,13 @@ class ReporterSettings(Section):
         "files in the directory for temporary files.",
     )
 
+    @field_validator("token")
+    @classmethod
+    def _token_is_there(cls, token: SecretStr | None) -> SecretStr | None:
+        if token is not None and not token.get_secret_value():
+            raise ValueError("an empty token opens to nobody; None demands none")
+        return token
+
     @field_validator("secret")
     @classmethod
     def _key_fits(cls, secret: SecretStr | None) -> SecretStr | None:

@@ -474,6 +474,11 @@ def test_wrong_settings_are_named_without_secrets(env: dict[str, str], said: str
     assert "s" * 65 not in str(caught.value)
 
 
+def test_an_empty_token_is_refused_for_nobody_could_give_it() -> None:
+    with pytest.raises(ConfigError, match="token: .*empty"):
+        ReporterSettings.from_env({}, token="")
+
+
 def test_every_setting_is_on_its_page() -> None:
     page = (Path(__file__).parents[2] / "docs/reporter.md").read_text()
 
