@@ -7,21 +7,21 @@ import pytest
 from mlbalance_client.config import AdmissionConfig
 from mlbalance_client.simulator.world import Told
 
-from ..bench.admission import burst, steady, stream
+from ..bench.admission import burst, mean, steady, stream
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(("clients", "recovered_s"), [(1, 10.0), (16, 20.0)])
 def test_a_burst_is_bounded_and_soon_over(clients: int, recovered_s: float) -> None:
-    seen = burst(clients, lambda: Told(stream, 0.1))
+    seen = mean([burst(clients, lambda: Told(stream, 0.1), seed=seed) for seed in (1, 2, 3)])
 
     assert seen.most_waiting < 100, "of 511 calls that come in ten seconds"
     assert seen.refused < seen.calls
     assert seen.mean_busy >= 0.95
     assert seen.least_busy >= 0.88
     assert seen.urgent_refused == 0
-    assert seen.urgent_burst_s <= (1.5 if clients == 1 else 2.0) * seen.urgent_calm_s
+    assert seen.urgent_burst_s <= 1.5 * seen.urgent_calm_s
     assert seen.recovered_s <= recovered_s, "the trace has bursts of its own"
 
 

@@ -11,8 +11,8 @@ work that stands there   it is ``engine_queue_s`` seconds or more; for calls tha
 ======================== =============================================================================================
 
 What was sent since a report was made is counted against it until a report counts it, and what has ended since no more,
-but for grants, which are used up. Who has nothing of this client
-in its queue, and does not itself say that work stands there, is not full by a guess: idle ones must be found.
+but for grants, which are used up. Who has nothing of this client in its queue, and does not itself say that work stands
+there, is not full by a guess: idle ones must be found.
 """
 
 from __future__ import annotations
