@@ -1,7 +1,7 @@
 """Calls that find all windows full wait here, and a replica that gets room pulls the one that suits it best.
 
 Of the first few in order it takes the call of which it holds the longest prefix; the first is passed over only so
-often. What would wait longer than it may, by the pace at which calls have been pulled, is refused at once. Pure:
+often. What would wait longer than it may, by the pace at which calls have begun, is refused at once. Pure:
 whoever runs it calls ``pull`` when something has changed, and ``tick`` at ``next_at``.
 """
 
@@ -64,14 +64,18 @@ class Waiting(Waiter):
     error: BalancerError | None = field(default=None, init=False)
 
 
-class _Drain:
-    """At which pace calls are pulled while any wait, in units a second, of late."""
+class _Pace:
+    """At which pace own calls begin to be answered while any wait, in units a second, of late.
 
-    __slots__ = ("_memory_s", "_seconds", "_since", "_units")
+    Not that at which they are pulled: engines first work off what they were sent before any waited.
+    ``begun`` everywhere: what has begun so far, in units.
+    """
+
+    __slots__ = ("_begun", "_memory_s", "_seconds", "_since", "_units")
 
     def __init__(self, memory_s: float) -> None:
         self._memory_s = memory_s
-        self._units = self._seconds = 0.0
+        self._units = self._seconds = self._begun = 0.0
         self._since: float | None = None
 
     @property
@@ -83,29 +87,27 @@ class _Drain:
         """What the fleet has shown otherwise."""
         self._units, self._seconds = pace * _TRUST_S, _TRUST_S
 
-    def begins(self, now: float) -> None:
-        self._since = now
+    def begins(self, begun: float, now: float) -> None:
+        self._since, self._begun = now, begun
 
-    def pulled(self, units: float, now: float) -> None:
-        self._pass(now)
-        self._units += units
+    def look(self, begun: float, now: float) -> None:
+        """Note what has begun."""
+        if self._since is not None and begun != self._begun:
+            waited_s = max(0.0, now - self._since)
+            keep = exp(-waited_s / self._memory_s)
+            self._units = self._units * keep + begun - self._begun
+            self._seconds = self._seconds * keep + waited_s
+            self.begins(begun, now)
 
     def ends(self) -> None:
         self._since = None
 
-    def value(self, now: float) -> float | None:
+    def value(self, begun: float, now: float) -> float | None:
         """None before it has been seen."""
+        self.look(begun, now)
         waited_s = 0.0 if self._since is None else max(0.0, now - self._since)
         seconds = self._seconds + waited_s
         return self._units / seconds if self._units > _LEAST_UNITS and seconds >= _TRUST_S else None
-
-    def _pass(self, now: float) -> None:
-        if self._since is not None:
-            waited_s = max(0.0, now - self._since)
-            keep = exp(-waited_s / self._memory_s)
-            self._units *= keep
-            self._seconds = self._seconds * keep + waited_s
-        self._since = now
 
 
 class Admission:
@@ -119,7 +121,7 @@ class Admission:
         self._line: WaitingLine = WaitingLine(
             settings.queue_max_calls, settings.ageing_s, settings.tenant_weights
         )
-        self._drain = _Drain(max(_LEAST_MEMORY_S, _MEMORY_SHARE * settings.queue_timeout_s))
+        self._pace = _Pace(max(_LEAST_MEMORY_S, _MEMORY_SHARE * settings.queue_timeout_s))
 
     def __len__(self) -> int:
         return len(self._line)
@@ -163,7 +165,7 @@ class Admission:
     ) -> Waiting:
         """A call that is to wait from now on, at most until its ``deadline`` (a time, as ``now``)."""
         return Waiting(
-            units=float(demand.prompt_tokens + demand.output_tokens),
+            units=float(demand.tokens),
             since=now,
             due=min(deadline, now + self._settings.queue_timeout_s),
             deadline=deadline,
@@ -178,9 +180,9 @@ class Admission:
     def enter(self, waiting: Waiting, now: float) -> list[Waiting]:
         """Get in line; those that have ended by it, itself perhaps among them."""
         if not self._line:
-            if self._drain.untold and self._fleet.rates.known:
-                self._drain.tell(self._rates())
-            self._drain.begins(now)
+            if self._pace.untold and self._fleet.rates.known:
+                self._pace.tell(self._rates())
+            self._pace.begins(self._fleet.begun_tokens, now)
             self._since = now
         displaced = self._line.add(waiting, now)
         ended = []
@@ -325,12 +327,12 @@ class Admission:
             first.passed += 1
         best.pick = self._fleet.take(found, best.demand, now, number=best.number)
         self._line.serve(best)
-        self._drain.pulled(best.units, now)
+        self._pace.look(self._fleet.begun_tokens, now)
         return best
 
     def _late_s(self, waiting: Waiting, now: float) -> float:
         """By how much it would miss its time, as calls are pulled now; 0 before that has been seen."""
-        if self._drain.value(now) is None:
+        if self._pace.value(self._fleet.begun_tokens, now) is None:
             return 0.0
         wait_s = self._wait_s(waiting, now)
         late_s = now + wait_s - waiting.due
@@ -342,24 +344,24 @@ class Admission:
         return late_s
 
     def _wait_s(self, waiting: Waiting, now: float) -> float:
-        return self._line.units_before(waiting) / self._pace(now)
+        return self._line.units_before(waiting) / self._units_per_s(now)
 
     def _refuse(self, waiting: Waiting, now: float, why: str, after_s: float | None = None) -> Waiting:
         if after_s is None:
-            after_s = (self._line.units + waiting.units) / self._pace(now)
+            after_s = (self._line.units + waiting.units) / self._units_per_s(now)
         waiting.error = NoCapacity(
             f"all replicas have enough to do, and {why}", retry_after_s=max(_LEAST_RETRY_S, after_s)
         )
         return waiting
 
-    def _pace(self, now: float) -> float:
-        """Units a second, a guess if need be."""
-        return self._drain.value(now) or self._rates()
+    def _units_per_s(self, now: float) -> float:
+        """A guess if need be."""
+        return self._pace.value(self._fleet.begun_tokens, now) or self._rates()
 
     def _rates(self) -> float:
         return sum(self._fleet.rates[place] for place, _ in self._fleet.places()) or 1.0
 
     def _note_end(self) -> None:
         if not self._line:
-            self._drain.ends()
+            self._pace.ends()
         self._fleet.waits(len(self._line))

@@ -133,6 +133,7 @@ class Pick:
                 self._stream = self._fleet.load.pace.stream(self.place, now)
                 self._fleet.fitness.outliers.silences.begun(self.place, now - charge.at, now)
                 self._took(now - charge.at, 0.0, now)
+                self._fleet.begun_tokens += self.demand.tokens
                 self._fleet.answered(self.place, charge, came)
                 self._fleet.stir(self.place)
 
@@ -234,7 +235,10 @@ class Fleet:
         slow_start: SlowStart | None = None,
         tell: Callable[[News], None] = unheard,
     ) -> None:
-        """``windows``: how much a replica may be sent; without, none is ever full."""
+        """``windows``: how much a replica may be sent; without, none is ever full.
+
+        ``begun_tokens``: of all calls so far that have begun to be answered, as they were estimated.
+        """
         self._settings = settings
         self._rng = rng
         self._policy = policy(settings.policy)
@@ -271,6 +275,7 @@ class Fleet:
         self.windows = (
             None if windows is None else Windows(windows, self.ledger, self.load, self.company, expiry_s)
         )
+        self.begun_tokens = 0
         self.on_stir: Callable[[int], None] | None = None
         self.late_s: Callable[[float], float] = _in_time
         self._sight = Sight(
@@ -616,6 +621,7 @@ class Fleet:
             fitness = self.fitness
             if charge.first_content_at is None:
                 fitness.outliers.silences.begun(pick.place, now - charge.at, now)
+                self.begun_tokens += pick.demand.tokens
             fitness.served(pick.place, charge.at, now)
             fitness.absences.served(pick.place, pick.demand.model, charge.at)
             # Beside others' prefill, which own calls do not show, the pace of a sound replica is slow too.

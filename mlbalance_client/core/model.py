@@ -91,3 +91,8 @@ class Demand(NamedTuple):
     session: int | None = None
     blind: bool = False
     replayable: bool = True
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and output."""
+        return self.prompt_tokens + self.output_tokens

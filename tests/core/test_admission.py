@@ -40,6 +40,13 @@ class Scene:
                 name, LoadReport(source="stream", at=now, epoch="e", seq=self.seq, free_requests=free)
             )
 
+    def pulls_one(self, now: float) -> None:
+        """The first replica pulls a call, and begins to answer it at once."""
+        self.grant(now, 1)
+        (call,) = self.queue.pull(now, 0)
+        assert call.pick
+        call.pick.first_content(now)
+
     def waiting(
         self, now: float = 0.0, text: bytes = b"x", model: str | None = None, **wishes: object
     ) -> Waiting:
@@ -217,8 +224,7 @@ def test_a_call_that_would_wait_too_long_by_the_pace_of_those_before_it_fails_at
     for _ in range(10):
         assert scene.queue.enter(scene.waiting(text=b"x" * 40_000), 0.0) == []
     for now in (3.0, 6.0, 9.0):  # one in three seconds: seven more would take 21 s
-        scene.grant(now, 1)
-        assert len(scene.queue.pull(now, 0)) == 1
+        scene.pulls_one(now)
     late = scene.waiting(9.0, text=b"x" * 40_000)
 
     assert scene.queue.enter(late, 9.0) == [late]
@@ -226,13 +232,35 @@ def test_a_call_that_would_wait_too_long_by_the_pace_of_those_before_it_fails_at
     assert late.error.retry_after_s == pytest.approx(21.0, rel=0.2), "when the seven have gone"
 
 
+@pytest.mark.parametrize("begin", [True, False])
+def test_what_engines_work_off_before_they_pull_shows_the_pace_too(begin: bool) -> None:
+    """A burst is in their queues before anybody waits, and for seconds none of those who wait is pulled."""
+    config = AdmissionConfig(engine_queue_s=4.0, queue_timeout_s=20.0)
+    fleet = Fleet(PickingConfig(), Random(1), windows=config)
+    fleet.update([Replica(NAMES[0], "http://a")])
+    shows_its_pace(fleet)
+    queue = Admission(config, fleet)
+    demand = fleet.demand(fingerprint(b"x"), text_bytes=1, prompt_tokens=4_000)._replace(output_tokens=0)
+    picks = []
+    while (pick := queue.try_pick(demand, 0.0)) is not None:
+        picks.append(pick)
+    line = [queue.waiting(demand, 0.0) for _ in range(20)]  # 80,000 tokens, at 8,000 a second
+
+    assert [each for call in line for each in queue.enter(call, 0.0)] == []
+    for number, pick in enumerate(picks[:4] if begin else []):
+        pick.first_content((number + 1) / 2)
+    stands(fleet, 3.0, 10.0)
+    ended = queue.enter(late := queue.waiting(demand, 3.0), 3.0)
+
+    assert ended == ([] if begin else [late])
+
+
 def test_who_finds_the_queue_full_is_to_come_back_when_it_has_gone() -> None:
     scene = Scene(queue_max_calls=10)
     for _ in range(10):
         scene.queue.enter(scene.waiting(text=b"x" * 40_000), 0.0)
     for now in (3.0, 6.0, 9.0):
-        scene.grant(now, 1)
-        assert len(scene.queue.pull(now, 0)) == 1
+        scene.pulls_one(now)
     for _ in range(3):
         assert scene.queue.enter(scene.waiting(9.0, text=b"x" * 40_000), 9.0) == []
     small = scene.waiting(9.0)
@@ -247,10 +275,7 @@ def test_who_may_wait_for_an_hour_is_not_refused_for_one_slow_minute() -> None:
     for _ in range(20):
         assert scene.queue.enter(scene.waiting(text=b"x" * 40_000), 0.0) == []
     for now in range(1, 11):
-        scene.grant(float(now), 1)
-        (call,) = scene.queue.pull(float(now), 0)
-        assert call.pick
-        call.pick.first_content(now + 0.1)
+        scene.pulls_one(float(now))
     small = scene.waiting(110.0, again=True)
     scene.grant(110.0, 0)
     scene.queue.enter(small, 110.0)
