@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from random import Random
 
+import pytest
+
 from mlbalance_client.config import AdmissionConfig, PickingConfig
 from mlbalance_client.core.fingerprint import fingerprint
 from mlbalance_client.core.fleet import Fleet, Pick
@@ -92,6 +94,37 @@ def test_calls_that_a_report_counts_leave_their_places_when_they_end() -> None:
     fourth.settle(Verdict.CANCELLED, 0.6)
     assert sent(fleet, 0.7), "one came and went since"
     assert sent(fleet, 0.7) is None, "when the engine lets go of the other is not known"
+
+
+@pytest.mark.parametrize("counted", [0, 1])
+def test_no_more_places_come_back_than_the_report_counts_calls(counted: int) -> None:
+    """By time all were there; but the engine had not read them yet, or had ended them before their readers had."""
+    fleet = fleet_of(A)
+    assert fleet.windows is not None
+    picks = [sent(fleet, 0.0) for _ in range(8)]
+    fleet.hear(A, report(0.1, running=counted, waiting=0, batch_limit=8), in_passing=True)
+    for pick in picks:
+        assert pick
+        pick.first_content(0.2)
+        pick.settle(Verdict.OK, 0.3, Usage())
+
+    assert fleet.windows.window(0, 0.4).requests == 9
+
+
+def test_what_was_sent_into_a_full_memory_comes_back_when_it_ends() -> None:
+    fleet = fleet_of(A)
+    known = sent(fleet, 0.0)
+    fleet.hear(A, report(0.1, kv_capacity_tokens=10_000, kv_used=1.0, running=9))
+    assert known
+    known.first_content(0.2)
+    known.settle(Verdict.OK, 0.2, Usage())
+
+    for now in (0.2, 0.4, 0.6):
+        pick = sent(fleet, now, tokens=1_300)
+        assert pick
+        assert sent(fleet, now, tokens=10) is None
+        pick.first_content(now + 0.1)
+        pick.settle(Verdict.OK, now + 0.1, Usage())
 
 
 def test_granted_tokens_are_used_up_too() -> None:

@@ -10,9 +10,9 @@ work that stands there   it is ``engine_queue_s`` seconds or more; for calls tha
                          for ordinary ones a fifth of either, for a minute after each urgent one
 ======================== =============================================================================================
 
-What was sent since a report was made is counted against it until a report counts it, and what has ended since no more,
-but for grants, which are used up. Who has nothing of this client in its queue, and does not itself say that work stands
-there, is not full by a guess: idle ones must be found.
+What was sent since a report was made is counted against it until a report counts it. The place of a call that has come
+to its own end is free again at once, unless it was granted: grants are used up. Who has nothing of this client in its
+queue, and does not itself say that work stands there, is not full by a guess: idle ones must be found.
 """
 
 from __future__ import annotations
@@ -51,14 +51,15 @@ class WindowSettings(Protocol):
 
 @dataclass(slots=True)
 class _Room:
-    """What a report leaves open; ``sent``: own charges that it does not count."""
+    """What a report leaves open. ``sent``: own charges that it does not count; ``counted``: how many calls it does."""
 
-    at: float
+    report: LoadReport
     requests: float | None
     tokens: float | None
     granted: bool
-    sent: list[Charge] = field(default_factory=list)
+    sent: dict[Charge, None] = field(default_factory=dict)
     sent_tokens: int = 0
+    counted: int = 0
 
     @property
     def shut(self) -> bool:
@@ -68,7 +69,7 @@ class _Room:
         )
 
     def add(self, charge: Charge) -> None:
-        self.sent.append(charge)
+        self.sent[charge] = None
         self.sent_tokens += self._tokens(charge)
 
     def give_back(self, charge: Charge) -> None:
@@ -76,9 +77,10 @@ class _Room:
         if self.granted:
             return
         if charge in self.sent:
-            self.sent.remove(charge)
+            del self.sent[charge]
             self.sent_tokens -= self._tokens(charge)
-        elif self.requests is not None and charge.at <= self.at:
+        elif self.requests is not None and self.counted and _counts(self.report, charge):
+            self.counted -= 1  # by time, more calls may be in the report than it counts
             self.requests += 1.0
 
     def _tokens(self, charge: Charge) -> int:
@@ -114,13 +116,19 @@ class Windows:
         """A report came that is believed. One without a grant does not end one that still counts."""
         known = self._rooms.get(place)
         granted = report.free_requests is not None or report.free_tokens is not None
-        if not granted and known is not None and known.granted and report.at - known.at < self._expiry_s:
+        if (
+            not granted
+            and known is not None
+            and known.granted
+            and report.at - known.report.at < self._expiry_s
+        ):
             return
         requests, tokens = _room(report)
         if requests is None and tokens is None:
             self._rooms.pop(place, None)
             return
-        room = self._rooms[place] = _Room(report.at, requests, tokens, granted)
+        calls = (report.running or 0) + (report.waiting or 0)
+        room = self._rooms[place] = _Room(report, requests, tokens, granted, counted=int(calls))
         for charge in known.sent if known is not None else ():
             if not _counts(report, charge):
                 room.add(charge)
@@ -222,7 +230,7 @@ class Windows:
         self._rooms.pop(place, None)
 
     def _current(self, place: int, room: _Room, now: float) -> bool:
-        if now - room.at < self._expiry_s:
+        if now - room.report.at < self._expiry_s:
             return True
         self._rooms.pop(place, None)  # a question may find the same room too old twice
         return False
