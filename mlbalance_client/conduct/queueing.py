@@ -116,7 +116,7 @@ class Queueing:
         self._set_alarm()
 
     def _set_alarm(self) -> None:
-        at = self.queue.next_at(self._clock())
+        at = self.queue.next_at()
         if not self.queue:
             self._fleet.on_stir = None
         if self._alarm is not None:

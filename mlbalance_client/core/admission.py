@@ -117,6 +117,7 @@ class Admission:
         self._settings = settings
         self._fleet = fleet
         self._shut = False
+        self._looks_at = inf
         self._since = inf
         self._line: WaitingLine = WaitingLine(
             settings.queue_max_calls, settings.ageing_s, settings.tenant_weights
@@ -214,8 +215,14 @@ class Admission:
         """Give what room there is, at ``place`` or anywhere; those who got it. Each pull leaves a charged pick."""
         ended: list[Waiting] = []
         self._fleet.ledger.sweep(now)  # no pick does while calls wait
+        if self._shut:
+            place = None  # it is not about one replica
         while self._line and (best := self._pulled(now, place)) is not None:
             ended.append(best)
+        if self._line:
+            looks_at = now + self._opens_in_s(now, place)
+            # Where only one replica has changed, others have room no sooner than before.
+            self._looks_at = looks_at if place is None else min(self._looks_at, looks_at)
         self._note_end()
         return ended
 
@@ -257,17 +264,18 @@ class Admission:
         self._note_end()
         return ended
 
-    def next_at(self, now: float) -> float:
+    def next_at(self) -> float:
         """When to ``tick``, if nothing happens before."""
-        if not self._line:
-            return inf
-        opens_s = self._fleet.opens_for_all_in_s(now)
-        if opens_s == 0.0:
-            opens_s = self._fleet.drains_in_s(now, overload=self._overload(now))
-        opens_s = min(_LOOK_AGAIN_S, max(_SOONEST_S, opens_s))
-        return min(self._line.next_expiry(), now + opens_s)
+        return min(self._line.next_expiry(), self._looks_at) if self._line else inf
 
     # -- which, and how long ------------------------------------------------------------------------------------
+
+    def _opens_in_s(self, now: float, place: int | None) -> float:
+        """In how many seconds there may be room, at ``place`` or anywhere, by the mere passing of time."""
+        opens_s = self._fleet.opens_for_all_in_s(now)
+        if opens_s == 0.0:
+            opens_s = self._fleet.drains_in_s(now, place, overload=self._overload(now))
+        return min(_LOOK_AGAIN_S, max(_SOONEST_S, opens_s))
 
     def _overload(self, now: float) -> bool:
         """Whether calls have been waiting without a break for as long as engines' queues last."""
@@ -275,7 +283,7 @@ class Admission:
 
     def _pulled(self, now: float, place: int | None) -> Waiting | None:
         """The next who gets room, at ``place`` or anywhere, charged."""
-        fleet, shut = self._fleet, self._shut
+        fleet = self._fleet
         if self._line.urgent and (
             best := self._best(self._places(fleet.takes_urgent, now, None), now, urgent=True)
         ):
@@ -284,7 +292,7 @@ class Admission:
         if self._shut:
             return None
         pulls = partial(fleet.pulls, overload=self._overload(now))
-        return self._best(self._places(pulls, now, None if shut else place), now)
+        return self._best(self._places(pulls, now, place), now)
 
     def _places(self, has_room: Callable[[int, float], bool], now: float, place: int | None) -> int:
         """Who has room, of all or of one, as bits."""

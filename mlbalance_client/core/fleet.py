@@ -523,13 +523,12 @@ class Fleet:
         """How much work may stand where an ordinary call that waits is sent to."""
         return 0.0 if self.windows is None else self.windows.most_s(now, overload=overload)
 
-    def drains_in_s(self, now: float, *, overload: bool) -> float:
-        """In how many seconds somebody might have room by the mere passing of time."""
+    def drains_in_s(self, now: float, place: int | None, *, overload: bool) -> float:
+        """In how many seconds ``place``, or anybody, might have room by the mere passing of time."""
         if self.windows is None:
             return inf
-        return min(
-            (self.windows.drains_in_s(place, now, overload=overload) for place in self._replicas), default=inf
-        )
+        places = self._replicas if place is None else (place,)
+        return min((self.windows.drains_in_s(each, now, overload=overload) for each in places), default=inf)
 
     def choose_among(
         self, mask: int, demand: Demand, now: float, excluded: Collection[ReplicaId] = ()

@@ -153,7 +153,7 @@ class Clients:
 
     def next_at(self, now: float) -> float:
         """When a queue is to be looked at."""
-        return min((queue.next_at(now) for queue in self.queues if queue), default=inf)
+        return min((queue.next_at() for queue in self.queues if queue), default=inf)
 
     def tick(self, now: float) -> None:
         """Time has passed."""

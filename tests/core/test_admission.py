@@ -307,13 +307,13 @@ def test_nobody_waits_for_longer_than_allowed(deadline: float, error: type[Excep
 
     for second in range(int(ends)):
         scene.grant(float(second), 0)
-        assert scene.queue.next_at(float(second)) <= second + 1.0
+        assert scene.queue.next_at() <= second + 1.0
         assert scene.queue.tick(float(second)) == []
     scene.grant(ends, 0)
 
     assert scene.queue.tick(ends) == [call]
     assert isinstance(call.error, error)
-    assert scene.queue.next_at(ends) == float("inf")
+    assert scene.queue.next_at() == float("inf")
 
 
 def test_those_whom_nobody_serves_any_more_hear_so() -> None:
@@ -415,8 +415,33 @@ def test_room_is_kept_in_an_overload_too(since_s: float, standing_s: float) -> N
     stands(fleet, since_s, standing_s + 0.1)
     assert queue.tick(since_s) == []
 
-    assert since_s < queue.next_at(since_s) <= since_s + 0.15
+    assert since_s < queue.next_at() <= since_s + 0.15
     assert queue.tick(since_s + 0.15) == [waiting]
+
+
+def test_news_of_one_replica_is_no_reason_to_look_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = AdmissionConfig(engine_queue_s=3.0)
+    fleet = Fleet(PickingConfig(), Random(1), windows=config)
+    fleet.update(Replica(name, f"http://{name}") for name in NAMES)
+    queue = Admission(config, fleet)
+    for name, standing_s in zip(NAMES, (3.9, 3.5, 3.8), strict=True):
+        tokens = int(standing_s * fleet.rates[0])
+        fleet.hear(name, LoadReport(source="test", at=0.0, prefill_tokens=tokens))
+    waiting = queue.waiting(fleet.demand(fingerprint(b"x"), text_bytes=1), 0.0)
+    assert queue.enter(waiting, 0.0) == []
+    assert fleet.windows is not None
+    drains_in_s, asked = fleet.windows.drains_in_s, []
+
+    def drains(place: int, now: float, *, overload: bool) -> float:
+        asked.append(place)
+        return drains_in_s(place, now, overload=overload)
+
+    monkeypatch.setattr(fleet.windows, "drains_in_s", drains)
+    assert queue.pull(0.1, 2) == []
+
+    assert asked == [2]
+    assert queue.next_at() == pytest.approx(0.5, abs=0.01), "the second has room first"
+    assert queue.tick(0.51) == [waiting]
 
 
 @pytest.mark.parametrize("urgent_before", [False, True])
