@@ -9,7 +9,7 @@ import pytest
 from mlbalance_client.config import AdmissionConfig, PickingConfig
 from mlbalance_client.core.fingerprint import fingerprint
 from mlbalance_client.core.fleet import Fleet, Pick
-from mlbalance_client.core.load.report import LoadReport
+from mlbalance_client.core.load.report import LoadReport, State
 from mlbalance_client.core.model import Demand, Replica, ReplicaId, Usage, Verdict
 
 A, B = ReplicaId("a"), ReplicaId("b")
@@ -49,15 +49,61 @@ def test_a_grant_is_used_up_by_what_is_sent_after_it_and_only_once() -> None:
     assert sent(fleet, 0.3, 4) is None
 
 
-def test_a_call_that_ended_meanwhile_has_still_used_the_grant() -> None:
+def test_the_place_of_a_grant_is_free_again_when_its_call_has_ended() -> None:
+    """Else who calls once at a time would wait for the next report, which is due only when something is new."""
+    fleet = fleet_of(A)
+    fleet.hear(A, report(0.0, free_requests=1, free_tokens=100))
+    for now in (0.1, 0.3, 0.5):
+        pick = sent(fleet, now)
+        assert pick
+        assert sent(fleet, now) is None
+        assert not fleet.pulls(0, now, overload=True)
+        pick.first_content(now + 0.1)
+        pick.settle(Verdict.OK, now + 0.1, Usage())
+        assert fleet.pulls(0, now + 0.1, overload=True)
+
+
+@pytest.mark.parametrize(("subscribers", "goes"), [(1, True), (2, False), (None, False)])
+def test_who_gets_the_place_of_a_call_that_it_counts_the_replica_says(
+    subscribers: int | None, goes: bool
+) -> None:
+    """But for one client alone."""
     fleet = fleet_of(A)
     fleet.hear(A, report(0.0, free_requests=1))
     pick = sent(fleet, 0.1)
     assert pick
-    pick.first_content(0.2)
-    pick.settle(Verdict.OK, 0.3, Usage())
+    full = report(0.2, running=1, waiting=0, batch_limit=1, free_requests=0, subscribers=subscribers)
+    fleet.hear(A, full)
+    pick.first_content(0.3)
+    pick.settle(Verdict.OK, 0.4, Usage())
 
-    assert sent(fleet, 0.4) is None
+    assert (sent(fleet, 0.5) is not None) is goes
+
+
+@pytest.mark.parametrize(
+    ("state", "running", "partial", "goes"),
+    [
+        (State.READY, 7, False, True),
+        (State.READY, 8, False, False),
+        (State.OVERLOADED, 7, False, False),
+        (State.READY, 7, True, False),
+    ],
+)
+def test_who_is_granted_none_of_the_places_that_are_free_may_send_one_call(
+    state: State, running: int, partial: bool, goes: bool
+) -> None:
+    """A room of eight has a place for each of sixteen clients only by turns, which come with what is new."""
+    fleet = fleet_of(A)
+    told = report(
+        0.0, batch_limit=8, running=running, free_requests=0, free_tokens=9_000, state=state, partial=partial
+    )
+    fleet.hear(A, told)
+
+    assert not fleet.pulls(0, 0.2, overload=False), "others wait too, and it is their turn"
+    assert fleet.pulls(0, 0.4, overload=False) is goes, "nobody has taken it"
+    assert (sent(fleet, 0.1) is not None) is goes
+    assert sent(fleet, 0.2) is None
+    assert not fleet.pulls(0, 0.4, overload=False)
 
 
 def test_a_call_that_never_arrived_uses_the_grant_until_the_next_report_only() -> None:

@@ -3,7 +3,7 @@
 ======================== =============================================================================================
 known of the replica     it is full when
 ======================== =============================================================================================
-``free`` (a grant)       the requests that it granted this client are used up; for calls that wait also the tokens
+``free`` (a grant)       the requests that it granted this client are under way; for calls that wait also the tokens
 batch limit              running and waiting requests exceed it by an eighth
 KV memory                as ``memory`` says
 work that stands there   it is ``engine_queue_s`` seconds or more; for calls that wait in an overload a third of it;
@@ -11,7 +11,10 @@ work that stands there   it is ``engine_queue_s`` seconds or more; for calls tha
 ======================== =============================================================================================
 
 What was sent since a report was made is counted against it until a report counts it. The place of a call that has come
-to its own end is free again at once, unless it was granted: grants are used up. Who has nothing of this client in its
+to its own end is free again at once, unless the replica counts the call and grants places to several clients: then it
+says who is next.
+A replica that has places free but grants none (where clients are more than places each has its turn) may be sent one
+call: at once if none waits, else if nobody has taken the place for a while. Who has nothing of this client in its
 queue, and does not itself say that work stands there, is not full by a guess: idle ones must be found.
 """
 
@@ -25,7 +28,7 @@ from .company import Company
 from .delay_limit import DelayLimit
 from .ledger import Charge, Ledger
 from .memory import left_tokens
-from .report import LoadReport
+from .report import LoadReport, State
 from .view import LoadView
 
 # An engine's own queue keeps it busy between two of its reports.
@@ -37,6 +40,8 @@ _PULL_SHARE = 1 / 3
 # among all clients (trunk reservation).
 _KEPT_SHARE = 1 / 5
 _KEPT_FOR_S = 60.0
+# That the last place is taken is told within a quarter of a second, to 256 clients.
+_UNSOLD_S = 0.3
 # What is urgent waits for no ordinary call's end: to be refused, or to stand in line here, is worse than a full queue
 # there. Only that so much stands already, in queues, says that urgent calls themselves are too many.
 _URGENT_QUEUES = 4.0
@@ -51,12 +56,16 @@ class WindowSettings(Protocol):
 
 @dataclass(slots=True)
 class _Room:
-    """What a report leaves open. ``sent``: own charges that it does not count; ``counted``: how many calls it does."""
+    """What a report leaves open. ``sent``: own charges that it does not count; ``counted``: how many calls it does.
+
+    ``granted``: it is for this client; ``spare``: but its one place is for anybody.
+    """
 
     report: LoadReport
     requests: float | None
     tokens: float | None
     granted: bool
+    spare: bool
     sent: dict[Charge, None] = field(default_factory=dict)
     sent_tokens: int = 0
     counted: int = 0
@@ -68,20 +77,28 @@ class _Room:
             not self.granted and self.tokens is not None and self.tokens <= self.sent_tokens
         )
 
+    def pulls(self, now: float) -> bool:
+        """Whether a call that waits may be sent."""
+        unsold = not self.spare or now - self.report.at >= _UNSOLD_S
+        return unsold and not self.shut and (self.tokens is None or self.tokens > self.sent_tokens)
+
     def add(self, charge: Charge) -> None:
         self.sent[charge] = None
         self.sent_tokens += self._tokens(charge)
 
     def give_back(self, charge: Charge) -> None:
-        """The call has ended; a grant that it has used stays used."""
-        if self.granted:
-            return
+        """The call has ended."""
         if charge in self.sent:
             del self.sent[charge]
             self.sent_tokens -= self._tokens(charge)
-        elif self.requests is not None and self.counted and _counts(self.report, charge):
+        elif not self._shared and self.requests is not None and self.counted and _counts(self.report, charge):
             self.counted -= 1  # by time, more calls may be in the report than it counts
             self.requests += 1.0
+
+    @property
+    def _shared(self) -> bool:
+        """Whether the replica says who gets a place."""
+        return self.granted and self.report.subscribers != 1
 
     def _tokens(self, charge: Charge) -> int:
         # A grant is about prefill; memory is held for what is generated too.
@@ -124,11 +141,13 @@ class Windows:
         ):
             return
         requests, tokens = _room(report)
+        if spare := requests == 0 and granted and report.state is State.READY and (_places(report) or 0) > 0:
+            requests = 1.0
         if requests is None and tokens is None:
             self._rooms.pop(place, None)
             return
         calls = (report.running or 0) + (report.waiting or 0)
-        room = self._rooms[place] = _Room(report, requests, tokens, granted, counted=int(calls))
+        room = self._rooms[place] = _Room(report, requests, tokens, granted, spare, counted=int(calls))
         for charge in known.sent if known is not None else ():
             if not _counts(report, charge):
                 room.add(charge)
@@ -189,7 +208,9 @@ class Windows:
         if room is not None and self._current(place, room, now):
             requests = None if room.requests is None else max(0, int(room.requests - len(room.sent)))
             tokens = None if room.tokens is None else max(0, int(room.tokens - room.sent_tokens))
-            return Window(full, requests, tokens, "granted" if room.granted else "reported")
+            return Window(
+                full, requests, tokens, "granted" if room.granted and not room.spare else "reported"
+            )
         return Window(full, None, None, "open")
 
     def urgent_comes(self, now: float) -> None:
@@ -209,7 +230,7 @@ class Windows:
     def pulls(self, place: int, now: float, *, overload: bool) -> bool:
         """Whether it has room for a call that waits."""
         if (room := self._granting(place, now)) is not None:
-            return not (room.shut or (room.tokens is not None and room.tokens <= room.sent_tokens))
+            return room.pulls(now)
         return not self.full(
             place, self._load.waiting_s(place, now), now, self.most_s(now, overload=overload)
         )
@@ -237,15 +258,21 @@ class Windows:
 
 
 def _room(report: LoadReport) -> tuple[float | None, float | None]:
+    """Requests and tokens that are left."""
     if report.free_requests is not None or report.free_tokens is not None:
         return report.free_requests, report.free_tokens
     if report.partial:  # what one of several processes runs is not what the replica runs
         return None, None
-    requests = None
-    if report.batch_limit and report.running is not None:
-        limit = report.batch_limit + max(1.0, report.batch_limit * _QUEUE_SHARE)
-        requests = limit - report.running - (report.waiting or 0)
-    return requests, left_tokens(report)
+    places = _places(report)
+    queued = max(1.0, (report.batch_limit or 0) * _QUEUE_SHARE)
+    return None if places is None else places + queued, left_tokens(report)
+
+
+def _places(report: LoadReport) -> int | None:
+    """How many of the batch are free, for all clients together."""
+    if not report.batch_limit or report.running is None or report.partial:
+        return None
+    return report.batch_limit - report.running - (report.waiting or 0)
 
 
 def _counts(report: LoadReport, charge: Charge) -> bool:
