@@ -57,6 +57,13 @@ class Grants:
             self._lay(now)
         return part(room, grant.low, grant.high, cuts, unit)
 
+    def turn_in_s(self, grant: Grant, room: int, now: float, most_s: float) -> float:
+        """In how many seconds the subscriber's turn comes that has none of ``room`` now; ``most_s`` if not before."""
+        if not room:
+            return most_s
+        turns = self._turns.ahead(now, most_s)
+        return next((in_s for in_s, cuts in turns if part(room, grant.low, grant.high, cuts)), most_s)
+
     def _lay(self, now: float) -> None:
         if self._laid_at is not None:
             for grant in self._grants.values():

@@ -114,6 +114,14 @@ class Publisher:
             self._give_up(now)
         return told
 
+    def places(self, told: Told, grant: Grant, now: float) -> int | None:
+        """How many requests the subscriber may send; None: it is not known."""
+        return None if told.room[0] is None else self.grants.share(grant, told.room[0], now)
+
+    def turn_in_s(self, told: Told, grant: Grant, now: float, most_s: float) -> float:
+        """In how many seconds one who may send none gets a place of those that are free; ``most_s`` at most."""
+        return self.grants.turn_in_s(grant, told.room[0] or 0, now, most_s)
+
     def load(self, told: Told, client: str | None, grant: Grant | None, now: float) -> bytes:
         """A report's JSON for one client."""
         requests, tokens = told.room

@@ -19,6 +19,8 @@ class Feed(Protocol):
     def told(self, now: float) -> Told: ...
     def tell(self, now: float) -> Told: ...
     def load(self, told: Told, client: str | None, grant: Grant | None, now: float) -> bytes: ...
+    def places(self, told: Told, grant: Grant, now: float) -> int | None: ...
+    def turn_in_s(self, told: Told, grant: Grant, now: float, most_s: float) -> float: ...
     def prefixes(self, number: int | None) -> tuple[int, list[bytes]]: ...
     def arm(self, subscriber: Subscriber, told: Told, *, calm: bool) -> None: ...
     def disarm(self, subscriber: Subscriber) -> None: ...
@@ -41,7 +43,18 @@ class Waiter(Protocol):
 class Subscriber:
     """``next()`` and, if it is not None, send; then wait as ``pause()`` says, and again; ``close()`` at the end."""
 
-    __slots__ = ("_board", "_ended", "_feed", "_number", "grant", "sending", "sent_at", "told", "waiter")
+    __slots__ = (
+        "_board",
+        "_ended",
+        "_feed",
+        "_none",
+        "_number",
+        "grant",
+        "sending",
+        "sent_at",
+        "told",
+        "waiter",
+    )
 
     def __init__(self, feed: Feed, board: Source, grant: Grant, number: int | None, waiter: Waiter) -> None:
         self.grant = grant
@@ -51,6 +64,7 @@ class Subscriber:
         self._board = board
         self._feed = feed
         self._number = number
+        self._none = False  # it was told of no place
         self.sent_at = 0.0
         self._ended = False
 
@@ -72,6 +86,7 @@ class Subscriber:
             self._ended = closing
             self._number, events = self._feed.prefixes(self._number)
             self.told, self.sent_at, self.sending = told, now, True
+            self._none = self._feed.places(told, self.grant, now) == 0
             data = self._feed.load(told, self.grant.client, self.grant, now)
             return b"".join((*events, event("load", data, told.seq)))
 
@@ -83,7 +98,8 @@ class Subscriber:
             since_s = now - self.sent_at
             feed = self._feed
             assert self.told is not None
-            found = self.told.expects.change(feed.told(now).report)
+            told = feed.told(now)
+            found = self.told.expects.change(told.report)
             if since_s < feed.spacing_s:
                 if found == LARGE:
                     return feed.spacing_s - since_s, False
@@ -91,7 +107,11 @@ class Subscriber:
                 return 0.0, False
             calm = since_s >= feed.small_s
             feed.arm(self, self.told, calm=calm)
-            return max(0.0, (feed.most_s if calm else feed.small_s) - since_s), True
+            wait_s = max(0.0, (feed.most_s if calm else feed.small_s) - since_s)
+            if self._none:
+                turn_s = feed.turn_in_s(told, self.grant, now, wait_s)
+                wait_s = min(wait_s, max(feed.spacing_s - since_s, turn_s))
+            return wait_s, True
 
     def close(self) -> None:
         """It hears no more."""
@@ -104,7 +124,7 @@ class Subscriber:
         since_s = now - self.sent_at
         if since_s < self._feed.spacing_s:
             return False
-        if since_s >= self._feed.most_s:
+        if since_s >= self._feed.most_s or (self._none and self._feed.places(told, self.grant, now)):
             return True
         return self._hears(self.told.expects.change(told.report), since_s)
 

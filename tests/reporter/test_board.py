@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -577,6 +578,20 @@ def _told(board: LoadBoard) -> tuple[Subscriber, _Waiter]:
     return subscriber, waiter
 
 
+def _told_and_waits(board: LoadBoard) -> tuple[Subscriber, _Waiter]:
+    subscriber, waiter = _told(board)
+    subscriber.pause()
+    return subscriber, waiter
+
+
+def _granted(subscriber: Subscriber) -> int:
+    """How many requests it is told of now, if anything."""
+    for line in (subscriber.next() or b"").splitlines():
+        if line.startswith(b"data: {") and b'"free"' in line:
+            return int(json.loads(line[6:])["free"]["requests"])
+    return 0
+
+
 def test_a_small_change_waits_and_a_large_one_is_told_at_once() -> None:
     clock = Clock()
     board = board_of(clock)
@@ -644,6 +659,62 @@ def test_requests_are_news_at_once_where_room_is_scarce(batch_limit: int, woken:
         call.succeed()
 
     assert waiter.woken == woken
+
+
+@pytest.mark.parametrize(("batch_limit", "come", "woken"), [(1, 1, 1), (3, 2, 0), (3, 3, 1), (40, 4, 0)])
+def test_that_the_last_place_is_taken_is_told_at_once(batch_limit: int, come: int, woken: int) -> None:
+    clock = Clock()
+    board = board_of(clock, batch_limit=batch_limit)
+    board.begin(prompt_tokens=10).succeed()
+    _, waiter = _told_and_waits(board)
+    clock.now += 0.1
+    for _ in range(come):
+        board.begin(prompt_tokens=10, max_output_tokens=1)
+
+    assert waiter.woken == woken
+
+
+@pytest.mark.parametrize(
+    ("of", "freed", "woken"), [(8, 1, 1), (10, 1, 1), (20, 1, 0), (20, 2, 1), (64, 4, 0)]
+)
+def test_places_that_come_free_in_a_batch_that_is_nearly_full_are_told_at_once(
+    of: int, freed: int, woken: int
+) -> None:
+    clock = Clock()
+    board = board_of(clock, batch_limit=of)
+    board.begin(prompt_tokens=10).succeed()
+    calls = [board.begin(prompt_tokens=10, max_output_tokens=1) for _ in range(of - 1)]
+    _, waiter = _told_and_waits(board)
+    clock.now += 0.1
+    for call in calls[:freed]:
+        call.succeed()
+
+    assert waiter.woken == woken
+
+
+def test_who_was_told_of_no_place_hears_when_its_turn_comes() -> None:
+    """Of one place that is free each of sixteen has it for a tenth of a second; else they would hear after two."""
+    clock = Clock()
+    board = board_of(clock, batch_limit=2)
+    board.begin(prompt_tokens=10).succeed()
+    board.begin(prompt_tokens=10)
+    first = [board.publisher.subscribe(f"c{number}", None, _Waiter()) for number in range(16)]
+    told: Counter[Subscriber] = Counter()
+    due: dict[Subscriber, float] = {}
+    for subscriber in first:
+        told[subscriber] += _granted(subscriber)
+        due[subscriber] = clock.now + subscriber.pause()[0]
+    assert told.total() == 1
+
+    ends = clock.now + 1.8
+    while min(due.values()) < ends:
+        clock.now = min(due.values())
+        for subscriber in first:
+            if due[subscriber] <= clock.now:
+                told[subscriber] += _granted(subscriber)
+                due[subscriber] = clock.now + subscriber.pause()[0]
+
+    assert len(+told) >= 8
 
 
 def test_a_change_of_state_is_told_at_once() -> None:

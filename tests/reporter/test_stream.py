@@ -349,19 +349,24 @@ async def test_a_large_change_too_soon_is_told_as_soon_as_it_may_be(monkeypatch:
     assert last.prefill_tokens == 10**6
 
 
-async def test_a_place_that_is_free_in_a_small_batch_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("limit", [1, 10, 40])
+async def test_the_first_place_in_a_full_batch_is_told_at_once(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(publishing.Publisher, "most_s", 60.0)
     monkeypatch.setattr(publishing, "MOST_S", 60.0)
     monkeypatch.setattr(publishing, "SMALL_S", 60.0)
-    board = LoadBoard(ReporterSettings(batch_limit=2))
+    board = LoadBoard(ReporterSettings(batch_limit=limit))
     board.begin(prompt_tokens=8).succeed()  # it is ready: no change of state tells of the next
-    first, _second = board.begin(prompt_tokens=8), board.begin(prompt_tokens=8)
+    calls = [board.begin(prompt_tokens=8, max_output_tokens=1) for _ in range(limit + 1)]
     exchange = Exchange(path="/anywhere", method="GET", accept="text/event-stream")
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(LoadApp(board), exchange.scope, exchange.receive, exchange.send)
         await exchange.until(2)
         await anyio.wait_all_tasks_blocked()
-        first.succeed()
+        calls[0].succeed()
+        await anyio.wait_all_tasks_blocked()
+        calls[1].succeed()
         with anyio.fail_after(10):
             await exchange.until(3)
         exchange.gone.set()

@@ -8,10 +8,12 @@ for: whose turn it is may have nothing to send.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import floor
 from random import Random
 
 _TURN_S = 0.1
+_KNOWN_TURNS = 100
 
 
 def unit_of(room: int, standing: int, usual: int) -> int:
@@ -34,15 +36,26 @@ class Turns:
     By chance, for each client hears at a period of its own, in which steps of one size might close the circle.
     """
 
-    __slots__ = ("_cuts", "_seed", "_turn")
+    __slots__ = ("_cuts", "_seed")
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._turn = -1
-        self._cuts = 0.0
+        self._cuts: dict[int, float] = {}
 
     def cuts(self, now: float) -> float:
         """At ``now``, in seconds."""
-        if (turn := floor(now / _TURN_S)) != self._turn:
-            self._turn, self._cuts = turn, Random(self._seed + turn).random()
-        return self._cuts
+        return self._of(floor(now / _TURN_S))
+
+    def ahead(self, now: float, most_s: float) -> Iterator[tuple[float, float]]:
+        """The turns that begin within ``most_s``: in how many seconds, and where the cuts are then."""
+        turn = floor(now / _TURN_S)
+        while (in_s := (turn := turn + 1) * _TURN_S - now) < most_s:
+            yield in_s, self._of(turn)
+
+    def _of(self, turn: int) -> float:
+        cuts = self._cuts.get(turn)
+        if cuts is None:
+            if len(self._cuts) >= _KNOWN_TURNS:
+                self._cuts.clear()
+            cuts = self._cuts[turn] = Random(self._seed + turn).random()
+        return cuts
