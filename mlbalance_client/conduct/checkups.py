@@ -157,7 +157,7 @@ class Checkups:
         # A fresh report shows that its server answers; but it may be of before an ejection.
         if in_doubt or unproven.out or self._fleet.report(id_, self._clock()) is None:
             kind = self._reporting.kind_of(id_)
-            ask = checked.system.run(self._pages(checked), kind)
+            ask = checked.system.run(self._pages(checked), kind, out=unproven.out)
             if await self._finds(checked, Proof.SYSTEM, ask) is Health.FAILED:
                 return
         if self._config.model == "silent" or (in_doubt and self._config.model == "ejected"):

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.anyio
 OFTEN = {"interval_s": 0.1, "timeout_s": 5.0}
 EJECTS = {"consecutive_failures": 1, "ejection_base_s": 600, "ejection_max_s": 600, "rest_base_s": 0}
 ANSWER = {"choices": [{"finish_reason": "length"}], "usage": {"prompt_tokens": 9, "completion_tokens": 1}}
-
+REPORT = "x-mlbalance-load: v=1;epoch=e;seq=1;state=ready;running=1\r\n"
 
 BUSY = {"error": {"message": "The engine is currently busy and cannot accept new requests.", "code": 503}}
 
@@ -174,6 +174,35 @@ async def test_one_that_refused_connections_returns_when_its_server_answers() ->
             with Scripted(Engine(), host, int(port)):
                 await until(lambda: of(heard, ReplicaReturned))
                 assert of(heard, HealthCheckPassed)
+
+
+@pytest.mark.parametrize("kind", ["none", "stream"])
+async def test_one_without_a_health_page_returns_only_once_it_can_be_reached(kind: str) -> None:
+    def bare(exchange: Exchange) -> None:
+        page = exchange.head.startswith(b"GET")
+        exchange.answer(404 if page else 200, ANSWER, "" if page else REPORT)
+
+    heard: list[Event] = []
+    with Scripted(bare) as gone, Scripted(bare) as one:
+        settings = config(
+            *(gone, one),
+            load_reports={"kind": kind, "expiry_s": 600},
+            health_checks={**OFTEN, "model": "never"},
+            outlier_detection=EJECTS,
+        )
+        async with mlb.AsyncClient(settings) as client:
+            client.subscribe(heard.append)
+            client.balancer.engine.start()
+            await until(lambda: all(replica.last_check for replica in client.snapshot().replicas))
+            for _ in range(4):
+                await client.post(PATH, json=chat(model="m"))
+            gone.stop()
+            await eject(client, heard)
+            await until(lambda: of(heard, HealthCheckFailed, ReplicaReturned))
+            assert not of(heard, ReplicaReturned)
+            host, _, port = gone.address.rpartition(":")
+            with Scripted(bare, host, int(port)):
+                await until(lambda: of(heard, ReplicaReturned))
 
 
 async def test_silent_replicas_are_asked_for_their_server_and_no_more() -> None:
