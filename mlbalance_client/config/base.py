@@ -83,14 +83,16 @@ class Section(BaseModel):
         raise ConfigError(f"{name}: a configuration is immutable; make a new one instead")
 
 
-def _stripped(token: SecretStr) -> SecretStr:
+def _can_be_sent(token: SecretStr) -> SecretStr:
     text = token.get_secret_value()
     if text != text.strip():
         raise ValueError("begins or ends with white space, as a file's last newline, which no header keeps")
+    if not (text.isascii() and text.isprintable()):
+        raise ValueError("has characters that cannot be in a header")
     return token
 
 
-Token = Annotated[SecretStr, AfterValidator(_stripped)]
+Token = Annotated[SecretStr, AfterValidator(_can_be_sent)]
 """A secret that is sent in a header."""
 
 S = TypeVar("S", bound=Section)

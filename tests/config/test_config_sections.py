@@ -133,6 +133,12 @@ def test_a_token_with_white_space_around_it_is_refused_and_not_shown(section: di
     assert "s3cret" not in said
 
 
+@pytest.mark.parametrize("token", ["schlüssel", "s3\ncret"])
+def test_a_token_that_cannot_be_in_a_header_is_refused_and_not_shown(token: str) -> None:
+    said = message(load_reports={"token": token})
+    assert said == "load_reports.token: has characters that cannot be in a header"
+
+
 def test_discovery_is_required() -> None:
     with pytest.raises(ConfigError, match=r"discovery: is required"):
         BalancerConfig()

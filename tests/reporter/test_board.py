@@ -488,6 +488,13 @@ def test_a_token_with_white_space_around_it_is_refused_for_no_header_bears_it(to
     assert "s3cret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("token", ["schlüssel", "s3\ncret"])
+def test_a_token_that_cannot_be_in_a_header_is_refused(token: str) -> None:
+    with pytest.raises(ConfigError, match="token: has characters that cannot be in a header") as caught:
+        ReporterSettings.from_env({}, token=token)
+    assert token not in str(caught.value)
+
+
 def test_every_setting_is_on_its_page() -> None:
     page = (Path(__file__).parents[2] / "docs/reporter.md").read_text()
 
