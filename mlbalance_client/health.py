@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum
 
-GENERIC = ("/health", "/v2/health/ready", "/v1/health/ready", "/ping", "/")
+GENERIC: tuple[str, ...] = ("/health", "/v2/health/ready", "/v1/health/ready", "/ping", "/")
 _BY_KIND = {
     **dict.fromkeys(("vllm", "sglang", "tgi", "tensorrt_llm", "llama_cpp"), "/health"),
     **dict.fromkeys(("triton", "kserve"), "/v2/health/ready"),
@@ -65,8 +65,11 @@ class SystemCheck:
         self._found: str | None = None
         self._skips = 0
 
-    async def run(self, get: Get, kind: str | None) -> Finding:
-        """Ask once; ``kind``: the engine, as load reports call it, if that is known."""
+    async def run(self, get: Get, kind: str | None, *, out: bool = False) -> Finding:
+        """Ask once; ``kind``: the engine, as load reports call it, if that is known.
+
+        ``out``: it is ejected, so something is asked in any case: any answer shows that it can be reached.
+        """
         path = self._path or _BY_KIND.get(kind or "") or self._found
         if path is not None:
             finding = await _ask(get, path)
@@ -75,16 +78,19 @@ class SystemCheck:
             if self._path is not None:
                 return Finding(Health.UNKNOWN, f"{path}: there is no such page")
             self._found = None
-        return await self._look(get, path)
+        return await self._look(get, path, out=out)
 
-    async def _look(self, get: Get, tried: str | None) -> Finding:
-        if self._skips:
+    async def _look(self, get: Get, tried: str | None, *, out: bool) -> Finding:
+        paths = GENERIC
+        if skips := self._skips:
             self._skips -= 1
-            return Finding(Health.UNKNOWN, "no health endpoint is known")
-        for path in GENERIC:
+            paths = GENERIC[: int(out)]
+        for path in paths:
             if path != tried and (finding := await _ask(get, path)) is not None:
                 self._found = path
                 return finding
+        if skips:
+            return Finding(Health.UNKNOWN, "no health endpoint is known")
         self._skips = _LOOK_AGAIN_AFTER
         return Finding(Health.UNKNOWN, f"none of {', '.join(GENERIC)} is there")
 

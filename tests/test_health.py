@@ -83,6 +83,18 @@ async def test_one_that_had_none_is_looked_at_again_for_it_may_have_been_replace
     assert found[-1] is Health.PASSED
 
 
+async def test_one_that_is_out_is_asked_though_it_had_none() -> None:
+    replica, check = Pages(), SystemCheck()
+    await check.run(replica, None)
+    for _ in range(3):
+        assert (await check.run(replica, None, out=True)).health is Health.UNKNOWN
+    assert replica.asked == [*GENERIC, *["/health"] * 3]
+
+    replica.pages["/health"] = UP
+    assert (await check.run(replica, None, out=True)).health is Health.PASSED
+    assert (await check.run(replica, None)).health is Health.PASSED
+
+
 async def test_the_configured_path_comes_first() -> None:
     replica = Pages(up=UP)
     assert (await SystemCheck("/up").run(replica, "vllm")).health is Health.PASSED

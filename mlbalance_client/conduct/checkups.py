@@ -42,7 +42,10 @@ _WHY_CHARS = 200
 
 @dataclass(slots=True)
 class _Checked:
-    """A replica that is being checked now and then. ``ill``: which of its checks fails, since ``ill_since``."""
+    """A replica that is being checked now and then. ``ill``: which of its checks fails, since ``ill_since``.
+
+    ``asked``: whether the check under way has come to its server, and so cost it something.
+    """
 
     replica: Replica
     asking: Asking
@@ -50,6 +53,7 @@ class _Checked:
     last: LastCheck | None = None
     ill: str | None = None
     ill_since: float | None = None
+    asked: bool = False
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
 
 
@@ -136,7 +140,7 @@ class Checkups:
                 headers=self._headers,
             )
             checked = self._checked[replica.id] = _Checked(replica, asking, SystemCheck(self._config.path))
-        checked.scope = anyio.CancelScope()
+        checked.scope, checked.asked = anyio.CancelScope(), False
         return checked
 
     # -- one check ----------------------------------------------------------------------------------------------
@@ -150,14 +154,16 @@ class Checkups:
             logger.exception("the health check of %s failed", id_)
         finally:
             report = self._fleet.report(id_, now := self._clock())
-            self._vigil.ended(id_, now, calls, None if report is None else report.subscribers)
+            # Its clients share what checks cost it; nor is what it told of them before it fell true any more.
+            clients = report.subscribers if report is not None and checked.asked else None
+            self._vigil.ended(id_, now, calls, clients)
 
     async def _system_then_model(self, checked: _Checked, unproven: Unproven) -> None:
         id_, in_doubt = checked.replica.id, unproven.needs is Proof.MODEL
         # A fresh report shows that its server answers; but it may be of before an ejection.
         if in_doubt or unproven.out or self._fleet.report(id_, self._clock()) is None:
             kind = self._reporting.kind_of(id_)
-            ask = checked.system.run(self._pages(checked), kind)
+            ask = checked.system.run(self._pages(checked), kind, out=unproven.out)
             if await self._finds(checked, Proof.SYSTEM, ask) is Health.FAILED:
                 return
         if self._config.model == "silent" or (in_doubt and self._config.model == "ejected"):
@@ -169,7 +175,9 @@ class Checkups:
         failure, asked = Failure.ERROR, self._clock()
         try:
             finding = await ask
+            checked.asked = True
         except NoAnswer as error:
+            checked.asked |= not error.refused
             failure = Failure.UNREACHABLE if error.refused else Failure.SILENT
             finding = Finding(Health.FAILED, str(error))
         now, id_ = self._clock(), checked.replica.id

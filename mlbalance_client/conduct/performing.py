@@ -622,11 +622,10 @@ class Performer:
         self._leave_others(call, None)
         if call.attempts:
             return f": {retold(call.told_in_order)}"
-        return (
-            f": no replica is known: {self._fleet.nobody}"
-            if self._roster.waiting
-            else ": no replica had room"
-        )
+        if self._roster.waiting:
+            return f": no replica is known: {self._fleet.nobody}"
+        waited_for = call.report.queued_for
+        return f": it waited for {waited_for}" if waited_for else ": it was not placed by then"
 
     def _cut_short(self, attempt: Attempt) -> None:
         flow = attempt.flow

@@ -68,16 +68,17 @@ class Queueing:
         self._wake(self.queue.enter(waiting, now))
         if waiting.pick is not None:  # it need not wait after all
             return waiting.pick
-        if not woken.is_set():
-            self._tell.queued(call, report, now, len(self.queue))
-            try:
-                await woken.wait()
-            except BaseException:
-                self.abandon(waiting)
-                raise
-        waited_s = self._clock() - now
-        report.queued_s += waited_s
         report.queued_for = _CROWDED if waiting.crowded else _FULL
+        try:
+            if not woken.is_set():
+                self._tell.queued(call, report, now, len(self.queue))
+                await woken.wait()
+        except BaseException:
+            self.abandon(waiting)
+            raise
+        finally:
+            waited_s = self._clock() - now
+            report.queued_s += waited_s
         if waiting.pick is None:
             assert waiting.error is not None
             self._tell.shed(call, report, now + waited_s, waited_s, waiting.error)

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
-from typing import Any, NamedTuple, NoReturn, Self, TypeVar, cast
+from typing import Annotated, Any, NamedTuple, NoReturn, Self, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 
 from mlbalance_client.errors import ConfigError
 
@@ -74,6 +82,18 @@ class Section(BaseModel):
     def __delattr__(self, name: str) -> NoReturn:
         raise ConfigError(f"{name}: a configuration is immutable; make a new one instead")
 
+
+def _can_be_sent(token: SecretStr) -> SecretStr:
+    text = token.get_secret_value()
+    if text != text.strip():
+        raise ValueError("begins or ends with white space, as a file's last newline, which no header keeps")
+    if not (text.isascii() and text.isprintable()):
+        raise ValueError("has characters that cannot be in a header")
+    return token
+
+
+Token = Annotated[SecretStr, AfterValidator(_can_be_sent)]
+"""A secret that is sent in a header."""
 
 S = TypeVar("S", bound=Section)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from mlbalance_client.errors import ConfigError
 
+from .base import Token
 from .discovery import Name
 from .registry import AddressedConfig, Seconds
 from .urls import ReplicaURL, TargetURL, replica_url
@@ -38,7 +39,7 @@ class ConsulConfig(AddressedConfig):
         description="Agents, asked in turn when one fails: `host:port` or `https://host:port`, several as a list "
         "or with commas. `https` is verified by this host.",
     )
-    token: SecretStr | None = Field(
+    token: Token | None = Field(
         default=None,
         description="ACL token, sent in a header. Unset: `token_file`, else the variable `CONSUL_HTTP_TOKEN`.",
     )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, Field
 
 from mlbalance_client.errors import ConfigError
 
+from .base import Token
 from .discovery import Name
 from .registry import AddressedConfig, Seconds
 from .urls import TargetURL, replica_url
@@ -34,7 +35,7 @@ class K8sConfig(AddressedConfig):
         default=None,
         description="The API server, `https://host:port`. Unset: the one that the pod's environment names.",
     )
-    token: SecretStr | None = Field(default=None, description="Bearer token. Unset: `token_file`.")
+    token: Token | None = Field(default=None, description="Bearer token. Unset: `token_file`.")
     token_file: str = Field(
         default=f"{_ACCOUNT}/token",
         description="Read before every request, for Kubernetes renews it. Empty: no token, as through `kubectl proxy`.",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from .base import Section, given
+from .base import Section, Token, given
 from .describe import Unit
 from .plugins import Kinds
 
@@ -67,7 +67,7 @@ class LoadReportsConfig(Section):
         description="Port of the metrics where it is not the replica's own. Unset: 8002 for Triton, 8082 for "
         "TorchServe; Ray Serve has no usual one, and without it tells its readiness only.",
     )
-    token: SecretStr | None = Field(
+    token: Token | None = Field(
         default=None, description="Bearer token that the replicas' load stream demands."
     )
     orca: bool | None = Field(

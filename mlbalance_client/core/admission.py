@@ -232,7 +232,8 @@ class Admission:
         for waiter in self._line.expired(now):
             assert isinstance(waiter, Waiting)
             self._line.remove(waiter)
-            waited = f"no replica had room within {now - waiter.since:.1f} s"
+            why = "earlier calls of this client had not begun" if waiter.crowded else "no replica had room"
+            waited = f"{why} within {now - waiter.since:.1f} s"
             late = waiter.deadline <= waiter.due
             waiter.error = (
                 DeadlineExceeded(waited) if late else QueueTimeout(f"{waited} (admission.queue_timeout_s)")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, SecretStr, field_validator
 
-from ..config.base import InvalidConfig, Problem, Section
+from ..config.base import InvalidConfig, Problem, Section, Token
 from ..config.describe import Unit
 from ..errors import ConfigError
 
@@ -26,7 +26,7 @@ class ReporterSettings(Section):
         max_length=256,
         description="The replica's identity, as clients hash it. Without it they take the registry's id or host:port.",
     )
-    token: SecretStr | None = Field(
+    token: Token | None = Field(
         default=None, description="If set, /mlbalance/v1/load demands it as a bearer token."
     )
     secret: SecretStr | None = Field(

@@ -28,7 +28,8 @@ pytestmark = pytest.mark.anyio
 OFTEN = {"interval_s": 0.1, "timeout_s": 5.0}
 EJECTS = {"consecutive_failures": 1, "ejection_base_s": 600, "ejection_max_s": 600, "rest_base_s": 0}
 ANSWER = {"choices": [{"finish_reason": "length"}], "usage": {"prompt_tokens": 9, "completion_tokens": 1}}
-
+REPORT = "x-mlbalance-load: v=1;epoch=e;seq=1;state=ready;running=1;subscribers=600\r\n"
+REPORTS = {"kind": "stream", "expiry_s": 600}
 
 BUSY = {"error": {"message": "The engine is currently busy and cannot accept new requests.", "code": 503}}
 
@@ -37,12 +38,23 @@ class Engine:
     """An engine whose server and model are well or ill, with these words; notes who asked for what."""
 
     def __init__(
-        self, *, calls: int = 200, health: int = 200, model: int = 200, words: dict[str, Any] | None = None
+        self,
+        *,
+        calls: int = 200,
+        health: int = 200,
+        model: int = 200,
+        words: dict[str, Any] | None = None,
+        report: str = "",
     ) -> None:
+        self.report = report
         self.calls, self.health, self.model, self.words = calls, health, model, words or {}
         self.checks: list[Exchange] = []
         self.models: list[Exchange] = []
         self.called = 0
+
+    def asked(self, path: str) -> int:
+        """How often it was for this page."""
+        return sum(exchange.path == path for exchange in self.checks)
 
     def __call__(self, exchange: Exchange) -> None:
         if exchange.head.startswith(b"GET"):
@@ -53,12 +65,18 @@ class Engine:
             exchange.answer(self.model, ANSWER if self.model < 400 else self.words)
         else:
             self.called += 1
-            exchange.answer(self.calls, ANSWER if self.calls < 400 else self.words)
+            exchange.answer(self.calls, ANSWER if self.calls < 400 else self.words, self.report)
 
 
-def checked(*servers: Scripted, **health: Any) -> mlb.BalancerConfig:
+def checked(
+    *servers: Scripted, load_reports: dict[str, Any] | None = None, **health: Any
+) -> mlb.BalancerConfig:
     return config(
-        *servers, health_checks={**OFTEN, **health}, outlier_detection=EJECTS, slow_start={"window_s": 1}
+        *servers,
+        load_reports=load_reports or {"kind": "none"},
+        health_checks={**OFTEN, **health},
+        outlier_detection=EJECTS,
+        slow_start={"window_s": 1},
     )
 
 
@@ -176,6 +194,61 @@ async def test_one_that_refused_connections_returns_when_its_server_answers() ->
                 assert of(heard, HealthCheckPassed)
 
 
+async def test_however_many_clients_one_had_it_is_looked_at_soon_again_after_it_fell() -> None:
+    heard: list[Event] = []
+    with Scripted(Engine(report=REPORT)) as gone, Scripted(Engine()) as one:
+        async with mlb.AsyncClient(checked(gone, one, load_reports=REPORTS, model="never")) as client:
+            client.subscribe(heard.append)
+            for _ in range(4):
+                await client.post(PATH, json=chat(model="m"))
+            gone.stop()
+            await eject(client, heard)
+            await until(lambda: of(heard, HealthCheckFailed))
+            assert next(r for r in client.snapshot().replicas if r.id == gone.address).report is not None
+            host, _, port = gone.address.rpartition(":")
+            with Scripted(Engine(), host, int(port)):
+                await until(lambda: of(heard, ReplicaReturned))
+
+
+async def test_the_many_clients_of_one_that_answers_share_its_checks() -> None:
+    ill, idle, heard = Engine(report=REPORT), Engine(), []
+    with Scripted(ill) as bad, Scripted(idle) as one, Scripted(Engine()) as two:
+        async with mlb.AsyncClient(checked(bad, one, two, load_reports=REPORTS, model="never")) as client:
+            client.subscribe(heard.append)
+            for _ in range(3):
+                await client.post(PATH, json=chat(model="m"))
+            ill.calls = 500
+            await eject(client, heard)
+            await until(lambda: ill.asked("/health"))
+            before = idle.asked("/health")
+            await until(lambda: idle.asked("/health") >= before + 3)
+            assert ill.asked("/health") == 1
+
+
+@pytest.mark.parametrize("kind", ["none", "stream"])
+async def test_one_without_a_health_page_returns_only_once_it_can_be_reached(kind: str) -> None:
+    def bare(exchange: Exchange) -> None:
+        page = exchange.head.startswith(b"GET")
+        exchange.answer(404 if page else 200, ANSWER, "" if page else REPORT)
+
+    heard: list[Event] = []
+    with Scripted(bare) as gone, Scripted(bare) as one:
+        reports = {**REPORTS, "kind": kind}
+        async with mlb.AsyncClient(checked(gone, one, load_reports=reports, model="never")) as client:
+            client.subscribe(heard.append)
+            client.balancer.engine.start()
+            await until(lambda: all(replica.last_check for replica in client.snapshot().replicas))
+            for _ in range(4):
+                await client.post(PATH, json=chat(model="m"))
+            gone.stop()
+            await eject(client, heard)
+            await until(lambda: of(heard, HealthCheckFailed, ReplicaReturned))
+            assert not of(heard, ReplicaReturned)
+            host, _, port = gone.address.rpartition(":")
+            with Scripted(bare, host, int(port)):
+                await until(lambda: of(heard, ReplicaReturned))
+
+
 async def test_silent_replicas_are_asked_for_their_server_and_no_more() -> None:
     idle = Engine()
     with Scripted(idle) as server:
@@ -185,6 +258,16 @@ async def test_silent_replicas_are_asked_for_their_server_and_no_more() -> None:
             assert not idle.models
             assert {exchange.path for exchange in idle.checks} == {"/health"}
             assert client.snapshot().replicas[0].last_check["result"] == "passed"
+
+
+async def test_of_those_whose_report_is_fresh_not_even_the_server_is_asked() -> None:
+    told, untold = Engine(report=REPORT), Engine()
+    with Scripted(told) as one, Scripted(untold) as two:
+        async with mlb.AsyncClient(checked(one, two, load_reports=REPORTS)) as client:
+            for _ in range(2):
+                await client.post(PATH, json=chat(model="m"))
+            await until(lambda: untold.asked("/health") >= 3)
+            assert not told.asked("/health")
 
 
 async def test_their_models_too_where_that_is_wished() -> None:

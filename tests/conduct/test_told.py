@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import anyio
 import pytest
 
 import mlbalance_client as mlb
+from mlbalance_client.core.load.report import LoadReport
 from mlbalance_client.events import AttemptEnded, Event, FailedOver, ReplicaEjected, Settled
 
 from ..test_client import OVERLOADED
@@ -182,6 +184,48 @@ async def test_a_deadline_that_passes_names_who_was_asked(
     ended = {event.attempt: event.replica for event in heard if isinstance(event, AttemptEnded)}
     asked = [ended[number] for number in sorted(ended)]
     assert str(caught.value) == f"no answer began within 2 s (deadline_s): {said.format(*asked)}"
+    await nothing_is_left(engine, network)
+
+
+@pytest.mark.parametrize(
+    ("shut_s", "said"),
+    [
+        (0.0, "it waited for a replica with room, since all that it may go to had enough to do"),
+        (
+            60.0,
+            "it waited for earlier calls of this client to begin, since those stood long behind other clients' work",
+        ),
+    ],
+)
+async def test_a_deadline_that_passes_in_the_queue_says_what_it_waited_for(
+    shut_s: float, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(network := Network([WHOLE]))
+    monkeypatch.setattr(engine.fleet, "opens_for_all_in_s", lambda now: shut_s)
+    for replica in engine.fleet.replicas:
+        engine.fleet.hear(
+            replica.id, LoadReport(source="vllm", at=anyio.current_time(), expected_wait_s=30.0)
+        )
+    with pytest.raises(mlb.DeadlineExceeded) as caught:
+        await engine.send(request(options=mlb.CallOptions(deadline_s=2.0)))
+
+    assert str(caught.value) == f"no answer began within 2 s (deadline_s): {said}"
+    await nothing_is_left(engine, network)
+
+
+async def test_a_deadline_that_passes_before_a_call_is_placed_speaks_of_no_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def hang(demand: object) -> None:
+        await anyio.sleep_forever()
+
+    engine = engine_of(network := Network([WHOLE]))
+    monkeypatch.setattr(engine.reporting, "freshens", lambda demand: True)
+    monkeypatch.setattr(engine.reporting, "freshen", hang)
+    with pytest.raises(mlb.DeadlineExceeded) as caught:
+        await engine.send(request(options=mlb.CallOptions(deadline_s=2.0)))
+
+    assert str(caught.value) == "no answer began within 2 s (deadline_s): it was not placed by then"
     await nothing_is_left(engine, network)
 
 

@@ -119,6 +119,26 @@ def test_one_problem_is_one_line(sections: dict[str, Any], start: str) -> None:
     assert "\n" not in text
 
 
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"load_reports": {"token": "s3cret\n"}},
+        {"discovery": {"kind": "consul", "service": "llm", "token": " s3cret"}},
+        {"discovery": {"kind": "k8s", "namespace": "a", "service": "b", "token": " "}},
+    ],
+)
+def test_a_token_with_white_space_around_it_is_refused_and_not_shown(section: dict[str, Any]) -> None:
+    said = message(**section)
+    assert f"{next(iter(section))}.token: begins or ends with white space" in said
+    assert "s3cret" not in said
+
+
+@pytest.mark.parametrize("token", ["schlüssel", "s3\ncret"])
+def test_a_token_that_cannot_be_in_a_header_is_refused_and_not_shown(token: str) -> None:
+    said = message(load_reports={"token": token})
+    assert said == "load_reports.token: has characters that cannot be in a header"
+
+
 def test_discovery_is_required() -> None:
     with pytest.raises(ConfigError, match=r"discovery: is required"):
         BalancerConfig()

@@ -316,6 +316,23 @@ def test_nobody_waits_for_longer_than_allowed(deadline: float, error: type[Excep
     assert scene.queue.next_at() == float("inf")
 
 
+@pytest.mark.parametrize(
+    ("shut_s", "said"),
+    [(0.0, "no replica had room"), (60.0, "earlier calls of this client had not begun")],
+)
+def test_who_waited_too_long_hears_for_what(
+    shut_s: float, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(queue_timeout_s=30.0)
+    monkeypatch.setattr(scene.fleet, "opens_for_all_in_s", lambda now: shut_s)
+    call = scene.waiting()
+    scene.queue.enter(call, 0.0)
+    scene.grant(30.0, 0)
+
+    assert scene.queue.tick(30.0) == [call]
+    assert str(call.error) == f"{said} within 30.0 s (admission.queue_timeout_s)"
+
+
 def test_those_whom_nobody_serves_any_more_hear_so() -> None:
     scene = Scene()
     call = scene.waiting()

@@ -480,6 +480,22 @@ def test_an_empty_token_is_refused_for_nobody_could_give_it() -> None:
         ReporterSettings.from_env({}, token="")
 
 
+@pytest.mark.parametrize("token", [" ", " s3cret", "s3cret\n"])
+def test_a_token_with_white_space_around_it_is_refused_for_no_header_bears_it(token: str) -> None:
+    with pytest.raises(
+        ConfigError, match="MLBALANCE_REPORTER_TOKEN: begins or ends with white space"
+    ) as caught:
+        ReporterSettings.from_env({"MLBALANCE_REPORTER_TOKEN": token})
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("token", ["schlüssel", "s3\ncret"])
+def test_a_token_that_cannot_be_in_a_header_is_refused(token: str) -> None:
+    with pytest.raises(ConfigError, match="token: has characters that cannot be in a header") as caught:
+        ReporterSettings.from_env({}, token=token)
+    assert token not in str(caught.value)
+
+
 def test_every_setting_is_on_its_page() -> None:
     page = (Path(__file__).parents[2] / "docs/reporter.md").read_text()
 
