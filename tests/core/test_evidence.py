@@ -194,6 +194,29 @@ def test_where_checks_run_no_call_goes_to_one_that_refuses_connections_until_a_c
     assert world.out() == []
 
 
+def test_who_refuses_one_connection_gets_no_call_before_a_check_has_reached_it(world: World) -> None:
+    """It is not ejected: one refusal may be its client's, and then all rest, and are asked nevertheless."""
+    world.fleet.fitness.outliers.awaits_checks = True
+    world.call(A, 1.0, Failure.UNREACHABLE)
+    demand = Demand(fingerprint(b"x"), 10, 10)
+    for now in range(2, 9):
+        assert world.fleet.pick(demand, float(now)).replica.id != A
+        assert world.unproven(float(now)) == {A: Proof.SYSTEM}
+    assert world.out() == []
+
+    world.fleet.fitness.reached(A, 9.0)
+
+    assert world.unproven(9.5) == {}
+    assert A in {world.fleet.pick(demand, 9.5).replica.id for _ in range(3)}
+
+
+def test_who_refuses_connections_is_called_again_if_no_check_comes(world: World) -> None:
+    world.fleet.fitness.outliers.awaits_checks = True
+    world.call(A, 1.0, Failure.UNREACHABLE)
+
+    assert A in {world.fleet.pick(Demand(fingerprint(b"x"), 10, 10), 31.5).replica.id for _ in range(3)}
+
+
 def test_without_news_of_checks_it_is_tried_after_all(world: World) -> None:
     world.fleet.fitness.outliers.awaits_checks = True
     for _ in range(2):

@@ -20,6 +20,9 @@ from .pushback import Pushback
 from .readiness import Readiness
 from .slow_start import SlowStart
 
+# Who refuses a connection is not called again before a check has reached it, or this is over.
+_UNTIL_CHECKED_S = 30.0
+
 
 class _NoDetection(NamedTuple):
     """Nobody is ever ejected."""
@@ -41,7 +44,10 @@ class _NoSlowStart(NamedTuple):
 
 
 class Unproven(NamedTuple):
-    """A replica of which traffic tells nothing now, and the proof that it is well; ``out``: it is ejected."""
+    """A replica of which traffic tells nothing now, and the proof that it is well.
+
+    ``out``: it is ejected, or rests for refusing connections.
+    """
 
     replica: Replica
     needs: Proof
@@ -104,6 +110,7 @@ class Fitness:
         self._panicked = False
         self._heard_at: dict[int, float] = {}
         self._returned_at: dict[int, float] = {}
+        self._refuses: set[int] = set()
         self._epochs: dict[int, str] = {}
 
     # -- who may be sent a call ---------------------------------------------------------------------------------
@@ -175,6 +182,7 @@ class Fitness:
             table.drop(place)
         self._heard_at.pop(place, None)
         self._returned_at.pop(place, None)
+        self._refuses.discard(place)
         self._epochs.pop(place, None)
 
     def hear(self, place: int, report: LoadReport) -> None:
@@ -198,6 +206,7 @@ class Fitness:
     def served(self, place: int, sent: float, now: float) -> None:
         """A replica served a call, which was sent at ``sent``, to its end."""
         self._heard_at[place] = now
+        self._refuses.discard(place)
         self.pushback.succeeded(place, sent)
         self.outliers.served(place, now)
         if self.slow_start.active:
@@ -208,6 +217,9 @@ class Fitness:
     ) -> None:
         """A replica failed a call."""
         self._heard_at[place] = now
+        if kind is Failure.UNREACHABLE and self.outliers.awaits_checks:
+            self._refuses.add(place)
+            retry_after_s = retry_after_s or _UNTIL_CHECKED_S
         self.pushback.failed(place, now, retry_after_s)
         self.eject(self.outliers.failed(place, kind, now, on_trial=on_trial), now)
 
@@ -233,6 +245,9 @@ class Fitness:
         if (place := self._places.get(id_)) is None:
             return
         self._heard_at[place] = now
+        if place in self._refuses:
+            self._refuses.discard(place)
+            self.pushback.drop(place)
         ejection = self.outliers.ejection(place)
         if ejection is not None:
             if proof < ejection.needs:
@@ -247,7 +262,7 @@ class Fitness:
         """A replica has answered a check that says nothing of its health, but it can be reached."""
         place = self._places.get(id_)
         ejection = None if place is None else self.outliers.ejection(place)
-        if ejection is not None and ejection.unreachable:
+        if place in self._refuses or (ejection is not None and ejection.unreachable):
             self.checked(id_, now, Proof.SYSTEM)
 
     def check_failed(self, id_: ReplicaId, asked: float, now: float, kind: Failure) -> bool:
@@ -275,6 +290,8 @@ class Fitness:
             if (ejection := self.outliers.ejection(place)) is not None:
                 if ejection.needs < Proof.CALLS:
                     found.append(Unproven(replica, ejection.needs, out=True))
+            elif place in self._refuses:
+                found.append(Unproven(replica, Proof.SYSTEM, out=True))
             elif self.slow_start.on_trial(place):
                 found.append(Unproven(replica, Proof.MODEL))
             elif now - max(self._heard_at[place], self.streamed_at(place)) >= older_than_s:
@@ -284,6 +301,7 @@ class Fitness:
     def _come_back(self, place: int, now: float) -> None:
         self._returned_at[place] = now
         self.slow_start.admit(place, now)
+        self._refuses.discard(place)
         self.pushback.drop(place)
         self.forget(place)
         self._tell(ReplicaReturned(now, self._replicas[place].id))

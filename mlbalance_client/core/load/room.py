@@ -14,6 +14,7 @@ from random import Random
 
 _TURN_S = 0.1
 _KNOWN_TURNS = 100
+_A_BIT = 1e-6
 
 
 def unit_of(room: int, standing: int, usual: int) -> int:
@@ -30,6 +31,11 @@ def part(room: int, low: float, high: float, cuts: float, unit: int = 1) -> int:
     return unit * (floor(units * high + cuts) - floor(units * low + cuts))
 
 
+def _turn(now: float) -> int:
+    # Who waits for a turn to begin may wake by a rounding's breadth before it.
+    return floor(now / _TURN_S + _A_BIT)
+
+
 class Turns:
     """Where the cuts are, from 0 to 1: elsewhere in each tenth of a second.
 
@@ -44,11 +50,11 @@ class Turns:
 
     def cuts(self, now: float) -> float:
         """At ``now``, in seconds."""
-        return self._of(floor(now / _TURN_S))
+        return self._of(_turn(now))
 
     def ahead(self, now: float, most_s: float) -> Iterator[tuple[float, float]]:
         """The turns that begin within ``most_s``: in how many seconds, and where the cuts are then."""
-        turn = floor(now / _TURN_S)
+        turn = _turn(now)
         while (in_s := (turn := turn + 1) * _TURN_S - now) < most_s:
             yield in_s, self._of(turn)
 
