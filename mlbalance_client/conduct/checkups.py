@@ -175,7 +175,6 @@ class Checkups:
         failure, asked = Failure.ERROR, self._clock()
         try:
             finding = await ask
-            checked.asked = True
         except NoAnswer as error:
             checked.asked |= not error.refused
             failure = Failure.UNREACHABLE if error.refused else Failure.SILENT
@@ -205,6 +204,7 @@ class Checkups:
     def _pages(self, checked: _Checked) -> Get:
         async def get(path: str) -> tuple[int, bytes]:
             page = await checked.asking(path)
+            checked.asked = True
             return page.status, page.body
 
         return get
@@ -228,6 +228,7 @@ class Checkups:
         page = await checked.asking.call(
             check.method, check.path, check.body, timeout_s=self._config.model_timeout_s
         )
+        checked.asked = True
         ending = None if dialect is None or not check.body else _ending(page, dialect)
         if ending is not None and (error := ending.error) is not None:
             status = error.status if page.status == 200 else page.status

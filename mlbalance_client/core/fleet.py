@@ -237,7 +237,7 @@ class Fleet:
     ) -> None:
         """``windows``: how much a replica may be sent; without, none is ever full.
 
-        ``begun_tokens``: of all calls so far that have begun to be answered, as they were estimated.
+        ``begun_tokens``: of all calls so far that have begun to be answered, or ended before, as they were estimated.
         """
         self._settings = settings
         self._rng = rng
@@ -273,7 +273,7 @@ class Fleet:
         self.fitness.streamed_at = self.load.pace.last_at
         self.fitness.idle = lambda place: not self.ledger.accounts[place].queue
         self.windows = (
-            None if windows is None else Windows(windows, self.ledger, self.load, self.company, expiry_s)
+            None if windows is None else Windows(windows, self.ledger, self.load, self.company, expiry_s, rng)
         )
         self.begun_tokens = 0
         self.on_stir: Callable[[int], None] | None = None
@@ -612,6 +612,8 @@ class Fleet:
             return
         open_ = charge.account.open
         self.ledger.settle(charge, verdict, now)
+        if charge.first_content_at is None:
+            self.begun_tokens += pick.demand.tokens  # it stands in nobody's way any more
         if verdict is Verdict.FAILED and charge.first_content_at is None and open_:
             self.forget_prompt(pick)
         if verdict is Verdict.OK and open_:
@@ -620,7 +622,6 @@ class Fleet:
             fitness = self.fitness
             if charge.first_content_at is None:
                 fitness.outliers.silences.begun(pick.place, now - charge.at, now)
-                self.begun_tokens += pick.demand.tokens
             fitness.served(pick.place, charge.at, now)
             fitness.absences.served(pick.place, pick.demand.model, charge.at)
             # Beside others' prefill, which own calls do not show, the pace of a sound replica is slow too.

@@ -436,6 +436,40 @@ def test_room_is_kept_in_an_overload_too(since_s: float, standing_s: float) -> N
     assert queue.tick(since_s + 0.15) == [waiting]
 
 
+def test_what_has_begun_while_nobody_waited_is_no_pace() -> None:
+    scene = Scene(queue_timeout_s=10.0)
+    big = b"x" * 40_000
+    for _ in range(3):
+        scene.queue.enter(scene.waiting(text=big), 0.0)
+    for now in (3.0, 6.0, 9.0):
+        scene.pulls_one(now)
+    assert not scene.queue
+    scene.grant(10.0, 100)
+    for _ in range(100):
+        pick = scene.queue.try_pick(scene.waiting(10.0, text=big).demand, 10.0)
+        assert pick
+        pick.first_content(11.0)
+    scene.grant(20.0, 0)
+
+    ended = [each for _ in range(10) for each in scene.queue.enter(scene.waiting(20.0, text=big), 20.0)]
+
+    assert len(ended) == 7, "two in nine seconds: the fourth would wait for fourteen"
+
+
+def test_calls_that_end_before_they_have_begun_were_pulled_too() -> None:
+    scene = Scene(queue_timeout_s=10.0)
+    for _ in range(8):
+        scene.queue.enter(scene.waiting(text=b"x" * 40_000), 0.0)
+    for now in (1.0, 2.0, 3.0, 4.0):
+        scene.grant(now, 1)
+        (call,) = scene.queue.pull(now, 0)
+        assert call.pick
+        call.pick.settle(Verdict.CANCELLED, now)
+
+    assert scene.queue.enter(scene.waiting(4.0, text=b"x" * 40_000), 4.0) == []
+    assert len(scene.queue) == 5
+
+
 def test_news_of_one_replica_is_no_reason_to_look_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     config = AdmissionConfig(engine_queue_s=3.0)
     fleet = Fleet(PickingConfig(), Random(1), windows=config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -171,6 +172,22 @@ def test_what_was_sent_into_a_full_memory_comes_back_when_it_ends() -> None:
         assert sent(fleet, now, tokens=10) is None
         pick.first_content(now + 0.1)
         pick.settle(Verdict.OK, now + 0.1, Usage())
+
+
+def test_a_place_that_stays_free_is_taken_however_often_it_is_told_of() -> None:
+    fleet = fleet_of(A)
+    spare = report(
+        0.0, batch_limit=8, running=7, free_requests=0, free_tokens=9_000, state=State.READY, subscribers=9
+    )
+    for turn in range(1, 7):
+        fleet.hear(A, replace(spare, at=turn / 10))
+        assert fleet.pulls(0, turn / 10, overload=False) is (turn >= 5)
+    fleet.hear(A, replace(spare, at=0.7, running=8))
+    assert not fleet.pulls(0, 0.7, overload=False)
+    fleet.hear(A, replace(spare, at=0.8))
+
+    assert not fleet.pulls(0, 0.8, overload=False), "it was taken meanwhile"
+    assert fleet.drains_in_s(0.8, 0, overload=False) == pytest.approx(0.3, abs=0.03), "then somebody looks"
 
 
 def test_granted_tokens_are_used_up_too() -> None:

@@ -56,7 +56,7 @@ class Turns:
         """The turns that begin within ``most_s``: in how many seconds, and where the cuts are then."""
         turn = _turn(now)
         while (in_s := (turn := turn + 1) * _TURN_S - now) < most_s:
-            yield in_s, self._of(turn)
+            yield max(in_s, _A_BIT), self._of(turn)
 
     def _of(self, turn: int) -> float:
         cuts = self._cuts.get(turn)

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import inf
+from random import Random
 from typing import Protocol
 
 from .company import Company
@@ -40,8 +41,11 @@ _PULL_SHARE = 1 / 3
 # among all clients (trunk reservation).
 _KEPT_SHARE = 1 / 5
 _KEPT_FOR_S = 60.0
-# That the last place is taken is told within a quarter of a second, to 256 clients.
+# Who hears of free places for so long, and is granted none, takes one: nobody else wants them. That the last one is
+# taken the load stream tells within 50 ms, or a millisecond for each client; all clients together would be too many.
 _UNSOLD_S = 0.3
+_UNSOLD_EACH_S = 0.0012
+_APART_EACH_S = 0.003
 # What is urgent waits for no ordinary call's end: to be refused, or to stand in line here, is worse than a full queue
 # there. Only that so much stands already, in queues, says that urgent calls themselves are too many.
 _URGENT_QUEUES = 4.0
@@ -58,14 +62,15 @@ class WindowSettings(Protocol):
 class _Room:
     """What a report leaves open. ``sent``: own charges that it does not count; ``counted``: how many calls it does.
 
-    ``granted``: it is for this client; ``spare``: but its one place is for anybody.
+    ``granted``: it is for this client; ``spare_from``: but its one place is for anybody, for calls that wait from then
+    on.
     """
 
     report: LoadReport
     requests: float | None
     tokens: float | None
     granted: bool
-    spare: bool
+    spare_from: float | None = None
     sent: dict[Charge, None] = field(default_factory=dict)
     sent_tokens: int = 0
     counted: int = 0
@@ -79,8 +84,11 @@ class _Room:
 
     def pulls(self, now: float) -> bool:
         """Whether a call that waits may be sent."""
-        unsold = not self.spare or now - self.report.at >= _UNSOLD_S
-        return unsold and not self.shut and (self.tokens is None or self.tokens > self.sent_tokens)
+        return (
+            (self.spare_from is None or now >= self.spare_from)
+            and not self.shut
+            and (self.tokens is None or self.tokens > self.sent_tokens)
+        )
 
     def add(self, charge: Charge) -> None:
         self.sent[charge] = None
@@ -119,12 +127,19 @@ class Windows:
     """``expiry_s``: a report's life."""
 
     def __init__(
-        self, settings: WindowSettings, ledger: Ledger, load: LoadView, company: Company, expiry_s: float
+        self,
+        settings: WindowSettings,
+        ledger: Ledger,
+        load: LoadView,
+        company: Company,
+        expiry_s: float,
+        rng: Random,
     ) -> None:
         self._settings = settings
         self._ledger = ledger
         self._load = load
         self._expiry_s = expiry_s
+        self._rng = rng
         self._rooms: dict[int, _Room] = {}
         self._kept_until = -inf
         self.limit = DelayLimit(settings.engine_queue_s, company)
@@ -141,16 +156,25 @@ class Windows:
         ):
             return
         requests, tokens = _room(report)
-        if spare := requests == 0 and granted and report.state is State.READY and (_places(report) or 0) > 0:
-            requests = 1.0
+        spare_from = None
+        if requests == 0 and granted and report.state is State.READY and (places := _places(report) or 0) > 0:
+            requests, spare_from = 1.0, self._spare_from(report, places, known)
         if requests is None and tokens is None:
             self._rooms.pop(place, None)
             return
         calls = (report.running or 0) + (report.waiting or 0)
-        room = self._rooms[place] = _Room(report, requests, tokens, granted, spare, counted=int(calls))
+        room = self._rooms[place] = _Room(report, requests, tokens, granted, spare_from, counted=int(calls))
         for charge in known.sent if known is not None else ():
             if not _counts(report, charge):
                 room.add(charge)
+
+    def _spare_from(self, report: LoadReport, places: int, known: _Room | None) -> float:
+        """From when on a call that waits may have one of the places that are for anybody."""
+        if known is not None and known.spare_from is not None:
+            return known.spare_from
+        clients = report.subscribers or 1
+        apart_s = self._rng.random() * _APART_EACH_S * clients / places
+        return report.at + max(_UNSOLD_S, _UNSOLD_EACH_S * clients) + apart_s
 
     def charged(self, place: int, charge: Charge, *, starting: bool) -> None:
         """A call was sent there; ``starting``: to one that starts slowly, of which no delay tells of others' work."""
@@ -209,7 +233,7 @@ class Windows:
             requests = None if room.requests is None else max(0, int(room.requests - len(room.sent)))
             tokens = None if room.tokens is None else max(0, int(room.tokens - room.sent_tokens))
             return Window(
-                full, requests, tokens, "granted" if room.granted and not room.spare else "reported"
+                full, requests, tokens, "granted" if room.granted and room.spare_from is None else "reported"
             )
         return Window(full, None, None, "open")
 
@@ -237,7 +261,10 @@ class Windows:
 
     def drains_in_s(self, place: int, now: float, *, overload: bool) -> float:
         """In how many seconds it pulls by the mere draining of work; infinite if that is not what it wants."""
-        if self._granting(place, now) is not None or self.shut(place, now):
+        if (room := self._granting(place, now)) is not None:
+            left_s = (room.spare_from or -inf) - now
+            return left_s if left_s > 0.0 and not room.shut else inf
+        if self.shut(place, now):
             return inf
         left_s = self._standing_s(place, now) - self.most_s(now, overload=overload)
         return left_s if left_s > 0.0 else inf
