@@ -520,8 +520,11 @@ class Fleet:
         return place in self._replicas and (self.windows is None or self.windows.takes_urgent(place, now))
 
     def stands_s(self, now: float, *, overload: bool) -> float:
-        """How much work may stand where an ordinary call that waits is sent to."""
-        return 0.0 if self.windows is None else self.windows.most_s(now, overload=overload)
+        """How much work stands where an ordinary call that waits is sent to, at the least."""
+        if self.windows is None:
+            return 0.0
+        standing = self.load.all_waiting_s(list(self._replicas), now)
+        return min(self.windows.most_s(now, overload=overload), min(standing, default=0.0))
 
     def drains_in_s(self, now: float, place: int | None, *, overload: bool) -> float:
         """In how many seconds ``place``, or anybody, might have room by the mere passing of time."""

@@ -189,7 +189,7 @@ def shows_its_pace(fleet: Fleet, units_per_s: float = 8_000.0) -> None:
 def test_a_call_that_cannot_make_its_deadline_fails_at_once() -> None:
     scene = Scene()
     shows_its_pace(scene.fleet)
-    late = scene.waiting(deadline=0.5)
+    late = scene.waiting(text=b"x" * 400_000, deadline=0.5)  # twelve seconds of prefill
 
     assert scene.queue.enter(late, 0.0) == [late]
     assert isinstance(late.error, NoCapacity)
@@ -507,6 +507,15 @@ def test_a_deadline_counts_what_may_stand_before_a_call(urgent_before: bool) -> 
 
     assert queue.enter(waiting, 0.0) == ([] if urgent_before else [waiting])
     assert (waiting.error is None) is urgent_before
+
+
+def test_a_deadline_counts_no_work_where_places_are_what_lacks() -> None:
+    """A replica whose batch is full may have nothing to prefill: who gets the next place begins at once."""
+    fleet, queue, demand = one_replica(engine_queue_s=3.0)
+    shows_its_pace(fleet)
+    fleet.hear(NAMES[0], LoadReport(source="b", at=0.0, prefill_tokens=0, free_requests=0, free_tokens=9_000))
+
+    assert queue.enter(queue.waiting(demand, 0.0, deadline=2.0), 0.0) == []
 
 
 class Anything(RuleBasedStateMachine):
