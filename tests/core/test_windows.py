@@ -81,6 +81,20 @@ def test_who_gets_the_place_of_a_call_that_it_counts_the_replica_says(
     assert (sent(fleet, 0.5) is not None) is goes
 
 
+def test_a_place_that_the_report_has_free_already_does_not_come_back_once_more() -> None:
+    """A report may be quicker than the end of the call that it counts no more."""
+    fleet = fleet_of(A)
+    fleet.hear(A, report(0.0, batch_limit=2, free_requests=2, subscribers=1))
+    ends, _stays = sent(fleet, 0.1), sent(fleet, 0.1)
+    assert ends
+    fleet.hear(A, report(0.2, running=1, waiting=0, batch_limit=2, free_requests=1, subscribers=1))
+    ends.first_content(0.3)
+    ends.settle(Verdict.OK, 0.3, Usage())
+
+    assert sent(fleet, 0.4)
+    assert sent(fleet, 0.4) is None
+
+
 @pytest.mark.parametrize(
     ("state", "running", "partial", "goes"),
     [

@@ -100,8 +100,14 @@ class _Room:
             del self.sent[charge]
             self.sent_tokens -= self._tokens(charge)
         elif not self._shared and self.requests is not None and self.counted and _counts(self.report, charge):
-            self.counted -= 1  # by time, more calls may be in the report than it counts
-            self.requests += 1.0
+            # By time, more calls may be in the report than it counts; and it may be quicker than the end of a call that
+            # it counts no more.
+            places = self.requests - len(self.sent) + charge.account.requests
+            if places + 1.0 <= (self.report.batch_limit or 0) + (
+                0.0 if self.granted else _queued(self.report)
+            ):
+                self.counted -= 1
+                self.requests += 1.0
 
     @property
     def _shared(self) -> bool:
@@ -291,8 +297,12 @@ def _room(report: LoadReport) -> tuple[float | None, float | None]:
     if report.partial:  # what one of several processes runs is not what the replica runs
         return None, None
     places = _places(report)
-    queued = max(1.0, (report.batch_limit or 0) * _QUEUE_SHARE)
-    return None if places is None else places + queued, left_tokens(report)
+    return None if places is None else places + _queued(report), left_tokens(report)
+
+
+def _queued(report: LoadReport) -> float:
+    """How many requests may wait there beyond its batch."""
+    return max(1.0, (report.batch_limit or 0) * _QUEUE_SHARE)
 
 
 def _places(report: LoadReport) -> int | None:
