@@ -114,7 +114,7 @@ class Publisher:
             self._give_up(now)
         return told
 
-    def places(self, told: Told, grant: Grant, now: float) -> int | None:
+    def places(self, told: Told, grant: Grant | None, now: float) -> int | None:
         """How many requests the subscriber may send; None: it is not known."""
         return None if told.room[0] is None else self.grants.share(grant, told.room[0], now)
 
@@ -124,9 +124,7 @@ class Publisher:
 
     def load(self, told: Told, client: str | None, grant: Grant | None, now: float) -> bytes:
         """A report's JSON for one client."""
-        requests, tokens = told.room
-        if requests is not None:
-            requests = self.grants.share(grant, requests, now)
+        requests, tokens = self.places(told, grant, now), told.room[1]
         if tokens is not None:
             unit = unit_of(tokens, told.report.prefill_tokens or 0, self._board.usual_tokens)
             tokens = self.grants.share(grant, tokens, now, unit)

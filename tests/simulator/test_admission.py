@@ -14,9 +14,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize(("clients", "recovered_s"), [(1, 10.0), (16, 20.0)])
 def test_a_burst_is_bounded_and_soon_over(clients: int, recovered_s: float) -> None:
-    seen = mean([burst(clients, lambda: Told(stream, 0.1), seed=seed) for seed in (1, 2, 3)])
+    bursts = [burst(clients, lambda: Told(stream, 0.1), seed=seed) for seed in (1, 2, 3)]
+    seen = mean(bursts)
 
-    assert seen.most_waiting < 100, "of 511 calls that come in ten seconds"
+    assert max(each.most_waiting for each in bursts) < 100, "of 511 calls that come in ten seconds"
     assert seen.refused < seen.calls
     assert seen.mean_busy >= 0.95
     assert seen.least_busy >= 0.88
