@@ -283,6 +283,14 @@ def test_what_others_may_have_sent_counts_as_much_as_the_report_that_it_came_aft
     assert by_age == pytest.approx([0.75, 1.5, 1.125, 0.0])
 
 
+def test_an_idle_replica_that_reports_is_as_good_as_one_that_does_not(view: View) -> None:
+    view.tell(0.0, prefill_tokens=0)
+    assert view.load.all_waiting_s([0, 1], 1.0, others=1.0) == [pytest.approx(0.75), pytest.approx(0.75)]
+
+    view.tell(1.0, prefill_tokens=30_000)  # work does stand there
+    assert view.load.all_waiting_s([0, 1], 1.0, others=1.0) == [pytest.approx(3.0), 0.0]
+
+
 def test_what_is_told_with_answers_does_not_say_how_busy_a_replica_is(view: View) -> None:
     view.ledger.account(0)
     for at in range(100):

@@ -78,16 +78,28 @@ class Inflow:
 def levelled(waiting_s: Sequence[float], ages_s: Sequence[float | None], inflow: float) -> list[float]:
     """Seconds that stand at each replica by now, from what stood there ``ages_s`` ago, drained; None: not reported.
 
-    ``inflow``: seconds of work that others send a replica in a second, on the mean.
+    ``inflow``: seconds of work that others send a replica in a second, on the mean. What came where least stands may
+    have come to those not reported as well: they are not preferred for that alone.
     """
     told = sorted(waiting for waiting, age_s in zip(waiting_s, ages_s, strict=True) if age_s is not None)
     if not told:
         return list(waiting_s)
     level_s = _level(told, inflow * sum(age_s for age_s in ages_s if age_s is not None))
     most = inflow * len(told)  # all that comes may go to one
-    return [
+    levels_s = [
         waiting if age_s is None else max(waiting, min(level_s, waiting + most * age_s))
         for waiting, age_s in zip(waiting_s, ages_s, strict=True)
+    ]
+    if len(told) == len(levels_s):
+        return levels_s
+    least_s, came_s = min(
+        (level, level - waiting)
+        for level, waiting, age_s in zip(levels_s, waiting_s, ages_s, strict=True)
+        if age_s is not None
+    )
+    return [
+        max(level, min(least_s, level + came_s)) if age_s is None else level
+        for level, age_s in zip(levels_s, ages_s, strict=True)
     ]
 
 
