@@ -14,7 +14,7 @@ from .conduct.standing import Standing
 from .config import BalancerConfig
 from .core.fleet import Pick
 from .core.model import Replica, Usage, Verdict
-from .core.report import CallReport, Explanation, FleetSnapshot, explain
+from .core.report import CallReport, Explanation, FleetSnapshot
 from .dialects.plain import reading_of
 from .errors import PASSED, ConfigError, DeadlineExceeded
 from .events import Subscriber
@@ -199,7 +199,7 @@ class Balancer:
         """Which replica ``call`` would get now, and why; nothing is charged. Raises NoReplicas, ConfigError."""
         _check("explain", call)
         demand = self._engine.demand(reading_of(call), call.options)
-        return explain(demand, self._engine.fleet.choose(demand, self._engine.clock()))
+        return self._engine.preview(demand, call.options)
 
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
         """Hear every event until the returned function is called."""

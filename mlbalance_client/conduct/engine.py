@@ -28,7 +28,7 @@ from ..core.health.pushback import Pushback
 from ..core.health.slow_start import SlowStart
 from ..core.hedging import Hedging
 from ..core.model import Demand
-from ..core.report import CallReport, Explanation, FleetSnapshot, explain, snapshot
+from ..core.report import CallReport, Explanation, FleetSnapshot, preview, snapshot
 from ..dialects import Dialect, Reading, find
 from ..errors import ClientClosed
 from ..events import Event, EventStream, log_events
@@ -235,7 +235,12 @@ class Engine:
         """Which replica a call would go to now, and why; nothing is charged. Raises NoReplicas."""
         reading = self._dialect("POST", path).read(path, body)
         demand = self.demand(reading, options)
-        return explain(demand, self.fleet.choose(demand, self.clock()))
+        return self.preview(demand, options)
+
+    def preview(self, demand: Demand, options: CallOptions) -> Explanation:
+        """``explain`` for a call of this demand."""
+        queued = len(self.queueing.queue)
+        return preview(self.fleet, demand, self.clock(), queued=queued, urgent=options.priority > 0)
 
     async def replicas_known(self) -> None:
         """Wait for the first usable list of replicas, at most ``discovery.start_timeout_s``. Raises ClientClosed."""

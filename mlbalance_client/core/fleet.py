@@ -444,8 +444,14 @@ class Fleet:
 
     def choose(self, demand: Demand, now: float, excluded: Collection[ReplicaId] = ()) -> Decision:
         """What ``pick`` would choose, without charging anything."""
+        return self.judge(demand, now, excluded)[0]
+
+    def judge(
+        self, demand: Demand, now: float, excluded: Collection[ReplicaId] = (), *, ordinary: bool = True
+    ) -> tuple[Decision, bool]:
+        """What ``choose`` says, and whether anybody has room for the call."""
         pool, unwilling = self._open_pool(demand, excluded, now)
-        return self._with_room(pool, unwilling, demand, now)[0]
+        return self._with_room(pool, unwilling, demand, now, ordinary=ordinary)
 
     def _with_room(
         self, pool: Pool, unwilling: int, demand: Demand, now: float, *, ordinary: bool = True
@@ -480,7 +486,9 @@ class Fleet:
             self.fitness.slow_start.ramp(now)
         ratio = self.costs.ratio(demand.model).value
         self._sight.tokens_per_block = BLOCK_BYTES / ratio
-        return self._policy.choose(self._sight, demand, pool, barred, now, self._rng)
+        decision = self._policy.choose(self._sight, demand, pool, barred, now, self._rng)
+        decision.barred = barred
+        return decision
 
     def answered(self, place: int, charge: Charge, now: float) -> None:
         """A call's first content has come."""

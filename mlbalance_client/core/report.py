@@ -32,10 +32,19 @@ class Weighed:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptOut:
+    """A replica that gets no such call now, and ``why``."""
+
+    replica: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """Which replica a call goes to, out of which, and why. ``str()`` of it is for people.
 
-    ``reason``: in one line. ``candidates``: those that were compared, as they were weighed. Of a call that was made:
+    ``reason``: in one line. ``candidates``: those that were compared, as they were weighed. Of a call that is yet to be
+    made: ``kept_out``: who would not get it; ``queued``: whether it would wait in this client. Of a call that was made:
     ``tried``: where it was sent in turn, and why it was not left there, if it was sent more than once; ``hedge``: what
     came of a second attempt beside the first; ``queued``: what it waited for in this client; ``gave_up``: why its
     failure was not tried again. Tokens are estimates.
@@ -54,6 +63,7 @@ class Explanation:
     queued: str = ""
     tried: str = ""
     gave_up: str = ""
+    kept_out: tuple[KeptOut, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -69,6 +79,9 @@ class Explanation:
                 f"+ {c.miss_weight:g} x own prefill {_time(c.own_s)} + decoding and distance {_time(c.rest_s)}; "
                 f"about {c.cached_tokens} tokens cached ({c.because})"
             )
+        lines += [f"    {each.replica} is kept out: {each.why}" for each in self.kept_out[:_TOLD_OUT]]
+        if (more := len(self.kept_out) - _TOLD_OUT) > 0:
+            lines.append(f"    and {more} more are kept out")
         return "\n".join(lines)
 
 
@@ -158,10 +171,11 @@ class ReplicaSnapshot:
 
     ``ejected``: why it is kept out now, in words; None if it is not. ``starting``: as what share of itself it counts
     while it is led up to full load; None if it is not. ``looks``: unseen, free, busy or long busy, by the pace of own
-    streams. ``rests_s``: for how long it is not picked yet, since it has failed. ``report``: what the replica itself
-    said last and how many seconds ago, if that still counts; ``published_prefixes``: how many of its cached prefixes
-    it has named. ``window``: whether it is full, how many requests and tokens more it may be sent (None: any number),
-    and by which word.
+    streams. ``rests_s``: for how long it is not picked yet, since it has failed. ``kept_out``: why it gets no calls
+    while others can have them, of all reasons the first, in words; None if it gets them. ``report``: what the replica
+    itself said last and how many seconds ago, if that still counts; ``published_prefixes``: how many of its cached
+    prefixes it has named. ``window``: whether it is full, how many requests and tokens more it may be sent (None: any
+    number), and by which word.
     """
 
     id: str
@@ -178,6 +192,7 @@ class ReplicaSnapshot:
     starting: float | None
     looks: str
     rests_s: float
+    kept_out: str | None
     waiting_s: float
     prefill_tokens_per_s: float
     rate_samples: int
@@ -203,6 +218,7 @@ class FleetSnapshot:
         return asdict(self)
 
 
+_TOLD_OUT = 8
 _WORDS = {
     Source.PUBLISHED: "it says that it holds the prompt's beginning",
     Source.RECORD: "this client sent a prompt with the same beginning there",
@@ -216,8 +232,12 @@ def reason(decision: Decision) -> str:
     """One line: why the chosen replica."""
     if decision.policy != "prefix_tokens":
         return f"policy {decision.policy}"
-    if len(decision.compared.hits) == 1:
-        return "it is the only candidate"
+    if decision.forced:
+        return (
+            "all others are kept out, full, or were tried"
+            if len(decision.pool) > 1
+            else "it is the only candidate"
+        )
     return _WORDS[decision.chosen.source]
 
 
@@ -248,6 +268,20 @@ def explain(demand: Demand, decision: Decision, hedge: str = "") -> Explanation:
             for c in decision.candidates
         ),
         hedge=hedge,
+    )
+
+
+def preview(fleet: Fleet, demand: Demand, now: float, *, queued: int, urgent: bool) -> Explanation:
+    """What would become of a call now, with ``queued`` calls waiting. Raises NoReplicas."""
+    decision, room = fleet.judge(demand, now, ordinary=not urgent)
+    replicas = decision.pool.replicas
+    kept_out = fleet.fitness.kept_out(demand.model, now).items()
+    return replace(
+        explain(demand, decision),
+        queued=""
+        if room and (urgent or not queued)
+        else "it would wait: those that could take it have enough to do",
+        kept_out=tuple(KeptOut(replicas[place].id, why) for place, why in kept_out if place in replicas),
     )
 
 
@@ -294,6 +328,7 @@ def _replicas(
 ) -> Sequence[ReplicaSnapshot]:
     rows = []
     shares = fleet.fitness.slow_start.ramp(now)
+    kept_out = fleet.fitness.kept_out(None, now)
     for place, replica in fleet.places():
         account = fleet.ledger.account(place)
         rows.append(
@@ -309,6 +344,7 @@ def _replicas(
                 prefill_tokens=account.prefill_tokens,
                 decode_tokens=account.decode_tokens,
                 rests_s=fleet.fitness.pushback.rests_s(place, now),
+                kept_out=kept_out.get(place),
                 ejected=None if (out := fleet.fitness.outliers.ejection(place)) is None else out.why,
                 starting=shares.get(place),
                 looks=fleet.load.found(place, now).value,

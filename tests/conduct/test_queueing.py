@@ -105,11 +105,13 @@ async def test_calls_wait_in_order_of_priority_and_tell_of_it(slow: tuple[Slow, 
             window = client.snapshot().replicas[0].window
             assert window
             assert window.full
+            assert client.explain(body("more")).queued.startswith("it would wait")
             for sent in (2, 3):
                 replica.go.release()
                 await until_sent(replica, sent)
             replica.go.release()
         assert client.snapshot().outstanding_requests == client.snapshot().queued == 0
+        assert client.explain(body("more")).queued == ""
 
     assert replica.order == ["first", "urgent", "usual"]
     assert reports["first"].queued_s == 0.0

@@ -11,7 +11,7 @@ import mlbalance_client as mlb
 from mlbalance_client.core.load.report import LoadReport
 from mlbalance_client.events import AttemptEnded, Event, FailedOver, ReplicaEjected, Settled
 
-from ..test_client import OVERLOADED
+from ..test_client import OVERLOADED, PATH
 from .virtual import (
     BREAK,
     DONE,
@@ -264,3 +264,26 @@ async def test_an_ejection_counts_the_calls_that_failed() -> None:
     assert ejected.why == "it failed 3 calls in a row, the last time it broke the connection"
     assert ejected.why in [row.ejected for row in engine.snapshot().replicas]
     await nothing_is_left(engine, network)
+
+
+async def test_it_is_told_before_a_call_who_would_not_get_it_and_why() -> None:
+    network = Network([REFUSE], [answer(503, BUSY)], STREAM)
+    by_prefix = {"picking": {"policy": "prefix_tokens"}, "retries": {"max_attempts": 4}}
+    engine = engine_of(network, replicas=3, **by_prefix, **PATIENT)
+    got = await engine.send(request(stream=True))
+    one, two, three = (attempt.replica for attempt in got.report.attempts)
+    await read(got)
+
+    body = request(stream=True).body
+    assert isinstance(body, bytes)
+    explained = engine.explain(PATH, body, mlb.CallOptions())
+
+    assert {out.replica for out in explained.kept_out} == {one, two}
+    why = {out.replica: out.why for out in explained.kept_out}
+    assert why[one].startswith("it refused the connection and rests for ")
+    assert why[two].startswith("it pushed back and rests for ")
+    assert (explained.replica, explained.queued) == (three, "")
+    assert explained.reason == "all others are kept out, full, or were tried"
+    assert f"{one} is kept out: {why[one]}" in str(explained)
+    assert {row.id: row.kept_out for row in engine.snapshot().replicas if row.kept_out} == why
+    await engine.aclose()

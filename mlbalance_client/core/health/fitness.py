@@ -111,6 +111,7 @@ class Fitness:
         self._heard_at: dict[int, float] = {}
         self._returned_at: dict[int, float] = {}
         self._refuses: set[int] = set()
+        self._failed: dict[int, Failure] = {}
         self._epochs: dict[int, str] = {}
 
     # -- who may be sent a call ---------------------------------------------------------------------------------
@@ -153,6 +154,38 @@ class Fitness:
             kept_out |= self.slow_start.barred(now, replayable=replayable)
         return kept_out
 
+    def kept_out(self, model: str | None, now: float) -> dict[int, str]:
+        """Who gets no call for ``model`` while others can have it, each with the first reason, in words."""
+        trying = self._kept_out(now, replayable=True)
+        masks = (
+            self.outliers.barred,
+            self.pushback.resting(now),
+            self.readiness.closed(model, now),
+            self.absences.lacking(model, now),
+            trying,
+            self.fullness.full(now),
+        )
+        out = 0
+        for mask in masks:
+            out |= mask
+        return {place: self._why_out(place, masks, now) for place in self._replicas if out >> place & 1}
+
+    def _why_out(self, place: int, masks: tuple[int, ...], now: float) -> str:
+        ejected, rests, closed, lacking, trying, _ = (bool(mask >> place & 1) for mask in masks)
+        if ejected and (ejection := self.outliers.ejection(place)) is not None:
+            return f"it is ejected: {ejection.why}"
+        if rests:
+            until = ", or until a check reaches it" if place in self._refuses else ""
+            rests_s = self.pushback.rests_s(place, now)
+            return f"it {self._failed.get(place, Failure.ERROR)} and rests for {rests_s:.1f} s{until}"
+        if closed:
+            return "it says itself that it takes no calls now"
+        if lacking:
+            return "it has answered that it does not have the model"
+        return (
+            "it gets one call at a time until it has answered one" if trying else "its memory is all but full"
+        )
+
     def pass_to(self, now: float) -> None:
         """Let back and eject those for whom it is time: at every pick, check and snapshot, and so without calls too."""
         if self.outliers.due(now):
@@ -183,6 +216,7 @@ class Fitness:
         self._heard_at.pop(place, None)
         self._returned_at.pop(place, None)
         self._refuses.discard(place)
+        self._failed.pop(place, None)
         self._epochs.pop(place, None)
 
     def hear(self, place: int, report: LoadReport) -> None:
@@ -217,6 +251,7 @@ class Fitness:
     ) -> None:
         """A replica failed a call."""
         self._heard_at[place] = now
+        self._failed[place] = kind
         if kind is Failure.UNREACHABLE and self.outliers.awaits_checks:
             self._refuses.add(place)
             retry_after_s = retry_after_s or _UNTIL_CHECKED_S

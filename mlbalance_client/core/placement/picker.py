@@ -85,17 +85,23 @@ class Compared:
 
 @dataclass(slots=True)
 class Decision:
-    """The chosen candidate, out of all that were compared."""
+    """The chosen candidate, out of all that were compared. ``barred``: who was not to be, as a bit set."""
 
     chosen: Candidate
     compared: Compared
     policy: str
     pool: Pool
+    barred: int = 0
 
     @property
     def candidates(self) -> list[Candidate]:
         """All that were compared, the chosen one among them."""
         return self.compared.candidates()
+
+    @property
+    def forced(self) -> bool:
+        """Whether all others of the pool were barred."""
+        return not self.pool.mask & ~self.barred & ~(1 << self.chosen.place)
 
 
 class PickingSettings(Protocol):
