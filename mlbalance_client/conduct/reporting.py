@@ -298,6 +298,8 @@ class Reporting:
             followed.streams_at = self._clock() + _STREAM_AGAIN_S
             if asked_for_stream and isinstance(error, NotThere):
                 return 0.0  # it is up, and has no stream: an engine that has just started need not wait to be seen
+        elif isinstance(error, NotThere):
+            followed.warn("absent", f"{error}; it has none of load_reports.kind {self._config.kind!r}")
         return followed.cadence.failed()
 
     async def _pause(self, followed: _Followed, pause_s: float) -> None:

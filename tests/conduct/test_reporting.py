@@ -277,6 +277,22 @@ async def test_a_wrong_token_is_told_once_however_often_it_is_tried(
     assert len([r for r in caplog.records if "token" in r.getMessage()]) == 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "there"), [("stream", "/mlbalance/v1/load: status 404"), ("ollama", "/api/ps: answers 404")]
+)
+async def test_a_replica_that_has_no_reports_of_the_kind_that_is_configured_is_told_once(
+    kind: str, there: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Cadence, "failed", lambda self: 0.0)
+    with Scripted(has_pages) as server, caplog.at_level(logging.WARNING, "mlbalance_client"):
+        async with mlb.AsyncClient(config(server, kind=kind)) as client:
+            await client.post(CHAT, json=chat())
+            await until(lambda: len([e for e in server.exchanges if e.path not in ("/health", CHAT)]) >= 9)
+    (line,) = [r.getMessage() for r in caplog.records if "load_reports.kind" in r.getMessage()]
+    assert there in line
+    assert f"of load_reports.kind '{kind}'" in line
+
+
 # -- what reports are for ---------------------------------------------------------------------------------------------
 
 
