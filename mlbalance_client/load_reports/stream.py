@@ -73,7 +73,7 @@ class StreamReader:
             case "load":
                 report = decode_load(data, at=at, client=self._client)
                 # It names the calls of this client that it counts in, so that naming none is counting none.
-                return report if report.acked is not None else replace(report, acked=0)
+                return replace(report, pushed=True, acked=report.acked or 0)
             case "prefixes":
                 delta = decode_prefixes(data)
                 if delta.scheme != self._scheme:

@@ -24,7 +24,7 @@ MOST_PAGES_TO_RECOGNISE = 4
 MOST_PAGES_TO_READ = 8
 
 _AT = 1_000.0
-_NO_FIGURES = frozenset({"source", "at", "state", "models", "adapters", "partial", "doubts"})
+_NO_FIGURES = frozenset({"source", "at", "state", "models", "adapters", "pushed", "partial", "doubts"})
 _FIGURES = tuple(field.name for field in fields(LoadReport) if field.name not in _NO_FIGURES)
 _CUTS = 12
 _GARBAGE = (

@@ -52,6 +52,7 @@ class LoadReport:
     t_ms:            milliseconds since the epoch began, on the replica's clock
     acked:           the newest of this client's calls counted in the report
     free_requests, free_tokens: the room that the replica grants to this client
+    pushed:          it came by a load stream, which tells of changes as they come: silence means that there are none
     partial:         one of several server processes speaks, not the whole replica
     doubts:          what of the replica's pages was not understood, in words; for one log line, not for the pick
     """
@@ -87,6 +88,7 @@ class LoadReport:
     subscribers: int | None = None
     free_requests: int | None = None
     free_tokens: int | None = None
+    pushed: bool = False
     partial: bool = False
     doubts: tuple[str, ...] = ()
 
@@ -118,5 +120,7 @@ class LoadReport:
         return replace(self, **wrong) if wrong else self  # type: ignore[arg-type]
 
 
-_TEXTS = frozenset({"source", "at", "state", "models", "adapters", "replica", "epoch", "partial", "doubts"})
+_TEXTS = frozenset(
+    {"source", "at", "state", "models", "adapters", "replica", "epoch", "pushed", "partial", "doubts"}
+)
 _FIGURES = tuple(f.name for f in fields(LoadReport) if f.name not in _TEXTS)
