@@ -294,12 +294,12 @@ def test_an_idle_replica_that_reports_is_as_good_as_one_that_does_not(view: View
 def test_a_stream_that_is_silent_for_less_than_its_time_says_that_nothing_has_come(view: View) -> None:
     view.ledger.account(0)
     view.tell(0.0, prefill_tokens=0, pushed=True, subscribers=20)
-    view.tell(0.5, prefill_tokens=0)  # with an answer
+    view.tell(0.5, prefill_tokens=0, subscribers=20)  # with an answer
 
     silent = [view.load.all_waiting_s([0], now, others=1.0)[0] for now in (0.55, 1.0, 2.0, 3.0)]
 
     most_s = 0.1 + 20 * 0.001  # until it would have told of a change
-    assert silent == pytest.approx([0.05 * 0.75, most_s * 0.75, most_s * 0.75, 2.5 * 0.75])
+    assert silent == pytest.approx([0.05 * 0.75, most_s * 0.75, most_s * 0.75, 2.5 * 0.75 * 0.75])
 
 
 def test_what_is_told_with_answers_does_not_say_how_busy_a_replica_is(view: View) -> None:
