@@ -80,7 +80,7 @@ class LoadReportsConfig(Section):
         default=2_048,
         ge=0,
         le=1_000_000_000,
-        description="A call with at least so many uncached prompt tokens asks up to four candidates afresh before it "
+        description="A call with at least so many uncached prompt tokens asks up to eight candidates afresh before it "
         "is placed, where the format may be read on demand and asking takes at most a twentieth of the call's own "
         "prefill. 2,048 tokens take 0.2 s at 10,000 tokens/s, asking a few milliseconds. 0: never.",
     )

@@ -43,11 +43,11 @@ class PickingConfig(Section):
         "geometric, so that shared system prompts and single conversations both have one.",
     )
     prior_confidence: Annotated[float, Unit("share")] = Field(
-        default=0.9,
+        default=0.7,
         ge=0,
         le=1,
-        description="Which part of its prefix a home is believed to hold, for another client may have sent it "
-        "there, where others are at work; a tenth of that where none seem to be.",
+        description="Which part of a prefix that others may have sent there its home is believed to hold, where "
+        "others are at work; a tenth of that where none seem to be.",
     )
     fingerprint_secret: Annotated[SecretStr, Field(min_length=1, max_length=64)] | None = Field(
         default=None,

@@ -22,8 +22,11 @@ def decision(scores: list[float], own_s: float = 1.0, best: Hit = NO_HIT) -> Dec
     return Decision(least, compared, "prefix_tokens", Pool({}, {}))
 
 
-def test_the_four_likeliest_are_asked() -> None:
-    assert whom_to_ask(decision([5.0, 1.0, 4.0, 2.0, 3.0]), 10_000, 2_000, lambda _: 0.001) == [1, 3, 4, 2]
+def test_the_eight_likeliest_are_asked() -> None:
+    scores = [5.0, 1.0, 4.0, 2.0, 3.0, 9.0, 8.0, 7.0, 6.0]
+
+    asked = whom_to_ask(decision(scores), 10_000, 2_000, lambda _: 0.001)
+    assert asked == [1, 3, 4, 2, 0, 8, 7, 6]
 
 
 def test_those_of_which_enough_is_known_or_that_cannot_be_asked_are_not() -> None:
@@ -54,5 +57,5 @@ def test_whatever_asking_costs_its_bounds_hold(
 ) -> None:
     asked = whom_to_ask(decision(scores, own_s), 10_000, 1, takes_s.__getitem__)
 
-    assert len(asked) == len(set(asked)) <= 4
+    assert len(asked) == len(set(asked)) <= 8
     assert sum(takes_s[place] for place in asked) <= own_s / 20 + 1e-9

@@ -1,8 +1,9 @@
 """When a client asks one replica how it is.
 
 Every client has a phase of its own and jitters, so that many do not ask in step. A client without calls asks less and
-less often. Asking takes at most one part in 20 of the time, so that a server slow to answer is asked less; and after
-failures the pauses double. Neither makes a pause longer than half a minute: one page that was stuck says little.
+less often, but not at once: where calls are few, the next shall not find reports that are old. Asking takes at most one
+part in 20 of the time, so that a server slow to answer is asked less; and after failures the pauses double. Neither
+makes a pause longer than half a minute: one page that was stuck says little.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from random import Random
 
 _JITTER = 0.1
 _COST_PARTS = 20.0
-_MOST_IDLE = 8.0
+_MOST_DOUBLINGS = 3
+_IN_VAIN = 4
 _LONGEST_S = 30.0
 
 
@@ -22,7 +24,7 @@ class Cadence:
         self._interval_s = interval_s
         self._rng = rng
         self._failures = 0
-        self._idle = 1.0
+        self._in_vain = 0
         self.least_s = interval_s
 
     def first_s(self) -> float:
@@ -35,9 +37,10 @@ class Cadence:
         After ``least_s`` of it, a call may end the wait.
         """
         self._failures = 0
-        self._idle = 1.0 if calls else min(_MOST_IDLE, self._idle * 2)
+        self._in_vain = 0 if calls else self._in_vain + 1
         self.least_s = self._jittered(max(self._interval_s, min(_LONGEST_S, took_s * _COST_PARTS)))
-        return max(self.least_s, self._jittered(self._interval_s * self._idle))
+        idle = 2.0 ** min(max(0, self._in_vain - _IN_VAIN), _MOST_DOUBLINGS)
+        return max(self.least_s, self._jittered(self._interval_s * idle))
 
     def failed(self) -> float:
         """How long to wait after no answer."""

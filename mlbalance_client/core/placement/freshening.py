@@ -14,7 +14,7 @@ from .picker import Decision
 FRESH_S = 0.05
 """A younger report is as good as a new one, in seconds."""
 
-_MOST = 4
+_MOST = 8
 _COST_PARTS = 20.0
 _score = attrgetter("score_s")
 

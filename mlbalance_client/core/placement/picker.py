@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
+from math import isqrt
 from random import Random
 from typing import NamedTuple, Protocol
 
@@ -246,8 +247,11 @@ class PrefixTokens(Policy):
         confidence = settings.prior_confidence * max(_ALONE, sight.company.degree)
         published = sight.publishers.mask
         starting = sight.slow_start if sight.slow_start.active else None
-        for depth, key in anchors(demand, settings.anchor_depths):
-            doubtful = int(sight.tokens(demand, depth) * confidence)
+        found = anchors(demand, settings.anchor_depths)
+        ends = [depth for depth, _ in found[1:]] + [max(1, len(demand.fingerprint.chain))]
+        for (depth, key), end in zip(found, ends, strict=True):
+            # What had its home there was no shorter than this anchor and shorter than the next: their geometric mean.
+            doubtful = int(sight.tokens(demand, isqrt(depth * end)) * confidence)
             for place in pool.homes(key):
                 if starting and not starting.keeps_home(place, key):
                     continue
