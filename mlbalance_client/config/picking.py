@@ -43,7 +43,7 @@ class PickingConfig(Section):
         "geometric, so that shared system prompts and single conversations both have one.",
     )
     prior_confidence: Annotated[float, Unit("share")] = Field(
-        default=0.7,
+        default=0.8,
         ge=0,
         le=1,
         description="Which part of a prefix that others may have sent there its home is believed to hold, where "

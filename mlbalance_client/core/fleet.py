@@ -531,7 +531,8 @@ class Fleet:
         """How much work stands where an ordinary call that waits is sent to, at the least."""
         if self.windows is None:
             return 0.0
-        standing = self.load.all_waiting_s(list(self._replicas), now)
+        barred = self.fitness.unwilling(None, now, replayable=True)
+        standing = self.load.all_waiting_s([p for p in self._replicas if not barred >> p & 1], now)
         return min(self.windows.most_s(now, overload=overload), min(standing, default=0.0))
 
     def drains_in_s(self, now: float, place: int | None, *, overload: bool) -> float:

@@ -14,7 +14,7 @@ from mlbalance_client.config import AdmissionConfig, PickingConfig
 from mlbalance_client.core.admission import Admission, Waiting
 from mlbalance_client.core.fingerprint import fingerprint
 from mlbalance_client.core.fleet import Fleet, Pick
-from mlbalance_client.core.load.report import LoadReport
+from mlbalance_client.core.load.report import LoadReport, State
 from mlbalance_client.core.model import Demand, Replica, ReplicaId, Verdict
 from mlbalance_client.core.placement.picker import Decision
 from mlbalance_client.errors import ClientClosed, DeadlineExceeded, NoCapacity, NoReplicas, QueueTimeout
@@ -507,6 +507,19 @@ def test_a_deadline_counts_what_may_stand_before_a_call(urgent_before: bool) -> 
 
     assert queue.enter(waiting, 0.0) == ([] if urgent_before else [waiting])
     assert (waiting.error is None) is urgent_before
+
+
+def test_a_deadline_counts_nothing_on_one_that_takes_no_calls() -> None:
+    fleet, queue, demand = one_replica(engine_queue_s=3.0)
+    fleet.update([Replica(NAMES[0], "http://a"), Replica(NAMES[1], "http://b")])
+    shows_its_pace(fleet)
+    stands(fleet, 0.0, 3.1)
+    fleet.hear(NAMES[1], LoadReport(source="test", at=0.0, prefill_tokens=0, state=State.DRAINING))
+
+    waiting = queue.waiting(demand, 0.0, deadline=3.0)
+
+    assert queue.enter(waiting, 0.0) == [waiting]
+    assert isinstance(waiting.error, NoCapacity)
 
 
 def test_a_deadline_counts_no_work_where_places_are_what_lacks() -> None:

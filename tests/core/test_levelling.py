@@ -36,6 +36,7 @@ def test_of_whom_nothing_was_reported_passes_for_no_emptier_by_what_may_have_com
         0.0,
         2.0,
     ]  # it stands there, none has come
+    assert levelled([0.0, 1.99, 0.0], [1.0, 1.0, None], 1.0) == pytest.approx([1.995, 1.995, 1.995])
     assert levelled([0.4, 0.0, 2.0], [1.0, None, 1.0], 0.25) == pytest.approx([0.9, 0.5, 2.0])
 
 

@@ -65,15 +65,16 @@ def test_the_place_of_a_grant_is_free_again_when_its_call_has_ended() -> None:
 
 
 @pytest.mark.parametrize(("subscribers", "goes"), [(1, True), (2, False), (None, False)])
+@pytest.mark.parametrize("limit", [1, None])
 def test_who_gets_the_place_of_a_call_that_it_counts_the_replica_says(
-    subscribers: int | None, goes: bool
+    subscribers: int | None, goes: bool, limit: int | None
 ) -> None:
     """But for one client alone."""
     fleet = fleet_of(A)
     fleet.hear(A, report(0.0, free_requests=1))
     pick = sent(fleet, 0.1)
     assert pick
-    full = report(0.2, running=1, waiting=0, batch_limit=1, free_requests=0, subscribers=subscribers)
+    full = report(0.2, running=1, waiting=0, batch_limit=limit, free_requests=0, subscribers=subscribers)
     fleet.hear(A, full)
     pick.first_content(0.3)
     pick.settle(Verdict.OK, 0.4, Usage())

@@ -92,13 +92,13 @@ def levelled(waiting_s: Sequence[float], ages_s: Sequence[float | None], inflow:
     ]
     if len(told) == len(levels_s):
         return levels_s
-    least_s, came_s = min(
-        (level, level - waiting)
+    least_s, stood_s = min(
+        (level, waiting)
         for level, waiting, age_s in zip(levels_s, waiting_s, ages_s, strict=True)
         if age_s is not None
     )
     return [
-        max(level, min(least_s, level + came_s)) if age_s is None else level
+        max(level, min(least_s, level + (least_s - stood_s))) if age_s is None else level
         for level, age_s in zip(levels_s, ages_s, strict=True)
     ]
 

@@ -103,9 +103,8 @@ class _Room:
             # By time, more calls may be in the report than it counts; and it may be quicker than the end of a call that
             # it counts no more.
             places = self.requests - len(self.sent) + charge.account.requests
-            if places + 1.0 <= (self.report.batch_limit or 0) + (
-                0.0 if self.granted else _queued(self.report)
-            ):
+            limit = self.report.batch_limit
+            if limit is None or places + 1.0 <= limit + (0.0 if self.granted else _queued(self.report)):
                 self.counted -= 1
                 self.requests += 1.0
 

@@ -195,6 +195,8 @@ class Policy(Protocol):
 # So that what is nearly free counts as well where capacity is only a share of itself.
 _STANDS_S = 0.05
 _ALONE = 0.1
+# What a session's next prompt repeats of the one that this client itself sent there before.
+_SESSION_KEPT = 0.9
 
 
 class PrefixTokens(Policy):
@@ -232,7 +234,7 @@ class PrefixTokens(Policy):
                 if (tokens := sight.tokens(demand, depth)) > hits.get(place, NO_HIT)[0]:
                     hits[place] = (tokens, Source.PUBLISHED)
         if demand.session is not None:
-            doubtful = int((demand.prompt_tokens - 1) * sight.settings.prior_confidence)
+            doubtful = int((demand.prompt_tokens - 1) * _SESSION_KEPT)
             for place, _ in index.deepest((demand.session,), allowed, most):
                 if hits.get(place, NO_HIT)[0] < doubtful:
                     hits[place] = (doubtful, Source.SESSION)
