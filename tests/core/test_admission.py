@@ -456,6 +456,34 @@ def test_what_has_begun_while_nobody_waited_is_no_pace() -> None:
     assert len(ended) == 7, "two in nine seconds: the fourth would wait for fourteen"
 
 
+def test_when_a_client_may_send_again_it_is_not_about_the_replica_that_let_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Scene(2)
+    opens_s = 1.0
+    monkeypatch.setattr(scene.fleet, "opens_for_all_in_s", lambda now: opens_s)
+    scene.grant(0.0, 1, 0)
+    call = scene.waiting()
+    assert scene.queue.enter(call, 0.0) == []
+
+    opens_s = 0.0
+    assert scene.queue.pull(0.1, 1) == [call]
+
+
+def test_the_pace_of_long_ago_is_forgotten() -> None:
+    scene = Scene(queue_timeout_s=100.0, queue_max_calls=200)
+    for _ in range(150):
+        assert scene.queue.enter(scene.waiting(text=b"x" * 40_000), 0.0) == []
+    for number in range(1, 101):
+        scene.pulls_one(number / 10)
+    for now in range(13, 73, 3):
+        scene.pulls_one(float(now))
+    late = scene.waiting(70.0, text=b"x" * 40_000, deadline=130.0)
+
+    assert len(scene.queue) == 30
+    assert scene.queue.enter(late, 70.0) == [late], "one in three seconds, not 120 in 70"
+
+
 def test_calls_that_end_before_they_have_begun_were_pulled_too() -> None:
     scene = Scene(queue_timeout_s=10.0)
     for _ in range(8):

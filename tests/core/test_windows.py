@@ -82,6 +82,19 @@ def test_who_gets_the_place_of_a_call_that_it_counts_the_replica_says(
     assert (sent(fleet, 0.5) is not None) is goes
 
 
+def test_the_places_of_calls_that_it_counts_as_waiting_come_back_too() -> None:
+    fleet = fleet_of(A)
+    fleet.hear(A, report(0.0, free_requests=2, batch_limit=2, subscribers=1))
+    picks = [sent(fleet, 0.1), sent(fleet, 0.1)]
+    fleet.hear(A, report(0.2, running=1, waiting=1, batch_limit=2, free_requests=0, subscribers=1))
+    for pick in picks:
+        assert pick
+        pick.first_content(0.3)
+        pick.settle(Verdict.OK, 0.4, Usage())
+
+    assert [sent(fleet, 0.5) is not None for _ in range(3)] == [True, True, False]
+
+
 def test_a_place_that_the_report_has_free_already_does_not_come_back_once_more() -> None:
     """A report may be quicker than the end of the call that it counts no more."""
     fleet = fleet_of(A)

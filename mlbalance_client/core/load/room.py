@@ -9,6 +9,7 @@ for: whose turn it is may have nothing to send.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from math import floor
 from random import Random
 
@@ -42,11 +43,10 @@ class Turns:
     By chance, for each client hears at a period of its own, in which steps of one size might close the circle.
     """
 
-    __slots__ = ("_cuts", "_seed")
+    __slots__ = ("_of",)
 
     def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._cuts: dict[int, float] = {}
+        self._of = lru_cache(_KNOWN_TURNS)(lambda turn: Random(seed + turn).random())
 
     def cuts(self, now: float) -> float:
         """At ``now``, in seconds."""
@@ -57,11 +57,3 @@ class Turns:
         turn = _turn(now)
         while (in_s := (turn := turn + 1) * _TURN_S - now) < most_s:
             yield max(in_s, _A_BIT), self._of(turn)
-
-    def _of(self, turn: int) -> float:
-        cuts = self._cuts.get(turn)
-        if cuts is None:
-            if len(self._cuts) >= _KNOWN_TURNS:
-                self._cuts.clear()
-            cuts = self._cuts[turn] = Random(self._seed + turn).random()
-        return cuts
