@@ -43,6 +43,8 @@ _STREAM_AGAIN_S = 60.0
 _MEANINGLESS_S = 10.0
 # How old may be what is known of whether anybody can be asked: to look at a thousand replicas costs more than a pick.
 _LOOK_EVERY_S = 1.0
+# Where calls are few, the next shall not find reports that are old.
+_ASKED_IN_VAIN = 4
 
 
 @dataclass(slots=True)
@@ -259,7 +261,7 @@ class Reporting:
             asking,
             load_reports.create(config, replica.models, self._looks),
             streams=config.kind in ("auto", "stream"),
-            cadence=Cadence(config.interval_s, self._rng),
+            cadence=Cadence(config.interval_s, self._rng, _ASKED_IN_VAIN),
         )
 
     async def _follow(self, followed: _Followed) -> None:

@@ -36,11 +36,12 @@ def test_with_calls_the_pause_is_the_interval() -> None:
     assert all(0.9 <= asked.answered(0.01, calls=True) <= 1.1 for _ in range(50))
 
 
-def test_without_calls_it_doubles_after_four_up_to_eight_and_a_call_may_end_it_after_the_interval() -> None:
-    asked = cadence()
-    pauses = [asked.answered(0.0, calls=False) for _ in range(9)]
+@pytest.mark.parametrize("patience", [0, 4])
+def test_without_calls_it_doubles_up_to_eight_and_a_call_may_end_it_after_the_interval(patience: int) -> None:
+    asked = Cadence(1.0, Random(1), patience)
+    pauses = [asked.answered(0.0, calls=False) for _ in range(patience + 5)]
 
-    assert pauses == pytest.approx([1, 1, 1, 1, 2, 4, 8, 8, 8], rel=0.1)
+    assert pauses == pytest.approx([1] * patience + [2, 4, 8, 8, 8], rel=0.1)
     assert 0.9 <= asked.least_s <= 1.1
     assert asked.answered(0.0, calls=True) <= 1.1
 

@@ -1,9 +1,8 @@
 """When a client asks one replica how it is.
 
 Every client has a phase of its own and jitters, so that many do not ask in step. A client without calls asks less and
-less often, but not at once: where calls are few, the next shall not find reports that are old. Asking takes at most one
-part in 20 of the time, so that a server slow to answer is asked less; and after failures the pauses double. Neither
-makes a pause longer than half a minute: one page that was stuck says little.
+less often. Asking takes at most one part in 20 of the time, so that a server slow to answer is asked less; and after
+failures the pauses double. Neither makes a pause longer than half a minute: one page that was stuck says little.
 """
 
 from __future__ import annotations
@@ -13,17 +12,17 @@ from random import Random
 _JITTER = 0.1
 _COST_PARTS = 20.0
 _MOST_DOUBLINGS = 3
-_IN_VAIN = 4
 _LONGEST_S = 30.0
 
 
 class Cadence:
-    """``interval_s``: how often to ask when all is well."""
+    """``interval_s``: how often to ask when all is well. ``patience``: so often without a call until pauses grow."""
 
-    def __init__(self, interval_s: float, rng: Random) -> None:
+    def __init__(self, interval_s: float, rng: Random, patience: int = 0) -> None:
         self._interval_s = interval_s
         self._rng = rng
         self._failures = 0
+        self._patience = patience
         self._in_vain = 0
         self.least_s = interval_s
 
@@ -39,7 +38,7 @@ class Cadence:
         self._failures = 0
         self._in_vain = 0 if calls else self._in_vain + 1
         self.least_s = self._jittered(max(self._interval_s, min(_LONGEST_S, took_s * _COST_PARTS)))
-        idle = 2.0 ** min(max(0, self._in_vain - _IN_VAIN), _MOST_DOUBLINGS)
+        idle = 2.0 ** min(max(0, self._in_vain - self._patience), _MOST_DOUBLINGS)
         return max(self.least_s, self._jittered(self._interval_s * idle))
 
     def failed(self) -> float:
