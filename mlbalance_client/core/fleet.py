@@ -532,7 +532,8 @@ class Fleet:
         if self.windows is None:
             return 0.0
         barred = self.fitness.unwilling(None, now, replayable=True)
-        standing = self.load.all_waiting_s([p for p in self._replicas if not barred >> p & 1], now)
+        places = [place for place in self._replicas if not barred >> place & 1] or list(self._replicas)
+        standing = self.load.all_waiting_s(places, now)
         return min(self.windows.most_s(now, overload=overload), min(standing, default=0.0))
 
     def drains_in_s(self, now: float, place: int | None, *, overload: bool) -> float:

@@ -233,11 +233,7 @@ def reason(decision: Decision) -> str:
     if decision.policy != "prefix_tokens":
         return f"policy {decision.policy}"
     if decision.forced:
-        return (
-            "all others are kept out, full, or were tried"
-            if len(decision.pool) > 1
-            else "it is the only candidate"
-        )
+        return "it is the only one that it could be sent to"
     return _WORDS[decision.chosen.source]
 
 
@@ -274,14 +270,16 @@ def explain(demand: Demand, decision: Decision, hedge: str = "") -> Explanation:
 def preview(fleet: Fleet, demand: Demand, now: float, *, queued: int, urgent: bool) -> Explanation:
     """What would become of a call now, with ``queued`` calls waiting. Raises NoReplicas."""
     decision, room = fleet.judge(demand, now, ordinary=not urgent)
-    replicas = decision.pool.replicas
-    kept_out = fleet.fitness.kept_out(demand.model, now).items()
+    serving = {p: r for pool in fleet.serving.pools(demand.model) for p, r in pool.replicas.items()}
+    kept_out = fleet.fitness.kept_out(demand.model, now)
+    if (why := kept_out.get(decision.chosen.place)) is not None:
+        kept_out[decision.chosen.place] = f"{why}; nobody else is left, so it gets the call"
     return replace(
         explain(demand, decision),
         queued=""
         if room and (urgent or not queued)
         else "it would wait: those that could take it have enough to do",
-        kept_out=tuple(KeptOut(replicas[place].id, why) for place, why in kept_out if place in replicas),
+        kept_out=tuple(KeptOut(serving[p].id, why) for p, why in kept_out.items() if p in serving),
     )
 
 

@@ -283,7 +283,7 @@ async def test_it_is_told_before_a_call_who_would_not_get_it_and_why() -> None:
     assert why[one].startswith("it refused the connection and rests for ")
     assert why[two].startswith("it pushed back and rests for ")
     assert (explained.replica, explained.queued) == (three, "")
-    assert explained.reason == "all others are kept out, full, or were tried"
+    assert explained.reason == "it is the only one that it could be sent to"
     assert f"{one} is kept out: {why[one]}" in str(explained)
     assert {row.id: row.kept_out for row in engine.snapshot().replicas if row.kept_out} == why
     await engine.aclose()

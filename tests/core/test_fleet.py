@@ -11,6 +11,7 @@ from mlbalance_client.config import PickingConfig
 from mlbalance_client.core.fingerprint import fingerprint
 from mlbalance_client.core.fleet import Fleet, Pick
 from mlbalance_client.core.model import Replica, ReplicaId, Usage, Verdict
+from mlbalance_client.core.placement.picker import Source
 from mlbalance_client.errors import NoReplicas
 
 
@@ -171,6 +172,13 @@ def test_a_loaded_home_spills_over() -> None:
     places = [pick_for(fleet, text + prompt(n, 60_000)).replica.id for n in range(2, 30)]
 
     assert len(set(places)) > 1
+
+
+def test_a_home_is_believed_to_hold_what_lies_between_its_anchor_and_the_next() -> None:
+    candidates = pick_for(fleet_of(8), prompt(1, 100 * 1024)).decision.candidates
+
+    depths = sorted(c.hit_tokens / 256 / 0.8 for c in candidates if c.source is Source.HOME)
+    assert depths == pytest.approx([4, 16, 56], abs=0.1)  # 2 to 8, 8 to 32, 32 to 100
 
 
 def test_a_session_sticks() -> None:

@@ -28,16 +28,18 @@ def test_without_others_or_without_reports_nothing_has_come() -> None:
     assert levelled([0.0, 1.0], [None, None], 1.0) == [0.0, 1.0]
 
 
-def test_of_whom_nothing_was_reported_passes_for_no_emptier_by_what_may_have_come_to_others() -> None:
-    assert levelled([0.0, 0.3], [1.0, None], 0.5) == [0.5, 0.5]
+def test_of_whom_nothing_was_reported_passes_for_no_emptier_by_a_little_that_may_have_come_to_others() -> (
+    None
+):
+    assert levelled([0.0, 0.02], [1.0, None], 0.1) == [0.1, 0.1]
+    assert levelled([0.0, 0.3], [1.0, None], 0.5) == [0.5, 0.4]
     assert levelled([0.0, 0.7], [1.0, None], 0.5) == [0.5, 0.7]
     assert levelled([0.4, 0.0, 2.0], [0.0, None, 0.0], 0.5) == [
         0.4,
         0.0,
         2.0,
     ]  # it stands there, none has come
-    assert levelled([0.0, 1.99, 0.0], [1.0, 1.0, None], 1.0) == pytest.approx([1.995, 1.995, 1.995])
-    assert levelled([0.4, 0.0, 2.0], [1.0, None, 1.0], 0.25) == pytest.approx([0.9, 0.5, 2.0])
+    assert levelled([0.0, 1.99, 0.0], [1.0, 1.0, None], 1.0) == pytest.approx([1.995, 1.995, 0.1])
 
 
 def test_up_to_three_times_as_much_comes_as_reports_find_replicas_busy() -> None:

@@ -284,22 +284,45 @@ def test_what_others_may_have_sent_counts_as_much_as_the_report_that_it_came_aft
 
 
 def test_an_idle_replica_that_reports_is_as_good_as_one_that_does_not(view: View) -> None:
-    view.tell(0.0, prefill_tokens=0)
-    assert view.load.all_waiting_s([0, 1], 1.0, others=1.0) == [pytest.approx(0.75), pytest.approx(0.75)]
+    for at in range(60):
+        view.tell(float(at), prefill_tokens=0)
+    told, untold = view.load.all_waiting_s([0, 1], 60.0, others=1.0)
+    assert told == untold
+    assert 0.0 < told < 0.1
 
-    view.tell(1.0, prefill_tokens=30_000)  # work does stand there
-    assert view.load.all_waiting_s([0, 1], 1.0, others=1.0) == [pytest.approx(3.0), 0.0]
+    view.tell(60.0, prefill_tokens=30_000)  # work does stand there
+    assert view.load.all_waiting_s([0, 1], 60.0, others=1.0) == [pytest.approx(3.0), 0.0]
 
 
 def test_a_stream_that_is_silent_for_less_than_its_time_says_that_nothing_has_come(view: View) -> None:
     view.ledger.account(0)
-    view.tell(0.0, prefill_tokens=0, pushed=True, subscribers=20)
-    view.tell(0.5, prefill_tokens=0, subscribers=20)  # with an answer
+    view.tell(0.5, prefill_tokens=0, pushed=True, subscribers=20)
 
     silent = [view.load.all_waiting_s([0], now, others=1.0)[0] for now in (0.55, 1.0, 2.0, 3.0)]
 
     most_s = 0.1 + 20 * 0.001  # until it would have told of a change
     assert silent == pytest.approx([0.05 * 0.75, most_s * 0.75, most_s * 0.75, 2.5 * 0.75 * 0.75])
+
+
+@pytest.mark.parametrize("of_another", [False, True])
+def test_the_silence_of_a_stream_says_nothing_of_what_others_tell(view: View, of_another: bool) -> None:
+    view.ledger.account(0)
+    view.tell(0.0, prefill_tokens=0, pushed=True, partial=not of_another)
+    if of_another:
+        view.tell(0.0, prefill_tokens=0)
+
+    assert view.load.all_waiting_s([0], 1.0, others=1.0) == [pytest.approx(0.75)]
+
+
+def test_a_stream_that_tells_a_queue_makes_no_other_report_young(view: View) -> None:
+    for place in range(3):
+        view.ledger.account(place)
+        view.load.hear(place, LoadReport(source="s", at=0.0, running=1, waiting=1, pushed=place == 0))
+
+    by_stream, *polled = view.load.all_waiting_s(range(3), 2.0, others=1.0)
+
+    assert polled == [pytest.approx((2.0 + 2.0 + 0.1) * 0.75 / 3)] * 2
+    assert by_stream == pytest.approx(3 * 0.1 * 0.75)  # all that came in that time, but no more
 
 
 def test_what_is_told_with_answers_does_not_say_how_busy_a_replica_is(view: View) -> None:

@@ -46,6 +46,13 @@ def test_reports_and_deltas_come_out_in_order_with_the_moment_of_their_coming(re
     assert [each.at for each in found if isinstance(each, LoadReport)] == [5.0, 5.0]
 
 
+def test_what_comes_by_the_stream_is_known_to_have_been_pushed(reader: StreamReader) -> None:
+    (report,) = reader.feed(b'event: load\ndata: {"v":1,"epoch":"e","seq":1,"state":"ready"}\n\n', 1.0)
+
+    assert isinstance(report, LoadReport)
+    assert report.pushed
+
+
 def test_the_newest_id_is_the_place_to_come_back_to(reader: StreamReader) -> None:
     assert reader.last_id is None
     read(reader, [load(7), load(8)])

@@ -18,6 +18,8 @@ _MOST = 0.75
 _MEMORY_S = 10.0
 # Work comes in bursts of several times the mean, and herds are made in bursts.
 _BURST = 3.0
+# Up to so much may have come to who does not report as well; beyond, what own calls have found there knows better.
+_ALIKE_S = 0.1
 # A replica of which nothing was heard before counts as busy for so long.
 _PRIOR_S = 0.5
 
@@ -97,8 +99,9 @@ def levelled(waiting_s: Sequence[float], ages_s: Sequence[float | None], inflow:
         for level, waiting, age_s in zip(levels_s, waiting_s, ages_s, strict=True)
         if age_s is not None
     )
+    came_s = min(_ALIKE_S, least_s - stood_s)
     return [
-        max(level, min(least_s, level + (least_s - stood_s))) if age_s is None else level
+        max(level, min(least_s, level + came_s)) if age_s is None else level
         for level, age_s in zip(levels_s, ages_s, strict=True)
     ]
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from math import exp, inf
+from math import exp
 
 from ..cost import MovingMean
 from .company import Company
@@ -31,8 +31,8 @@ _PRIOR_CALLS = 10
 # Bases of which a report tells a queue alone, or all work, so that own calls are in it.
 _QUEUES = frozenset({Basis.QUEUED_WORK, Basis.EMPTY_QUEUE, Basis.QUEUE})
 _ALL_TOLD = frozenset({Basis.WORK, Basis.ADMITTED})
-# As the load stream's format has it: a change of a tenth is told no sooner than so many seconds after what was told
-# before, and more for each subscriber, and something is told every 2 s. Each with some time on the way.
+# A load stream tells within so many seconds of what moves picks, and for each subscriber (our reporter holds back what
+# is less than 0.2 s of work for half a second); and something every 2 s. Each with some time on the way.
 _TOLD_WITHIN_S, _PER_SUBSCRIBER_S, _SILENT_S = 0.1, 0.001, 2.5
 # Python 3.11 looks up a member of an enum by a call.
 _UNSEEN, _NOTHING = Found.UNSEEN, Basis.NOTHING
@@ -91,7 +91,6 @@ class LoadView:
         self._rate = rate
         self._company = Company() if company is None else company
         self._reports: dict[int, tuple[LoadReport, Basis, float]] = {}
-        self._pushed_at: dict[int, float] = {}
         self._under_way: defaultdict[int, UnderWay] = defaultdict(UnderWay)
         self._looks = {basis_: _Looks() for basis_ in Basis}
         self._inflow = Inflow()
@@ -101,8 +100,6 @@ class LoadView:
 
         ``in_passing``: with an answer, which there is only while it is busy.
         """
-        if report.pushed:
-            self._pushed_at[place] = report.at
         left_s, rules = 0.0, basis(report)
         known = self._reports.get(place)
         if known is not None and report.at - known[0].at < self._expiry_s:
@@ -179,18 +176,20 @@ class LoadView:
     def _ages_s(self, places: Iterable[int], now: float) -> list[float | None]:
         """How old the reports at hand are, as far as they are believed; None where none rules.
 
-        Where a load stream speaks, nothing has happened since it was to tell of it: what is told there is not old.
+        What a load stream has told is no older than the time within which it would have told of more: silent, it says
+        that nothing has come.
         What own calls have found at a queue's look holds whatever came since: such reports are as old as the youngest.
         """
         ages: list[float | None] = []
         guessed = []
+        told_within_s: dict[int, float] = {}
         for at, place in enumerate(places):
             known = self._reports.get(place)
             age_s = None
             if known is not None and known[1] is not _NOTHING and now - known[0].at < self._expiry_s:
                 age_s = max(0.0, now - known[0].at) * self._say(now - known[0].at)
-                if now - self._pushed_at.get(place, -inf) < _SILENT_S:
-                    age_s = min(age_s, _TOLD_WITHIN_S + _PER_SUBSCRIBER_S * (known[0].subscribers or 0))
+                if known[0].pushed and not known[0].partial and now - known[0].at < _SILENT_S:
+                    told_within_s[at] = _TOLD_WITHIN_S + _PER_SUBSCRIBER_S * (known[0].subscribers or 0)
                 if known[1] not in _ALL_TOLD:
                     guessed.append((age_s, at))
             ages.append(age_s)
@@ -198,6 +197,8 @@ class LoadView:
             youngest_s = min(guessed)[0]
             for _, at in guessed:
                 ages[at] = youngest_s
+        for at, within_s in told_within_s.items():
+            ages[at] = min(ages[at] or 0.0, within_s)
         return ages
 
     def guess(self, place: int, now: float) -> Guess:
@@ -224,7 +225,6 @@ class LoadView:
         """The replica is gone."""
         self.pace.drop(place)
         self._reports.pop(place, None)
-        self._pushed_at.pop(place, None)
         self._under_way.pop(place, None)
         self._inflow.drop(place)
 

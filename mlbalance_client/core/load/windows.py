@@ -104,7 +104,7 @@ class _Room:
             # it counts no more.
             places = self.requests - len(self.sent) + charge.account.requests
             limit = self.report.batch_limit
-            if limit is None or places + 1.0 <= limit + (0.0 if self.granted else _queued(self.report)):
+            if not limit or places + 1.0 <= limit + (0.0 if self.granted else _queued(self.report)):
                 self.counted -= 1
                 self.requests += 1.0
 
