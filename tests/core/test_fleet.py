@@ -177,8 +177,9 @@ def test_a_loaded_home_spills_over() -> None:
 def test_a_home_is_believed_to_hold_what_lies_between_its_anchor_and_the_next() -> None:
     candidates = pick_for(fleet_of(8), prompt(1, 100 * 1024)).decision.candidates
 
-    depths = sorted(c.hit_tokens / 256 / 0.8 for c in candidates if c.source is Source.HOME)
-    assert depths == pytest.approx([4, 16, 56], abs=0.1)  # 2 to 8, 8 to 32, 32 to 100
+    depths = {round(c.hit_tokens / 256 / 0.8) for c in candidates if c.source is Source.HOME}
+    assert 56 in depths
+    assert depths <= {4, 16, 56}  # 2 to 8, 8 to 32, 32 to 100; two may have the same home
 
 
 def test_a_session_sticks() -> None:
