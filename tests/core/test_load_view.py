@@ -297,6 +297,7 @@ def test_an_idle_replica_that_reports_is_as_good_as_one_that_does_not(view: View
 def test_a_stream_that_is_silent_for_less_than_its_time_says_that_nothing_has_come(view: View) -> None:
     view.ledger.account(0)
     view.tell(0.5, prefill_tokens=0, pushed=True, subscribers=20)
+    view.tell(0.5, prefill_tokens=0, subscribers=20)  # with an answer
 
     silent = [view.load.all_waiting_s([0], now, others=1.0)[0] for now in (0.55, 1.0, 2.0, 3.0)]
 
@@ -309,7 +310,16 @@ def test_the_silence_of_a_stream_says_nothing_of_what_others_tell(view: View, of
     view.ledger.account(0)
     view.tell(0.0, prefill_tokens=0, pushed=True, partial=not of_another)
     if of_another:
-        view.tell(0.0, prefill_tokens=0)
+        view.tell(0.0, "pages", prefill_tokens=0)
+
+    assert view.load.all_waiting_s([0], 1.0, others=1.0) == [pytest.approx(0.75)]
+
+
+def test_the_stream_of_who_was_there_before_says_nothing(view: View) -> None:
+    view.tell(0.0, prefill_tokens=0, pushed=True)
+    view.load.drop(0)
+    view.ledger.account(0)
+    view.tell(0.0, prefill_tokens=0)
 
     assert view.load.all_waiting_s([0], 1.0, others=1.0) == [pytest.approx(0.75)]
 

@@ -91,6 +91,7 @@ class LoadView:
         self._rate = rate
         self._company = Company() if company is None else company
         self._reports: dict[int, tuple[LoadReport, Basis, float]] = {}
+        self._pushed: dict[int, LoadReport] = {}
         self._under_way: defaultdict[int, UnderWay] = defaultdict(UnderWay)
         self._looks = {basis_: _Looks() for basis_ in Basis}
         self._inflow = Inflow()
@@ -100,6 +101,8 @@ class LoadView:
 
         ``in_passing``: with an answer, which there is only while it is busy.
         """
+        if report.pushed:
+            self._pushed[place] = report
         left_s, rules = 0.0, basis(report)
         known = self._reports.get(place)
         if known is not None and report.at - known[0].at < self._expiry_s:
@@ -188,7 +191,7 @@ class LoadView:
             age_s = None
             if known is not None and known[1] is not _NOTHING and now - known[0].at < self._expiry_s:
                 age_s = max(0.0, now - known[0].at) * self._say(now - known[0].at)
-                if known[0].pushed and not known[0].partial and now - known[0].at < _SILENT_S:
+                if self._would_have_told(place, known[0], now):
                     told_within_s[at] = _TOLD_WITHIN_S + _PER_SUBSCRIBER_S * (known[0].subscribers or 0)
                 if known[1] not in _ALL_TOLD:
                     guessed.append((age_s, at))
@@ -200,6 +203,16 @@ class LoadView:
         for at, within_s in told_within_s.items():
             ages[at] = min(ages[at] or 0.0, within_s)
         return ages
+
+    def _would_have_told(self, place: int, report: LoadReport, now: float) -> bool:
+        """Whether a load stream speaks that tells of changes of this report, which may have come with an answer."""
+        pushed = self._pushed.get(place)
+        return (
+            pushed is not None
+            and (pushed.source, pushed.epoch) == (report.source, report.epoch)
+            and not report.partial
+            and now - pushed.at < _SILENT_S
+        )
 
     def guess(self, place: int, now: float) -> Guess:
         """What the replica looks like now, to learn from when the call has found how it is."""
@@ -225,6 +238,7 @@ class LoadView:
         """The replica is gone."""
         self.pace.drop(place)
         self._reports.pop(place, None)
+        self._pushed.pop(place, None)
         self._under_way.pop(place, None)
         self._inflow.drop(place)
 
