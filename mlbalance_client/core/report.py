@@ -274,11 +274,10 @@ def preview(fleet: Fleet, demand: Demand, now: float, *, queued: int, urgent: bo
     kept_out = fleet.fitness.kept_out(demand.model, now)
     if (why := kept_out.get(decision.chosen.place)) is not None:
         kept_out[decision.chosen.place] = f"{why}; nobody else is left, so it gets the call"
+    waits = not room or (queued and not urgent)
     return replace(
         explain(demand, decision),
-        queued=""
-        if room and (urgent or not queued)
-        else "it would wait: those that could take it have enough to do",
+        queued="it would wait: those that could take it have enough to do" if waits else "",
         kept_out=tuple(KeptOut(serving[p].id, why) for p, why in kept_out.items() if p in serving),
     )
 

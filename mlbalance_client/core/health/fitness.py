@@ -156,35 +156,25 @@ class Fitness:
 
     def kept_out(self, model: str | None, now: float) -> dict[int, str]:
         """Who gets no call for ``model`` while others can have it, each with the first reason, in words."""
-        trying = self._kept_out(now, replayable=True)
-        masks = (
-            self.outliers.barred,
-            self.pushback.resting(now),
-            self.readiness.closed(model, now),
-            self.absences.lacking(model, now),
-            trying,
-            self.fullness.full(now),
-        )
-        out = 0
-        for mask in masks:
-            out |= mask
-        return {place: self._why_out(place, masks, now) for place in self._replicas if out >> place & 1}
+        unwilling, full = self.unwilling(model, now, replayable=True), self.fullness.full(now)
+        closed, lacking = self.readiness.closed(model, now), self.absences.lacking(model, now)
 
-    def _why_out(self, place: int, masks: tuple[int, ...], now: float) -> str:
-        ejected, rests, closed, lacking, trying, _ = (bool(mask >> place & 1) for mask in masks)
-        if ejected and (ejection := self.outliers.ejection(place)) is not None:
-            return f"it is ejected: {ejection.why}"
-        if rests:
-            until = ", or until a check reaches it" if place in self._refuses else ""
-            rests_s = self.pushback.rests_s(place, now)
-            return f"it {self._failed.get(place, Failure.ERROR)} and rests for {rests_s:.1f} s{until}"
-        if closed:
-            return "it says itself that it takes no calls now"
-        if lacking:
-            return "it has answered that it does not have the model"
-        return (
-            "it gets one call at a time until it has answered one" if trying else "its memory is all but full"
-        )
+        def why(place: int) -> str:
+            bit = 1 << place
+            if self.outliers.barred & bit and (ejection := self.outliers.ejection(place)) is not None:
+                return f"it is ejected: {ejection.why}"
+            if (rests_s := self.pushback.rests_s(place, now)) > 0.0:
+                until = ", or until a check reaches it" if place in self._refuses else ""
+                return f"it {self._failed.get(place, Failure.ERROR)} and rests for {rests_s:.1f} s{until}"
+            if closed & bit:
+                return "it says itself that it takes no calls now"
+            if lacking & bit:
+                return "it has answered that it does not have the model"
+            if unwilling & bit:
+                return "it gets one call at a time until it has answered one"
+            return "its memory is all but full"
+
+        return {place: why(place) for place in self._replicas if (unwilling | full) >> place & 1}
 
     def pass_to(self, now: float) -> None:
         """Let back and eject those for whom it is time: at every pick, check and snapshot, and so without calls too."""
