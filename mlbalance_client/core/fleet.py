@@ -513,10 +513,10 @@ class Fleet:
         """In how many seconds this client may send one more, wherever it be; infinite: when something has happened."""
         return 0.0 if self.windows is None else self.windows.opens_in_s(now - self.late_s(now))
 
-    def waits(self, calls: int) -> None:
-        """So many of this client's calls wait for room now."""
+    def waits(self, calls: int, since: float) -> None:
+        """So many of this client's calls wait for room now; ``since``: from when on there were any."""
         if self.windows is not None:
-            self.windows.limit.waits(calls)
+            self.windows.limit.waits(calls, since)
 
     def urgent_comes(self, now: float) -> None:
         """A call that is more important than others comes."""

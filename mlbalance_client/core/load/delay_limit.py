@@ -30,6 +30,8 @@ _LOST = 4.0
 # Up to how many limits calls may stand that are more important than those who wait.
 _URGENT = 4.0
 _FADE = 0.1
+# After so many targets of waiting without a break, one call may stand at each replica.
+_PATIENCE = 20.0
 _LEAST_LEFT = 0.3
 
 
@@ -38,7 +40,8 @@ class DelayLimit:
 
     __slots__ = (
         *("_before", "_company", "_cut_at", "_cut_before", "_kept", "_lost", "_lost_at", "_replicas"),
-        *("_round_at", "_target_s", "_under_way", "_untried", "_used", "_used_before", "_waiting", "value"),
+        *("_round_at", "_target_s", "_under_way", "_untried", "_used", "_used_before"),
+        *("_waiting", "_waiting_since", "value"),
     )
 
     def __init__(self, target_s: float, company: Company) -> None:
@@ -48,6 +51,7 @@ class DelayLimit:
         self._replicas = 0
         self._untried = True
         self._waiting = 0
+        self._waiting_since = inf
         self._lost: list[Charge] = []
         self._under_way: deque[tuple[Charge, bool]] = deque()
         self._kept = 0
@@ -77,9 +81,9 @@ class DelayLimit:
     def _lost_from(self, charge: Charge) -> float:
         return charge.at + charge.prefill_s + _LOST * self._target_s
 
-    def waits(self, calls: int) -> None:
-        """So many wait for room now."""
-        self._waiting = calls
+    def waits(self, calls: int, since: float) -> None:
+        """So many wait for room now; ``since``: from when on there were any, without a break."""
+        self._waiting, self._waiting_since = calls, since if calls else inf
         if not calls:
             self.value = max(self.value, _ALWAYS)
 
@@ -107,11 +111,16 @@ class DelayLimit:
             self.value -= _FADE * max(0.0, self.value - enough)
 
     def opens_in_s(self, under_way: int, now: float) -> float:
-        """0 if one more may be sent, else infinite: not before one of those ``under_way`` has its content."""
+        """0 if one more may be sent, else infinite: when one of those ``under_way`` has its content, or much later."""
         if under_way + 1 > self.value or under_way + 1 > _ALWAYS:
             self._look(now)
             under_way -= len(self._lost)
-        return 0.0 if under_way + 1 <= self.value else inf
+        return 0.0 if under_way + 1 <= max(self.value, self._owed(now)) else inf
+
+    def _owed(self, now: float) -> float:
+        """How many may stand after so long a wait, whatever others have sent."""
+        waited = max(0.0, now - self._waiting_since) / (_PATIENCE * self._target_s)
+        return self._replicas * min(1.0, waited)
 
     def takes_urgent(self, under_way: int) -> bool:
         """Whether one more may be sent that is more important than those who wait."""
