@@ -1,12 +1,13 @@
 """The tail and the failures: each scene through our clients, hedging and ejecting or not, beside the omniscient router.
 
 ``python -m tests.bench tail`` in virtual time; ``tail --http`` over HTTP; ``tail SCENE ...`` only those; ``--brief``:
-only ours and the omniscient router.
+only ours and the omniscient router; ``--clients N``: so many that share nothing; ``--stream``: whose replicas publish.
 """
 
 from __future__ import annotations
 
 import sys
+from argparse import ArgumentParser
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -29,12 +30,15 @@ from ..scenes.staging import (
     over_http,
     virtually,
 )
+from .reports import REPORTER
 
 CALLS = 1200
 HTTP_CALLS = 600
+# After a burst, as many as show whether it is over.
+BURST_CALLS = 900
 SEEDS = (1, 2, 3)
 COMPRESSION = 2.0
-PATIENCE = {"rolling": PATIENT}
+PATIENCE = {"rolling": PATIENT, "rolling_gently": PATIENT}
 
 NO_HEDGING: dict[str, Any] = {"hedging": {"enabled": False}}
 NO_EJECTION: dict[str, Any] = {
@@ -112,18 +116,38 @@ def _judge(
         _verdict(
             "attempts per call", len(seen.of(events.AttemptStarted, changed, over)) / calls, must.attempts
         )
+    if scene.burst is not None:
+        _tell_burst(scene, seen)
     ejected = [t for t, e in seen.of(events.ReplicaEjected, changed) if e.replica in seen.urls[BAD]]
     first = ejected[0] if ejected else float("inf")
     if must.quiet_after_s is not None:
         late = seen.calls_to(BAD, changed + must.quiet_after_s, changed + 30)
         _verdict(f"calls to it from {must.quiet_after_s:g} s to 30 s after", len(late), 0)
     if must.after_calls is not None:
-        _verdict("its calls until it is ejected", len(seen.calls_to(BAD, changed, first)), must.after_calls)
+        sent = seen.calls_to(BAD, changed, first)
+        _verdict("its calls until it is ejected", len(sent), must.after_calls)
+        if len(sent) > must.after_calls and seen.scene.name == "hanging":
+            late = [t for t in sent[must.after_calls :] if t > seen.three_hedge_delays(BAD, changed)]
+            _verdict("  those beyond that, after three hedge delays", len(late), 0)
         print(
             f"      ejected after {first - changed:.1f} s; calls to it in all: {len(seen.calls_to(BAD, changed))}"
         )
     for t, event in seen.of(events.ReplicaEjected)[:6]:
         print(f"      {t:7.1f} s: {event.replica} for {event.for_s:.0f} s: {event.why}")
+
+
+def _tell_burst(scene: Scene, seen: Seen) -> None:
+    assert scene.burst is not None
+    start, end = scene.burst.at_s, scene.burst.at_s + scene.burst.lasts_s
+    _verdict("idle share of the fleet in the burst", 1 - seen.busy(start + 1, end), 0.1)
+    for name, urgent in (("high priority", True), ("others", False)):
+        calm, hot = (
+            measure(
+                (r for r in seen.since(since) if seen.due[r.index] < until and seen.urgent(r) is urgent), SPEC
+            ).ttft_mean_s
+            for since, until in ((0.0, start), (start, end))
+        )
+        print(f"      {name}: mean TTFT {calm:.2f} s before, {hot:.2f} s of those that came in the burst")
 
 
 Playing = Callable[[Scene, str, Mapping[str, Any] | None, int], Seen]
@@ -133,16 +157,20 @@ def _settings(scene: Scene, sections: Mapping[str, Any]) -> dict[str, Any]:
     return {**PATIENCE.get(scene.name, {}), **sections}
 
 
-def _virtual(scene: Scene, name: str, sections: Mapping[str, Any] | None, seed: int) -> Seen:
+def _virtual(scene: Scene, name: str, sections: Mapping[str, Any] | None, seed: int, *, clients: int) -> Seen:
     trace = conversations(CALLS)
     if sections is None:
         return judged_virtually(scene, trace, seed=seed)
-    return virtually(scene, trace, _settings(scene, sections), seed=seed)
+    return virtually(scene, trace, _settings(scene, sections), clients=clients, seed=seed)
 
 
-def _http(scene: Scene, name: str, sections: Mapping[str, Any] | None, seed: int) -> Seen:
-    trace = conversations(HTTP_CALLS)
-    with http_fleet(COMPRESSION) as fleet:
+def _http(
+    scene: Scene, name: str, sections: Mapping[str, Any] | None, seed: int, *, clients: int, stream: bool
+) -> Seen:
+    trace = conversations(BURST_CALLS if scene.burst is not None else HTTP_CALLS)
+    if stream and sections is not None:
+        sections = {**sections, "load_reports": {"kind": "stream"}}
+    with http_fleet(COMPRESSION, REPORTER if stream else ()) as fleet:
         play = partial(
             over_http,
             scene,
@@ -151,6 +179,7 @@ def _http(scene: Scene, name: str, sections: Mapping[str, Any] | None, seed: int
             _settings(scene, sections or {}),
             compression=COMPRESSION,
             judged=sections is None,
+            clients=clients,
             seed=seed,
         )
         seen = anyio.run(play)
@@ -189,9 +218,15 @@ def tail(names: list[str], play: Playing, seeds: Sequence[int], *, brief: bool =
 
 def main() -> None:
     """By the command's arguments."""
-    args = sys.argv[2:]
-    scenes = [arg for arg in args if not arg.startswith("-")]
-    if "--http" in args:
-        tail(scenes, _http, SEEDS[:1], brief="--brief" in args)
+    parser = ArgumentParser(prog="python -m tests.bench tail")
+    parser.add_argument("scenes", nargs="*", choices=[[], *SCENES], metavar="SCENE")
+    parser.add_argument("--http", action="store_true")
+    parser.add_argument("--brief", action="store_true")
+    parser.add_argument("--clients", type=int, default=1)
+    parser.add_argument("--stream", action="store_true", help="over HTTP only")
+    args = parser.parse_args(sys.argv[2:])
+    if args.http:
+        play: Playing = partial(_http, clients=args.clients, stream=args.stream)
+        tail(args.scenes, play, SEEDS[:1], brief=args.brief)
     else:
-        tail(scenes, _virtual, SEEDS, brief="--brief" in args)
+        tail(args.scenes, partial(_virtual, clients=args.clients), SEEDS, brief=args.brief)

@@ -107,6 +107,22 @@ class Seen:
         url = self.urls[replica]
         return [t for t, e in self.of(events.AttemptStarted, since_s, until_s) if e.url == url]
 
+    def urgent(self, record: CallRecord) -> bool:
+        """Whether the call was."""
+        return _priority(self.scene, record.index) > 0
+
+    def three_hedge_delays(self, replica: int, since_s: float) -> float:
+        """When so many are over since the first call there, each as long as any stood until it went elsewhere."""
+        url = self.urls[replica]
+        sent = {e.call: t for t, e in self.of(events.AttemptStarted, since_s) if e.url == url}
+        delays = [
+            t - sent[e.call]
+            for kind in (events.HedgeStarted, events.FailedOver)
+            for t, e in self.of(kind, since_s)
+            if e.call in sent and e.from_replica in url
+        ]
+        return min(sent.values()) + 3 * max(delays)
+
     @property
     def extra_tokens(self) -> float:
         """Tokens sent beyond those of the calls themselves, as a share of these; by what replicas have read."""
@@ -165,9 +181,9 @@ class HttpStage:
 _COUNTERS = ("seen", "seen_bytes", "refused", "finished", "aborted", "prompt_tokens", "prefilled_tokens")
 
 
-def _priority(scene: Scene, call: TraceCall) -> int:
+def _priority(scene: Scene, index: int) -> int:
     """One call in ten is urgent where that is what it is about; the others pay for it, so nowhere else."""
-    return URGENT if scene.burst is not None and call.index % 10 == 0 else 0
+    return URGENT if scene.burst is not None and index % 10 == 0 else 0
 
 
 def _request(call: TraceCall, body: bytes, priority: int) -> Request:
@@ -184,7 +200,7 @@ def ours(scene: Scene, engines: Sequence[Engine], rng: Random) -> Sender:
 
     @asynccontextmanager
     async def send(call: TraceCall, body: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
-        answer = await rng.choice(engines).send(_request(call, body, _priority(scene, call)))
+        answer = await rng.choice(engines).send(_request(call, body, _priority(scene, call.index)))
         try:
             if answer.status >= 400:
                 raise Refused(f"{answer.status}")
@@ -200,7 +216,7 @@ def faced(scene: Scene, clients: Sequence[mlb.AsyncClient], rng: Random) -> Send
 
     @asynccontextmanager
     async def send(call: TraceCall, body: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
-        priority = str(_priority(scene, call))
+        priority = str(_priority(scene, call.index))
         headers = {"content-type": "application/json", "x-mlbalance-priority": priority}
         async with rng.choice(clients).stream("POST", PATH, content=body, headers=headers) as response:
             if response.status_code >= 400:
@@ -315,10 +331,14 @@ def judged_virtually(
     return run(main)
 
 
-def http_fleet(compression: float) -> Fleet:
+def http_fleet(compression: float, middleware: Sequence[str] = ()) -> Fleet:
     """Eight replicas as processes, so many times as fast as those of the model."""
     return Fleet(
-        REPLICAS, spec=SPEC.scaled(compression), emit_interval_s=EMIT_INTERVAL_S / compression, drain_s=60
+        REPLICAS,
+        spec=SPEC.scaled(compression),
+        emit_interval_s=EMIT_INTERVAL_S / compression,
+        drain_s=60,
+        middleware=middleware,
     )
 
 

@@ -96,19 +96,6 @@ def attempts_to(seen: Seen, replica: int, since_s: float, until: type | None = N
     return len(seen.calls_to(replica, since_s, min(ends, default=float("inf"))))
 
 
-def three_hedge_delays(seen: Seen, replica: int, since_s: float) -> float:
-    """When so many are over since the first call there, each as long as any stood until it went elsewhere."""
-    url = seen.urls[replica]
-    sent = {e.call: t for t, e in seen.of(events.AttemptStarted, since_s) if e.url == url}
-    delays = [
-        t - sent[e.call]
-        for kind in (events.HedgeStarted, events.FailedOver)
-        for t, e in seen.of(kind, since_s)
-        if e.call in sent and e.from_replica in url
-    ]
-    return min(sent.values()) + 3 * max(delays)
-
-
 def test_usual(play: Play) -> None:
     seen = play("usual")
 
@@ -152,7 +139,7 @@ def test_one_hangs(play: Play) -> None:
     assert not seen.errors
     sent = attempts_to(seen, BAD, AT_S, events.ReplicaEjected)
     late = seen.calls_to(BAD, AT_S)[:sent][SCENES["hanging"].must.after_calls :]
-    assert not late or late[-1] <= three_hedge_delays(seen, BAD, AT_S)
+    assert not late or late[-1] <= seen.three_hedge_delays(BAD, AT_S)
     nothing_is_left(seen)
 
 
