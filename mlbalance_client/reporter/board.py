@@ -127,6 +127,12 @@ class LoadBoard:
             self._work.first_content(call.work, now)
             self.publisher.mutated(now, call.work.uncached)
 
+    def answered(self, call: BoardCall) -> None:
+        """The head of the call's whole answer is about to go out, and tells of the load without it."""
+        with self.lock:
+            call.work.answered = True
+            self.publisher.mutated(self.clock(), 0 if call.work.decoding else call.work.uncached)
+
     def end(self, call: BoardCall, usage: Usage | None, *, served: bool) -> None:
         """The call is over."""
         with self.lock:
@@ -140,7 +146,7 @@ class LoadBoard:
             self.beliefs.end(call, usage, output, served=served)
             self._work.end(call.work, now, output_tokens=output, whole=served)
             news = served and self.readiness.succeeded(call.model, call.work.began)
-            moved_tokens = 0 if call.work.decoding else call.work.uncached
+            moved_tokens = 0 if call.work.decoding or call.work.answered else call.work.uncached
             self.publisher.mutated(now, inf if news else moved_tokens)
 
     # -- the server's life --------------------------------------------------------------------------------------

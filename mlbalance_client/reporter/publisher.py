@@ -85,13 +85,16 @@ class Publisher:
 
     def told(self, now: float) -> Told:
         """A report as new as the spacing asks for, with all in it that may be large."""
-        known = self._recent(now, self.shared_s)
-        return self.tell(now) if known is None or self._outdated(known) else known
+        return self._shared(now, self.shared_s)
 
     def newest(self, now: float) -> Told:
         """A report that knows all that has happened."""
         known = self._recent(now, self.shared_s)
         return self.tell(now) if known is None or known.mutations != self._mutations else known
+
+    def _shared(self, now: float, most_s: float) -> Told:
+        known = self._recent(now, most_s)
+        return self.tell(now) if known is None or self._outdated(known) else known
 
     def _recent(self, now: float, most_s: float) -> Told | None:
         known = self._told
@@ -135,7 +138,7 @@ class Publisher:
 
     def header(self, client: str | None, now: float) -> str:
         """The short form for an answer to ``client``, whose newest call it counts in."""
-        told = self._recent(now, LEAST_S / _SHARED_PART) or self.tell(now)
+        told = self._shared(now, LEAST_S / _SHARED_PART)
         acked = self._board.acks.acked(client, told.seq)
         return told.short if acked is None else f"{told.short};acked={acked}"
 

@@ -108,15 +108,17 @@ class WatchedCall:
         status = message["status"]
         if status in _BUSY:
             self._board.refused()
-        if 200 <= status < 300 and self._call is not None:
-            content_type = next(
-                (value for name, value in message.get("headers", ()) if name.lower() == b"content-type"), b""
-            )
-            try:
-                self._watch = self._dialect.watch(status, content_type.decode("latin-1"))
-            except Exception as error:
-                self._blind(error)
-        board = self._board
+        board, call = self._board, self._call
+        if call is not None:
+            headers = {name.lower(): value for name, value in message.get("headers", ())}
+            if 200 <= status < 300:
+                try:
+                    content_type = headers.get(b"content-type", b"")
+                    self._watch = self._dialect.watch(status, content_type.decode("latin-1"))
+                except Exception as error:
+                    self._blind(error)
+            if b"content-length" in headers:  # the answer is there, so that nothing is left to do for it
+                board.answered(call)
         with board.lock:
             value = board.publisher.header(self._client, board.clock())
         return with_load(message, value)

@@ -22,7 +22,7 @@ class Work:
     """One call. Tokens are estimates until its usage is known; ``uncached``: what of the prompt is computed.
 
     ``visible``: its first content shows when its prefill was over (a stream's does; so does the end of a call that
-    generates nothing).
+    generates nothing). ``answered``: the head of its whole answer has gone out, so that nothing is left to do.
     """
 
     began: float
@@ -33,6 +33,7 @@ class Work:
     produced: int = 0
     decoding: bool = False
     decoding_since: float = 0.0
+    answered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,8 @@ class Workload:
         places = self._batch_limit or len(self._calls)
         done = self._head_done(now)
         for work in self._calls.values():
+            if work.answered:
+                continue
             decode += max(work.output_tokens - work.produced, 1 if work.output_tokens else 0)
             if work.decoding:
                 running += 1
@@ -127,6 +130,8 @@ class Workload:
         if rate is None:
             return 0
         for work in self._prefilling():
+            if work.answered:
+                continue
             since = max(work.began, self._head_free_at)
             done = int(max(0.0, now - since) * rate)
             if work.visible or done < work.uncached:

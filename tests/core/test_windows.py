@@ -230,12 +230,26 @@ def test_granted_tokens_are_used_up_too() -> None:
     assert sent(fleet, 0.1)
 
 
-def test_a_report_without_a_grant_does_not_end_one() -> None:
+def test_an_answers_head_which_never_grants_does_not_end_a_grant() -> None:
     fleet = fleet_of(A)
-    fleet.hear(A, report(0.0, epoch="e", seq=1, free_requests=0, prefill_tokens=0))
+    fleet.hear(A, report(0.0, epoch="e", seq=1, free_requests=0, prefill_tokens=0, pushed=True))
     fleet.hear(A, report(0.1, epoch="e", seq=2, prefill_tokens=0))
 
     assert sent(fleet, 0.2) is None
+
+
+def test_a_stream_that_grants_no_more_limits_no_more() -> None:
+    """As after a state that lets nobody in, where neither the batch's limit nor a rate is known."""
+    fleet = fleet_of(A)
+    closed = report(
+        0.0, epoch="e", seq=1, state=State.OVERLOADED, free_requests=0, free_tokens=0, pushed=True
+    )
+    fleet.hear(A, closed)
+    assert not fleet.pulls(0, 0.05, overload=False)
+    fleet.hear(A, report(0.1, epoch="e", seq=2, state=State.READY, prefill_tokens=0, pushed=True))
+
+    assert fleet.pulls(0, 0.2, overload=False)
+    assert sent(fleet, 0.2)
 
 
 def test_nobody_is_full_by_a_report_that_has_expired() -> None:

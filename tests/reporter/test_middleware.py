@@ -51,6 +51,34 @@ async def test_a_stream_passes_as_it_is_with_the_load_in_its_head() -> None:
     assert load_of(reporter).state is State.READY
 
 
+@pytest.mark.parametrize("status", [200, 400])
+async def test_the_head_of_a_whole_answer_tells_of_the_load_without_it(status: int) -> None:
+    """Who hears of the load by answers alone would else hold the work of this one for work to come."""
+    release = anyio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        if scope["headers"]:
+            await release.wait()
+        head = [(b"content-type", b"application/json"), (b"Content-Length", b"%d" % len(WHOLE))]
+        await send({"type": "http.response.start", "status": status, "headers": head})
+        await send({"type": "http.response.body", "body": WHOLE})
+
+    reporter = LoadReporter(app)
+    other, whole = Exchange(CHAT, x_wait="1"), Exchange(CHAT)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(reporter, other.scope, other.receive, other.send)
+        await anyio.wait_all_tasks_blocked()
+        await reporter(whole.scope, whole.receive, whole.send)
+        release.set()
+
+    beside = decode_header(whole.head[b"x-mlbalance-load"].decode(), at=0.0)
+    alone = decode_header(other.head[b"x-mlbalance-load"].decode(), at=0.0)
+    assert ((beside.running or 0) + (beside.waiting or 0), (beside.prefill_tokens or 0) > 0) == (1, True)
+    assert (alone.running, alone.waiting, alone.prefill_tokens) == (0, 0, 0)
+    assert idle(reporter)
+
+
 async def test_every_answer_bears_the_load_and_the_apps_message_stays_as_it_is() -> None:
     started: list[Any] = []
 

@@ -150,11 +150,11 @@ class Windows:
         self.limit = DelayLimit(settings.engine_queue_s, company)
 
     def hear(self, place: int, report: LoadReport) -> None:
-        """A report came that is believed. One without a grant does not end one that still counts."""
+        """A report came that is believed. What an answer's head tells without a grant ends none that still counts."""
         known = self._rooms.get(place)
         granted = report.free_requests is not None or report.free_tokens is not None
         if (
-            not granted
+            not (granted or report.pushed)
             and known is not None
             and known.granted
             and report.at - known.report.at < self._expiry_s
