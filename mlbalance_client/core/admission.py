@@ -234,9 +234,14 @@ class Admission:
             self._line.remove(waiter)
             why = "earlier calls of this client had not begun" if waiter.crowded else "no replica had room"
             waited = f"{why} within {now - waiter.since:.1f} s"
+            kept = (
+                f": all are kept out, {kept}" if (kept := self._fleet.kept_from(waiter.demand, now)) else ""
+            )
             late = waiter.deadline <= waiter.due
             waiter.error = (
-                DeadlineExceeded(waited) if late else QueueTimeout(f"{waited} (admission.queue_timeout_s)")
+                DeadlineExceeded(waited + kept)
+                if late
+                else QueueTimeout(f"{waited} (admission.queue_timeout_s){kept}")
             )
             ended.append(waiter)
         self._note_end()

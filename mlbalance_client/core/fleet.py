@@ -36,6 +36,8 @@ from .placement.serving import Serving
 
 # Engines cache in blocks of their own size, so that a little more may be a hit than the blocks of text tell.
 _SLACK_BLOCKS = 2
+# An error names so many replicas at most.
+_NAMED = 3
 _OWN_RECORD = (Source.RECORD, Source.SESSION)
 # Below this no figure of a call's time tells a slow replica from a small call.
 _FLOOR_S = 0.05
@@ -562,6 +564,14 @@ class Fleet:
         if any(pool.mask & ~barred for pool in self.serving.pools(demand.model)):
             return None
         return NoReplicas(self.serving.nobody(demand.model, excluded, self.nobody))
+
+    def kept_from(self, demand: Demand, now: float) -> str:
+        """Why all replicas that serve the call are kept out, in words; empty if any of them is not."""
+        kept_out = self.fitness.kept_out(demand.model, now)
+        serving = [place for pool in self.serving.pools(demand.model) for place in pool.replicas]
+        if not serving or any(place not in kept_out for place in serving):
+            return ""
+        return "; ".join(f"of {self._replicas[place].id} {kept_out[place]}" for place in serving[:_NAMED])
 
     def own_s(self, demand: Demand) -> float:
         """Seconds of the call's whole prefill, nothing of it cached, at the quickest replica."""

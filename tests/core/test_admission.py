@@ -333,6 +333,19 @@ def test_who_waited_too_long_hears_for_what(
     assert str(call.error) == f"{said} within 30.0 s (admission.queue_timeout_s)"
 
 
+def test_who_waited_for_replicas_that_all_say_no_hears_so() -> None:
+    scene = Scene(queue_timeout_s=30.0)
+    call = scene.waiting()
+    scene.queue.enter(call, 0.0)
+    ids = [replica.id for replica in scene.fleet.replicas]
+    for id_ in ids:
+        scene.fleet.hear(id_, LoadReport(source="stream", at=29.0, state=State.STARTING, free_requests=0))
+
+    assert scene.queue.tick(30.0) == [call]
+    said = "; ".join(f"of {id_} it says itself that it is starting" for id_ in ids[:3])
+    assert str(call.error).endswith(f"(admission.queue_timeout_s): all are kept out, {said}")
+
+
 def test_those_whom_nobody_serves_any_more_hear_so() -> None:
     scene = Scene()
     call = scene.waiting()

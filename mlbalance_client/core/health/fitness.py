@@ -167,7 +167,7 @@ class Fitness:
                 until = ", or until a check reaches it" if place in self._refuses else ""
                 return f"it {self._failed.get(place, Failure.ERROR)} and rests for {rests_s:.1f} s{until}"
             if closed & bit:
-                return "it says itself that it takes no calls now"
+                return self.readiness.why_closed(place, model)
             if lacking & bit:
                 return "it has answered that it does not have the model"
             if unwilling & bit:

@@ -17,9 +17,9 @@ _CLOSED = _COLD | {State.DRAINING, State.OVERLOADED}
 @dataclass(frozen=True, slots=True)
 class _Said:
     at: float
+    state: State | None
     whole: bool
-    cold: bool
-    models: frozenset[str]
+    models: Mapping[str | None, str]
 
 
 class Readiness:
@@ -35,15 +35,16 @@ class Readiness:
             return False
         if (said := self._said.get(place)) is not None and said.at > report.at:
             return False
-        state = report.state
-        models = frozenset(_closed(report.models))
-        self._said[place] = _Said(report.at, state in _CLOSED, state in _COLD, models)
-        return said is not None and bool(said.models - models)
+        models: dict[str | None, str] = {
+            name: state for name, state in report.models.items() if state in _CLOSED
+        }
+        self._said[place] = _Said(report.at, report.state, report.state in _CLOSED, models)
+        return said is not None and bool(said.models.keys() - models)
 
     def cold(self, place: int, now: float) -> bool:
         """Whether the replica has yet to start or to wake; who has too much to do or is on its way out has not."""
         said = self._said.get(place)
-        return said is not None and said.cold and now - said.at < self._expiry_s
+        return said is not None and said.state in _COLD and now - said.at < self._expiry_s
 
     def closed(self, model: str | None, now: float) -> int:
         """The places that take no call for ``model`` now, as a bit set."""
@@ -53,10 +54,15 @@ class Readiness:
                 mask |= 1 << place
         return mask
 
+    def why_closed(self, place: int, model: str | None) -> str:
+        """What one of ``closed`` has said, in words."""
+        said = self._said[place]
+        return (
+            f"it says itself that it is {said.state}"
+            if said.whole
+            else f"it says itself that the model is {said.models[model]}"
+        )
+
     def drop(self, place: int) -> None:
         """The replica is gone."""
         self._said.pop(place, None)
-
-
-def _closed(models: Mapping[str, str]) -> list[str]:
-    return [name for name, state in models.items() if state in _CLOSED]
