@@ -116,9 +116,7 @@ class Engine:
         self._secret = None if secret is None else secret.get_secret_value().encode()
         options = wire or WireOptions(keepalive_expiry_s=config.http.keepalive_expiry_s)
         self.wire = Wire(options)
-        self.reporting = Reporting(
-            config.load_reports, self.fleet, self.wire, clock, keyed=self._secret is not None
-        )
+        self.reporting = Reporting(config.load_reports, self.fleet, self.wire, clock, secret=self._secret)
         self.checkups = Checkups(
             config.health_checks,
             self.fleet,

@@ -16,11 +16,10 @@ import anyio.lowlevel
 
 from .. import load_reports
 from ..config import LoadReportsConfig
-from ..core.fingerprint import SCHEME
 from ..core.fleet import Fleet, Pick
 from ..core.load.cadence import Cadence
 from ..core.load.format import HEADER, LoadFormatError, PrefixDelta, decode_header
-from ..core.load.prefix_delta import KEYED_SCHEME
+from ..core.load.prefix_delta import Hashing
 from ..core.load.report import LoadReport
 from ..core.model import Demand, Replica, ReplicaId
 from ..core.placement.freshening import FRESH_S, whom_to_ask
@@ -98,7 +97,7 @@ class Reporting:
         wire: Wire,
         clock: Callable[[], float],
         *,
-        keyed: bool,
+        secret: bytes | None,
     ) -> None:
         self._config = config
         self._listens = config.kind != "none"
@@ -108,7 +107,7 @@ class Reporting:
         self._wire = wire
         self._rng = Random()
         self._clock = clock
-        self._scheme = KEYED_SCHEME if keyed else SCHEME
+        self._hashing = Hashing.by(secret)
         self._wanted: dict[ReplicaId, Replica] = {}
         self._followed: dict[ReplicaId, _Followed] = {}
         self._changed = anyio.Event()
@@ -363,7 +362,7 @@ class Reporting:
             followed.last_id = None
             self._unpublish(followed)
             raise
-        reader = StreamReader(self.client, self._scheme)
+        reader = StreamReader(self.client, self._hashing)
         understood_at, heard = self._clock(), False
         try:
             async for chunk in stream:

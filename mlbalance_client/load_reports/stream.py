@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from mlbalance_client.core.load.format import LoadFormatError, PrefixDelta, decode_load, decode_prefixes
+from mlbalance_client.core.load.prefix_delta import Hashing
 from mlbalance_client.core.load.report import LoadReport
 from mlbalance_client.core.sse import EventReader
 
@@ -24,15 +25,15 @@ _COST_OF_RESET = 100.0
 
 
 class StreamReader:
-    """Reads one connection's events. ``client``: whose ``acked`` is meant; ``scheme``: the hashes that mean something.
+    """Reads one connection's events. ``client``: whose ``acked`` is meant; ``hashing``: that which means something.
 
     Malformed events are dropped and counted in ``malformed``; ``doubt`` says what was wrong with the first.
     """
 
-    def __init__(self, client: str, scheme: str) -> None:
+    def __init__(self, client: str, hashing: Hashing) -> None:
         self._events = EventReader()
         self._client = client
-        self._scheme = scheme
+        self._hashing = hashing
         self._pending = 0
         self._window_at = float("-inf")
         self._cost = 0.0
@@ -76,9 +77,14 @@ class StreamReader:
                 return replace(report, pushed=True, acked=report.acked or 0)
             case "prefixes":
                 delta = decode_prefixes(data)
-                if delta.scheme != self._scheme:
+                theirs, ours = delta.hashing, self._hashing
+                if theirs.scheme != ours.scheme:
                     raise LoadFormatError(
-                        f"hashes of scheme {delta.scheme!r}, where this client's are {self._scheme!r}"
+                        f"hashes of scheme {theirs.scheme!r}, where this client's are {ours.scheme!r}"
+                    )
+                if theirs.differs(ours):
+                    raise LoadFormatError(
+                        "hashes by another secret than this client's picking.fingerprint_secret"
                     )
                 self._cost += _COST_OF_RESET if delta.reset else 0.0
                 return delta

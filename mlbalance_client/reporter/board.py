@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from math import inf
 from threading import RLock
 
-from ..core.fingerprint import SCHEME, fingerprint
-from ..core.load.prefix_delta import KEYED_SCHEME
+from ..core.fingerprint import fingerprint
+from ..core.load.prefix_delta import Hashing
 from ..core.load.report import LoadReport, State
 from ..core.model import Usage
 from ..dialects import Reading, find
@@ -57,7 +57,7 @@ class LoadBoard:
         self.settings = settings or ReporterSettings.from_env()
         self.clock = clock
         self.epoch = epoch or secrets.token_hex(4)
-        self.scheme = SCHEME if self.settings.key is None else KEYED_SCHEME
+        self.hashing = Hashing.by(self.settings.key)
         self.readiness = Readiness(self.settings.overloaded_s)
         self.partial = bool(self.settings.partial)
         self.acks = Acks()

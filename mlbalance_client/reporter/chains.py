@@ -6,7 +6,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..core.load.format import PrefixDelta
+from ..core.load.prefix_delta import Hashing, PrefixDelta
 
 _PAGES = 128
 MOST_BLOCKS = 65_536
@@ -118,11 +118,11 @@ class Chains:
                 return page.number
         return 0 if self.oldest == 1 else None
 
-    def all(self, epoch: str, scheme: str) -> PrefixDelta:
+    def all(self, epoch: str, hashing: Hashing) -> PrefixDelta:
         """All that is held as of the last page, for one who starts anew."""
         held = [block for block in self._held if not self._changed.get(block)]
         gone = [block for block, there in self._changed.items() if not there]
-        return PrefixDelta(epoch, self.number, True, (*held, *gone), (), scheme)
+        return PrefixDelta(epoch, self.number, True, (*held, *gone), (), hashing)
 
     def _note(self, block: int, there: bool) -> None:
         if self._changed.get(block, there) != there:

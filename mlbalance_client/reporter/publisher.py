@@ -216,7 +216,7 @@ class Publisher:
     def _all(self) -> bytes:
         chains = self._board.chains
         if self._everything is None or self._everything[0] != chains.number:
-            delta = chains.all(self._board.epoch, self._board.scheme)
+            delta = chains.all(self._board.epoch, self._board.hashing)
             self._everything = chains.number, event("prefixes", encode_prefixes(delta))
         return self._everything[1]
 
@@ -239,5 +239,5 @@ class Publisher:
 
     def _delta(self, page: Page) -> PrefixDelta:
         return PrefixDelta(
-            self._board.epoch, page.number, add=page.add, drop=page.drop, scheme=self._board.scheme
+            self._board.epoch, page.number, add=page.add, drop=page.drop, hashing=self._board.hashing
         )

@@ -7,6 +7,7 @@ from threading import RLock
 from typing import Protocol
 
 from ..core.load.format import encode_header, encode_load
+from ..core.load.prefix_delta import Hashing
 from ..core.load.report import LoadReport
 from .acks import Acks
 from .chains import Chains
@@ -22,7 +23,7 @@ class Source(Protocol):
     clock: Callable[[], float]
     lock: RLock
     epoch: str
-    scheme: str
+    hashing: Hashing
     acks: Acks
     chains: Chains
     readiness: Readiness

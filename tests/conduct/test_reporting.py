@@ -17,7 +17,6 @@ import pytest
 import mlbalance_client as mlb
 from mlbalance_client.conduct.engine import Engine
 from mlbalance_client.conduct.reporting import Reporting
-from mlbalance_client.core.fingerprint import SCHEME
 from mlbalance_client.core.load.cadence import Cadence
 from mlbalance_client.core.load.format import PrefixDelta, encode_prefixes
 from mlbalance_client.core.model import Replica
@@ -47,7 +46,7 @@ def load(seq: int = 1, epoch: str = "e1", **figures: Any) -> bytes:
 
 def prefixes(seq: int, *chains: int, epoch: str = "e1", reset: bool = True) -> bytes:
     return b"event: prefixes\ndata: %b\n\n" % encode_prefixes(
-        PrefixDelta(epoch, seq, reset=reset, add=chains, scheme=SCHEME)
+        PrefixDelta(epoch, seq, reset=reset, add=chains)
     )
 
 

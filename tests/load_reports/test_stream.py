@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mlbalance_client.core.fingerprint import SCHEME
 from mlbalance_client.core.load.format import PrefixDelta, encode_load, encode_prefixes
-from mlbalance_client.core.load.prefix_delta import KEYED_SCHEME
+from mlbalance_client.core.load.prefix_delta import Hashing
 from mlbalance_client.core.load.report import LoadReport, State
 from mlbalance_client.load_reports import ReportError
 from mlbalance_client.load_reports.stream import StreamReader
@@ -34,7 +34,7 @@ def read(reader: StreamReader, chunks: Iterable[bytes], at: float = 5.0) -> list
 
 @pytest.fixture
 def reader() -> StreamReader:
-    return StreamReader("me", SCHEME)
+    return StreamReader("me", Hashing())
 
 
 def test_reports_and_deltas_come_out_in_order_with_the_moment_of_their_coming(reader: StreamReader) -> None:
@@ -89,7 +89,7 @@ def test_a_report_acknowledges_its_readers_calls_only_and_without_a_word_none(re
         b'event: prefixes\ndata: {"v":1,"epoch":"e","seq":1,"scheme":"%b","add":"AAAA"}\n\n'
         % SCHEME.encode(),
         b'event: prefixes\ndata: {"v":1,"epoch":"e","seq":1,"scheme":"%b","add":"!"}\n\n' % SCHEME.encode(),
-        prefixes(PrefixDelta("e", 1, scheme=KEYED_SCHEME)),
+        prefixes(PrefixDelta("e", 1, hashing=Hashing.by(b"k"))),
     ],
 )
 def test_a_malformed_event_is_counted_told_and_dropped_and_the_next_is_read(
@@ -101,6 +101,24 @@ def test_a_malformed_event_is_counted_told_and_dropped_and_the_next_is_read(
     assert reader.malformed == 1
     assert reader.doubt
     assert len(reader.doubt) < 300
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "read_"),
+    [
+        (Hashing.by(b"old"), Hashing.by(b"old"), True),
+        (Hashing.by(b"old"), Hashing.by(b"new"), False),
+        (Hashing(Hashing.by(b"old").scheme), Hashing.by(b"new"), True),  # who does not tell is believed
+        (Hashing(), Hashing.by(b"new"), False),
+    ],
+)
+def test_hashes_by_another_secret_mean_nothing(theirs: Hashing, ours: Hashing, read_: bool) -> None:
+    reader = StreamReader("me", ours)
+    found = read(reader, [prefixes(PrefixDelta("e", 1, reset=True, add=(3,), hashing=theirs))])
+
+    assert bool(found) is read_
+    assert (reader.doubt is None) is read_
+    assert b"new" not in prefixes(PrefixDelta("e", 1, hashing=ours))
 
 
 @pytest.mark.parametrize("figure", ["-5", "1e400", "1e300", "9" * 4_000, "-1e-9"])
@@ -139,7 +157,7 @@ def test_a_flood_is_noticed_and_forgiven_a_second_later(reader: StreamReader) ->
 
 
 def test_resets_and_large_events_weigh_more_than_small_ones(reader: StreamReader) -> None:
-    resets, large = StreamReader("me", SCHEME), StreamReader("me", SCHEME)
+    resets, large = StreamReader("me", Hashing()), StreamReader("me", Hashing())
     for each in (resets, large):
         each.flooded(0.0)
     read(resets, [prefixes(PrefixDelta("e", seq, reset=True, add=(seq,))) for seq in range(5)])
@@ -162,7 +180,7 @@ STREAM = load(1) + prefixes(PrefixDelta("e", 1, add=(3,))) + b"event: load\r\nda
 
 @given(st.lists(st.integers(0, len(STREAM)), max_size=30))
 def test_cuts_anywhere_change_nothing(cuts: list[int]) -> None:
-    whole, pieces = StreamReader("me", SCHEME), StreamReader("me", SCHEME)
+    whole, pieces = StreamReader("me", Hashing()), StreamReader("me", Hashing())
     at = [0, *sorted(cuts), len(STREAM)]
 
     assert read(pieces, [STREAM[a:b] for a, b in pairwise(at)]) == read(whole, [STREAM])
@@ -173,6 +191,6 @@ def test_cuts_anywhere_change_nothing(cuts: list[int]) -> None:
     st.lists(st.binary(max_size=200) | st.sampled_from([load(1)[:40], b"\n\n", b"data: ", b"event: load\n"]))
 )
 def test_no_bytes_make_it_fail(chunks: list[bytes]) -> None:
-    reader = StreamReader("me", SCHEME)
+    reader = StreamReader("me", Hashing())
     for found in read(reader, chunks):
         assert isinstance(found, LoadReport | PrefixDelta)

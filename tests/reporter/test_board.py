@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from mlbalance_client.core.fingerprint import fingerprint
 from mlbalance_client.core.load.format import decode_header, decode_load, decode_prefixes
+from mlbalance_client.core.load.prefix_delta import Hashing
 from mlbalance_client.core.load.report import State
 from mlbalance_client.core.load.room import Turns, part
 from mlbalance_client.dialects import find
@@ -198,7 +199,8 @@ def test_hashes_are_keyed_by_a_secret() -> None:
     load(board)
 
     delta = prefixes(board)[0]
-    assert delta.scheme == "blake2b-64/1024/1"
+    assert delta.hashing == Hashing.by(b"s" * 64)
+    assert delta.hashing.scheme == "blake2b-64/1024/1"
     assert set(delta.add).isdisjoint(chain("a" * 4096))
 
 

@@ -7,6 +7,8 @@ import struct
 from base64 import b64decode, b64encode
 from collections.abc import Iterable
 from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Self
 
 from ..fingerprint import BLOCK_BYTES, SCHEME
 from .fields import VERSION, LoadFormatError, check_version, needed, parsed, sequence, text
@@ -14,6 +16,25 @@ from .fields import VERSION, LoadFormatError, check_version, needed, parsed, seq
 KEYED_SCHEME = f"blake2b-64/{BLOCK_BYTES}/1"
 SCHEMES = frozenset({SCHEME, KEYED_SCHEME})
 MOST_PREFIXES_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Hashing:
+    """How blocks are hashed. ``key``: of a keyed scheme, what tells one secret from another; empty: it is not told."""
+
+    scheme: str = SCHEME
+    key: str = ""
+
+    @classmethod
+    def by(cls, secret: bytes | None) -> Self:
+        """With this secret, or with none."""
+        if secret is None:
+            return cls()
+        return cls(KEYED_SCHEME, blake2b(b"mlbalance key", digest_size=4, key=secret).hexdigest())
+
+    def differs(self, other: Hashing) -> bool:
+        """Whether the hashes of one mean nothing to the other."""
+        return self.scheme != other.scheme or bool(self.key and other.key and self.key != other.key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +46,7 @@ class PrefixDelta:
     reset: bool = False
     add: tuple[int, ...] = ()
     drop: tuple[int, ...] = ()
-    scheme: str = SCHEME
+    hashing: Hashing = Hashing()
 
 
 def encode_prefixes(delta: PrefixDelta) -> bytes:
@@ -33,7 +54,8 @@ def encode_prefixes(delta: PrefixDelta) -> bytes:
     fields = {
         "v": VERSION,
         "epoch": delta.epoch,
-        "scheme": delta.scheme,
+        "scheme": delta.hashing.scheme,
+        **({"key_check": delta.hashing.key} if delta.hashing.key else {}),
         "seq": delta.seq,
         "reset": delta.reset,
         "add": pack(delta.add),
@@ -54,7 +76,8 @@ def decode_prefixes(data: bytes | str) -> PrefixDelta:
         raise LoadFormatError(f"scheme {scheme!r} is not known; known are {', '.join(sorted(SCHEMES))}")
     epoch = needed(text(fields, "epoch"), "epoch")
     add, drop = unpack(fields.get("add", "")), unpack(fields.get("drop", ""))
-    return PrefixDelta(epoch, sequence(fields), reset, add, drop, scheme)
+    hashing = Hashing(scheme, text(fields, "key_check") or "")
+    return PrefixDelta(epoch, sequence(fields), reset, add, drop, hashing)
 
 
 def pack(hashes: Iterable[int]) -> str:
