@@ -41,14 +41,19 @@ def test_the_plugin_of_the_page_reads_and_watches() -> None:
     assert not dialect.watch(200, "text/event-stream").commits_at_head
 
 
-def test_every_wish_and_every_field_of_an_explanation_is_in_a_table() -> None:
+def test_every_wish_and_every_field_of_an_explanation_and_of_a_snapshot_is_in_a_table() -> None:
     import mlbalance_client as mlb
+    from mlbalance_client.core.report import ReplicaSnapshot
 
     page = (ROOT / "docs/concepts.md").read_text()
     named = {
         name for line in page.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line)
     }
-    fields = [field.name for kind in (mlb.CallOptions, mlb.Explanation) for field in dataclasses.fields(kind)]
+    fields = [
+        field.name
+        for kind in (mlb.CallOptions, mlb.Explanation, ReplicaSnapshot)
+        for field in dataclasses.fields(kind)
+    ]
 
     assert [name for name in fields if name not in named] == []
 
