@@ -14,6 +14,7 @@ import anyio
 import pytest
 
 from mlbalance_client import BalancerConfig, events
+from mlbalance_client.errors import FailureKind
 from mlbalance_client.simulator.model.fleet import Fleet, FleetError
 from mlbalance_client.simulator.model.measures import measure
 from mlbalance_client.simulator.model.scenes import BAD, REPLICAS, SCENES, Scene
@@ -90,6 +91,14 @@ def nothing_is_left(seen: Seen) -> None:
     assert seen.total("in_flight") == 0
 
 
+def losers_are_heard_to_leave(seen: Seen, play: Play) -> None:
+    """By the replicas, whose work for them ends; over HTTP one may be served before it hears."""
+    given_up = (FailureKind.CANCELLED, FailureKind.SILENT)
+    losers = sum(event.failure in given_up for _, event in seen.of(events.AttemptEnded))
+    least = losers // 2 if play.over_http else losers
+    assert least <= seen.total("aborted") <= losers
+
+
 def attempts_to(seen: Seen, replica: int, since_s: float, until: type | None = None) -> int:
     """How many were sent to one replica, up to its first event of this kind if there is one."""
     ends = [t for t, e in seen.of(until, since_s) if e.replica in seen.urls[replica]] if until else []
@@ -113,6 +122,7 @@ def test_one_replica_is_slow(play: Play) -> None:
     assert seen.extra_tokens <= play.most_extra_tokens("slow")
     others = (len(seen.of(events.AttemptStarted, AT_S)) - attempts_to(seen, BAD, AT_S)) / (REPLICAS - 1)
     assert attempts_to(seen, BAD, AT_S) < (others if play.over_http else others / 2)
+    losers_are_heard_to_leave(seen, play)
     nothing_is_left(seen)
 
 
@@ -121,6 +131,7 @@ def test_calls_stall_everywhere(play: Play) -> None:
 
     assert not seen.errors
     assert seen.extra_tokens <= play.most_extra_tokens("stalls")
+    losers_are_heard_to_leave(seen, play)
     nothing_is_left(seen)
 
 
