@@ -352,7 +352,9 @@ class Admission:
         late_s = now + wait_s - waiting.due
         if waiting.deadline <= waiting.due:
             # Its answer must have begun by then: behind what stands at a replica that has just got room.
-            queue_s = 0.0 if waiting.crowded else self._fleet.stands_s(now, overload=self._overload(now))
+            queue_s = 0.0
+            if not waiting.crowded:
+                queue_s = self._fleet.stands_s(waiting.demand, now, overload=self._overload(now))
             work_s = queue_s + self._fleet.own_s(waiting.demand)
             late_s = max(late_s, now + wait_s + work_s - waiting.due)
         return late_s

@@ -529,12 +529,13 @@ class Fleet:
         """Whether there is room at ``place`` for a call that is more important than others who wait."""
         return place in self._replicas and (self.windows is None or self.windows.takes_urgent(place, now))
 
-    def stands_s(self, now: float, *, overload: bool) -> float:
+    def stands_s(self, demand: Demand, now: float, *, overload: bool) -> float:
         """How much work stands where an ordinary call that waits is sent to, at the least."""
         if self.windows is None:
             return 0.0
-        barred = self.fitness.unwilling(None, now, replayable=True)
-        places = [place for place in self._replicas if not barred >> place & 1] or list(self._replicas)
+        barred = self.fitness.unwilling(demand.model, now, replayable=demand.replayable)
+        serving = self._serving(demand)
+        places = [place for place in serving if not barred >> place & 1] or serving
         standing = self.load.all_waiting_s(places, now)
         return min(self.windows.most_s(now, overload=overload), min(standing, default=0.0))
 
@@ -568,10 +569,13 @@ class Fleet:
     def kept_from(self, demand: Demand, now: float) -> str:
         """Why all replicas that serve the call are kept out, in words; empty if any of them is not."""
         kept_out = self.fitness.kept_out(demand.model, now)
-        serving = [place for pool in self.serving.pools(demand.model) for place in pool.replicas]
+        serving = self._serving(demand)
         if not serving or any(place not in kept_out for place in serving):
             return ""
         return "; ".join(f"of {self._replicas[place].id} {kept_out[place]}" for place in serving[:_NAMED])
+
+    def _serving(self, demand: Demand) -> list[int]:
+        return [place for pool in self.serving.pools(demand.model) for place in pool.replicas]
 
     def own_s(self, demand: Demand) -> float:
         """Seconds of the call's whole prefill, nothing of it cached, at the quickest replica."""

@@ -255,6 +255,21 @@ def test_what_engines_work_off_before_they_pull_shows_the_pace_too(begin: bool) 
     assert ended == ([] if begin else [late])
 
 
+def test_what_stands_before_a_call_stands_at_replicas_that_serve_it() -> None:
+    config = AdmissionConfig(engine_queue_s=4.0)
+    fleet = Fleet(PickingConfig(), Random(1), windows=config)
+    models = {NAMES[0]: "busy", NAMES[1]: "idle"}
+    fleet.update(Replica(id_, f"http://{id_}", models=frozenset({model})) for id_, model in models.items())
+    for id_, tokens in zip(models, (80_000, 0), strict=True):
+        fleet.hear(id_, LoadReport(source="test", at=0.0, prefill_tokens=tokens))
+
+    def stands_s(model: str) -> float:
+        return fleet.stands_s(fleet.demand(fingerprint(b"x"), text_bytes=1, model=model), 0.0, overload=False)
+
+    assert stands_s("busy") == pytest.approx(4.0)
+    assert stands_s("idle") == 0.0
+
+
 def test_who_finds_the_queue_full_is_to_come_back_when_it_has_gone() -> None:
     scene = Scene(queue_max_calls=10)
     for _ in range(10):
