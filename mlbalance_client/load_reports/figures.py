@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from mlbalance_client.core.load import report
 from mlbalance_client.core.load.report import State
 
 from .base import MOST_BYTES, ReportError
@@ -61,9 +62,9 @@ def whole(value: object) -> int | None:
 
 
 def share(value: object) -> float | None:
-    """The same of a share, cut at 1."""
+    """The same of a share, cut at 1 where it is a little more."""
     found = number(value)
-    return None if found is None else min(1.0, found)
+    return None if found is None else report.share(found)
 
 
 def positive(value: object) -> float | None:

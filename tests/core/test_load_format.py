@@ -48,6 +48,7 @@ DESIGN = (
 )
 
 counts = st.none() | st.integers(0, 10**15)
+requests = st.none() | st.integers(0, 10**5)
 reals = st.none() | st.floats(0, 1e15)
 shares = st.none() | st.floats(0, 1)
 names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40)
@@ -55,7 +56,7 @@ u64 = st.integers(0, 2**64 - 1)
 reports = st.builds(
     LoadReport,
     source=st.just("stream"), at=st.just(1.0), state=st.sampled_from([s for s in State if s is not State.ASLEEP]),
-    running=counts, waiting=counts, prefill_tokens=counts, decode_tokens=counts, expected_wait_s=reals,
+    running=requests, waiting=requests, prefill_tokens=counts, decode_tokens=counts, expected_wait_s=reals,
     prefill_tokens_per_s=reals, decode_tokens_per_s=reals, batch_limit=counts, kv_used=shares,
     kv_capacity_tokens=counts, gpu_utilization=shares, gpu_memory_used_bytes=counts, gpu_memory_total_bytes=counts,
     models=st.dictionaries(names, names, max_size=3), adapters=st.dictionaries(names, names, max_size=3),

@@ -123,6 +123,15 @@ def test_vllm_is_ready_when_every_rank_is_awake(awake: tuple[int, int], state: s
 
 
 @pytest.mark.parametrize(
+    ("told", "used"), [("1.0", 1.0), ("1.02", 1.0), ("41", None), ("50", None), ("-0.1", None)]
+)
+def test_vllms_share_that_is_none_is_unknown_and_no_full_cache(told: str, used: float | None) -> None:
+    text = f"vllm:num_requests_running 1\nvllm:num_requests_waiting 0\nvllm:kv_cache_usage_perc {told}\n"
+
+    assert vllm.from_metrics(text.encode(), AT).kv_used == used
+
+
+@pytest.mark.parametrize(
     ("labels", "tokens"),
     [
         ('block_size="16",num_gpu_blocks="100"', 1600),

@@ -13,8 +13,17 @@ from types import MappingProxyType
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _MOST = 1e15
+# No server has so many requests at once; a counter or a bad cast looks so.
+_MOST_REQUESTS = dict.fromkeys(("running", "waiting"), 100_000.0)
+# A share may be a little above 1, by rounding or by what is held twice; 41 is a percentage, or nonsense.
+_MOST_SHARE = 1.1
 _SHARES = frozenset({"kv_used", "gpu_utilization"})
 _MOST_NAMES = 256
+
+
+def share(value: float) -> float | None:
+    """A share of a whole: cut at 1 where it is a little more, unknown where it is much more or cannot be."""
+    return min(1.0, value) if 0 <= value <= _MOST_SHARE else None
 
 
 class State(StrEnum):
@@ -96,7 +105,7 @@ class LoadReport:
     def gpu_memory(self) -> float | None:
         """Share of the GPU's memory in use."""
         used, total = self.gpu_memory_used_bytes, self.gpu_memory_total_bytes
-        return None if used is None or not total else min(1.0, used / total)
+        return None if used is None or not total else share(used / total)
 
     @property
     def empty(self) -> bool:
@@ -104,16 +113,18 @@ class LoadReport:
         return self.state is None and not self.models and all(getattr(self, f) is None for f in _FIGURES)
 
     def sane(self) -> LoadReport:
-        """The report without figures that cannot be: negative, not finite, absurd; shares cut to 0 .. 1."""
+        """The report without figures that cannot be: negative, not finite, absurd; shares as ``share`` has them."""
         wrong: dict[str, object] = {}
         for name in _FIGURES:
             value = getattr(self, name)
             if value is None:
                 continue
-            if not 0 <= value <= _MOST:  # so NaN too, and integers that no float can hold
+            if (
+                not 0 <= value <= _MOST_REQUESTS.get(name, _MOST)
+            ):  # so NaN too, and integers that no float can hold
                 wrong[name] = None
             elif name in _SHARES and value > 1:
-                wrong[name] = 1.0
+                wrong[name] = share(value)
         for name in ("models", "adapters"):
             if len(getattr(self, name)) > _MOST_NAMES:
                 wrong[name] = _NOTHING
