@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from mlbalance_client.core.load.report import LoadReport, State
 
 from . import probes
-from .base import Fetch, NotThere, Page, ReportError
+from .base import Fetch, Page, ReportError
 from .figures import (
     Fields,
     mapping,
@@ -132,7 +132,7 @@ class LlamaCpp:
             waiting = None if report is None else report.waiting
             report = _joined(report, await self._slots(fetch, at, waiting))
         if report is None and page is None:
-            raise NotThere("/props, /metrics and /slots: not there")
+            raise self._pages.none("/props, /metrics and /slots: not there")
         report = report or LoadReport(source=self.kind, at=at)
         state = State.WARMING if shown.asleep else State.READY
         limit = report.batch_limit if report.batch_limit is not None else shown.slots

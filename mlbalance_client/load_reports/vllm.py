@@ -11,7 +11,7 @@ from dataclasses import replace
 from mlbalance_client.core.load.report import LoadReport, State
 
 from . import probes
-from .base import Fetch, NotThere, Page, ReportError
+from .base import Fetch, ReportError
 from .figures import number, parsed_fields, positive, product, share, states, whole
 from .pages import TEXT, Pages
 from .prometheus import Metrics, Reader
@@ -106,14 +106,14 @@ class Vllm:
     async def read(self, fetch: Fetch, at: float) -> LoadReport:
         """Up to three pages; one of them of 50 kB."""
         if at - self._awake_at < _AWAKE_S:
-            report = await self._figures(fetch, at, None)
+            report = await self._figures(fetch, at, lives=True)
             return report if report.state is not None else _with_state(report, State.READY)
         health = await self._pages.maybe(fetch, "/health")
         if health is not None and health.status == 503:
             # vLLM's own has no body: its engine is dead, and the server about to end. Else something before it speaks.
             state = State.STARTING if health.body else State.DRAINING
             return LoadReport(source=self.kind, at=at, state=state)
-        report = await self._figures(fetch, at, health)
+        report = await self._figures(fetch, at, lives=health is not None)
         if report.state is None:
             asleep = await self._asleep(fetch)
             report = _with_state(report, State.ASLEEP if asleep else State.READY)
@@ -121,7 +121,7 @@ class Vllm:
             self._awake_at = at
         return report
 
-    async def _figures(self, fetch: Fetch, at: float, health: Page | None) -> LoadReport:
+    async def _figures(self, fetch: Fetch, at: float, *, lives: bool) -> LoadReport:
         page = await self._pages.maybe(fetch, "/metrics", port=self._port, accept=TEXT)
         report = None if page is None or page.status != 200 else from_metrics(page.body, at)
         if report is not None and report.running is not None:
@@ -131,8 +131,10 @@ class Vllm:
             return replace(from_load(load.body, at), doubts=report.doubts if report else ())
         if report is not None:
             return report
-        if page is not None or health is None:
-            raise _unreadable(page)
+        if page is not None:
+            raise ReportError(f"/metrics: answers {page.status}")
+        if not lives:
+            raise self._pages.none("/metrics and /load: not there")
         return LoadReport(source=self.kind, at=at, doubts=("neither /metrics nor /load is there",))
 
     async def _asleep(self, fetch: Fetch) -> bool:
@@ -141,12 +143,6 @@ class Vllm:
             return page is not None and page.status == 200 and is_sleeping(page.body)
         except ReportError:
             return False  # not vLLM's page: something before it answers what vLLM does not know
-
-
-def _unreadable(page: Page | None) -> ReportError:
-    if page is None:
-        return NotThere("/metrics and /load: not there")
-    return ReportError(f"/metrics: answers {page.status}")
 
 
 def _with_state(report: LoadReport, state: State) -> LoadReport:
