@@ -9,7 +9,7 @@ import pytest
 from mlbalance_client.core.load.company import Company
 from mlbalance_client.core.load.ledger import Charge, Ledger
 from mlbalance_client.core.load.pace import Found
-from mlbalance_client.core.load.report import LoadReport
+from mlbalance_client.core.load.report import LoadReport, State
 from mlbalance_client.core.load.standing import Basis
 from mlbalance_client.core.load.view import LoadView
 from mlbalance_client.core.model import Verdict
@@ -227,6 +227,44 @@ def test_a_count_that_jumped_ahead_silences_a_replica_until_its_report_expires_o
     assert view.waiting_s(1.0) == 0.0
     view.tell(EXPIRY_S, prefill_tokens=10_000, epoch="e", seq=2)
     assert view.waiting_s(EXPIRY_S) == pytest.approx(1.0)
+
+
+def test_ready_without_figures_does_not_replace_what_tells_more_until_that_expires(view: View) -> None:
+    view.tell(0.0, state=State.READY, running=3, waiting=20, epoch="1")
+    for at in (1.0, 3.9):
+        view.tell(at, state=State.READY)
+        view.tell(at, "other")
+        report = view.load.report(0, at)
+        assert report is not None
+        assert (report.at, report.waiting) == (0.0, 20)
+
+    view.tell(EXPIRY_S, state=State.READY)
+
+    report = view.load.report(0, EXPIRY_S)
+    assert report is not None
+    assert (report.at, report.waiting) == (EXPIRY_S, None)
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {"state": State.STARTING},
+        {"state": State.DRAINING},
+        {"state": State.READY, "epoch": "2"},
+        {"state": State.READY, "free_requests": 2},
+        {"state": State.READY, "running": 1},
+    ],
+)
+def test_what_says_something_else_than_ready_replaces_what_tells_more(
+    view: View, figures: dict[str, Any]
+) -> None:
+    view.tell(0.0, state=State.READY, running=3, waiting=20, epoch="1")
+
+    view.tell(1.0, **figures)
+
+    report = view.load.report(0, 1.0)
+    assert report is not None
+    assert (report.at, report.waiting) == (1.0, None)
 
 
 def test_what_tells_less_does_not_replace_what_tells_more_while_that_is_fresh(view: View) -> None:
