@@ -1,7 +1,7 @@
 """Keeps a fleet's picture of its replicas fresh: one task a replica, that follows its load stream or asks it.
 
 ``auto`` tries the stream first, which says most, then finds out which engine it is. Whatever goes wrong with one
-replica is its own trouble: it is asked less often, complained of once, and picked by what else is known.
+replica is its own trouble: it is asked less often, complained of, and picked by what else is known.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from ..core.load.report import LoadReport
 from ..core.model import Demand, Replica, ReplicaId
 from ..core.placement.freshening import FRESH_S, whom_to_ask
 from ..errors import ClientClosed
-from ..load_reports import Auto, Complaints, Forbidden, Format, NoAnswer, NotThere, ReportError, orca
+from ..load_reports import Auto, Complaints, Format, NoAnswer, NotThere, ReportError, orca
+from ..load_reports.complaints import doubtful
 from ..load_reports.shared import Key, SharedPrefixes
 from ..load_reports.stream import CALL_HEADER, StreamReader
 from ..wire import Wire, WireError
@@ -53,7 +54,7 @@ class _Followed:
 
     speaks:  it was heard in the load stream's format; ``asked_s``: what asking it took last, if that went well
     streams: whether to look for a load stream next, ``streams_at``: or when to do so again
-    told:    of which troubles there is a line in the log already
+    of_pages, of_stream: what the log has been told of either
     """
 
     replica: Replica
@@ -62,7 +63,8 @@ class _Followed:
     streams: bool
     cadence: Cadence
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-    complaints: Complaints = field(default_factory=Complaints)
+    of_pages: Complaints = field(default_factory=Complaints)
+    of_stream: Complaints = field(default_factory=Complaints)
     asks_now: anyio.Lock = field(default_factory=anyio.Lock)
     asked_s: float = float("inf")
     streams_at: float = float("inf")
@@ -71,13 +73,11 @@ class _Followed:
     holder: int | None = None
     last_id: str | None = None
     calls_seen: int = 0
-    told: set[str] = field(default_factory=set)
 
-    def warn(self, kind: str, why: object) -> None:
-        """Say in the log what is wrong with the replica, once for each kind of trouble."""
-        if kind not in self.told:
-            self.told.add(kind)
-            logger.warning("load reports of %s: %s", self.replica.id, why)
+    @property
+    def complaints(self) -> Complaints:
+        """Of what it is asked for now."""
+        return self.of_stream if self.streams else self.of_pages
 
 
 def _asked_as(replica: Replica) -> tuple[object, ...]:
@@ -280,9 +280,9 @@ class Reporting:
                     except ClientClosed:
                         return
                     except Exception as error:
-                        if "failure" not in followed.told:
+                        why = f"reading them failed and is tried again: {error!r:.200}"
+                        if self._say(followed.replica.id, followed.complaints, why):
                             logger.debug("following %s failed", followed.replica.id, exc_info=True)
-                        followed.warn("failure", f"reading them failed and is tried again: {error!r:.200}")
                         pause_s = cadence.failed()
                     await self._pause(followed, pause_s)
         finally:
@@ -293,16 +293,29 @@ class Reporting:
         asked_for_stream = followed.streams
         if isinstance(error, NoAnswer) and error.refused:
             self._down[followed.replica.id] = anyio.Event()
-        if isinstance(error, Forbidden):
-            followed.warn("forbidden", error)
+        if trouble := self._trouble(followed, error):
+            self._say(followed.replica.id, followed.complaints, trouble)
         if self._config.kind == "auto":
             followed.streams = not asked_for_stream
             followed.streams_at = self._clock() + _STREAM_AGAIN_S
             if asked_for_stream and isinstance(error, NotThere):
                 return 0.0  # it is up, and has no stream: an engine that has just started need not wait to be seen
-        elif isinstance(error, NotThere):
-            followed.warn("absent", f"{error}; it has none of load_reports.kind {self._config.kind!r}")
         return followed.cadence.failed()
+
+    def _trouble(self, followed: _Followed, error: ReportError) -> str:
+        """What to tell people: nothing of a replica that is down, nor of what ``auto`` never found there."""
+        if isinstance(error, NoAnswer):
+            return ""
+        if isinstance(error, NotThere) and self._config.kind != "auto":
+            return f"{error}; it has none of load_reports.kind {self._config.kind!r}"
+        return str(error) if not isinstance(error, NotThere) or followed.complaints.understood else ""
+
+    def _say(self, id_: ReplicaId, complaints: Complaints, trouble: str) -> bool:
+        """Put into the log what is due of a trouble; an empty text: all is well. Whether there was anything."""
+        if (line := complaints.hear(trouble, self._clock())) is None:
+            return False
+        logger.log(logging.WARNING if trouble else logging.INFO, "load reports of %s: %s", id_, line)
+        return True
 
     async def _pause(self, followed: _Followed, pause_s: float) -> None:
         """Wait; if it is for want of calls, until there is one; if it refused the connection, until it answers one."""
@@ -337,6 +350,7 @@ class Reporting:
         followed.asked_s = float("inf")
         report = await followed.format.read(followed.asking, began)
         followed.asked_s = self._clock() - began
+        self._say(followed.replica.id, followed.of_pages, doubtful(report))
         self._heard(followed, report)
         return followed.asked_s
 
@@ -350,8 +364,6 @@ class Reporting:
             logger.debug("load report of %s: %s", followed.replica.id, error)
 
     def _heard(self, followed: _Followed, report: LoadReport) -> None:
-        if line := followed.complaints.about(report):
-            logger.warning("%s: %s", followed.replica.id, line)
         if not report.empty and self._followed.get(followed.replica.id) is followed:
             self._fleet.hear(followed.replica.id, report)
 
@@ -372,8 +384,9 @@ class Reporting:
                     await self._take(followed, found)
                     await self._slow_down(reader)
                 await self._slow_down(reader)
-                if reader.doubt:
-                    followed.warn("doubt", f"{reader.doubt}; such events are dropped")
+                if heard or reader.doubt:
+                    trouble = f"{reader.doubt}; such events are dropped" if reader.doubt else ""
+                    self._say(followed.replica.id, followed.of_stream, trouble)
                 if self._clock() - understood_at > _MEANINGLESS_S:
                     break
         except WireError as error:

@@ -61,6 +61,12 @@ def whole(value: object) -> int | None:
     return None if found is None else round(found)
 
 
+def requests(value: object) -> int | None:
+    """The same of requests: more than any server has at once are absurd."""
+    found = number(value)
+    return None if found is None or found > report.MOST_REQUESTS else round(found)
+
+
 def share(value: object) -> float | None:
     """The same of a share, cut at 1 where it is a little more."""
     found = number(value)

@@ -21,6 +21,7 @@ from .figures import (
     parsed,
     parsed_fields,
     positive,
+    requests,
     share,
     states,
     total,
@@ -48,19 +49,19 @@ class Props:
 def from_metrics(body: bytes, at: float) -> LoadReport:
     """``/metrics``. Its rate of generation is that of single streams: not what the server can do, left out."""
     metrics = _READER(body)
-    running = metrics.total(_RUNNING)
+    running = requests(metrics.total(_RUNNING))
     cached = metrics.total(_CACHED)
     asked = total((metrics.total(_PROMPT), cached))
     return LoadReport(
         source="llama_cpp",
         at=at,
-        running=whole(running),
-        waiting=whole(metrics.total(_WAITING)),
+        running=running,
+        waiting=requests(metrics.total(_WAITING)),
         prefill_tokens_per_s=positive(metrics.total(_PREFILL_RATE)),
         kv_used=share(metrics.most(_KV_USED)),
         prefix_queries=whole(asked),
         prefix_hits=whole(cached),
-        doubts=metrics.doubts if running is not None else (*metrics.doubts, f"no {_RUNNING}"),
+        doubts=(*metrics.doubts, *metrics.lacks(running, _RUNNING)),
     ).sane()
 
 

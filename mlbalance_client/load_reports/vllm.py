@@ -12,7 +12,7 @@ from mlbalance_client.core.load.report import LoadReport, State
 
 from . import probes
 from .base import Fetch, ReportError
-from .figures import number, parsed_fields, positive, product, share, states, whole
+from .figures import number, parsed_fields, positive, product, requests, share, states, whole
 from .pages import TEXT, Pages
 from .prometheus import Metrics, Reader
 
@@ -44,24 +44,30 @@ class MetricsPage:
             waiting = metrics.total(*self._named(_BY_REASON))
         if (swapped := metrics.total(*self._named(_SWAPPED))) and waiting is not None:
             waiting += swapped  # the engine before V1 took running requests out to CPU memory
-        running = metrics.total(*self._named(_RUNNING))
-        missing = [name for name, value in ((_RUNNING, running), (_WAITING, waiting)) if value is None]
+        counted = requests(metrics.total(*self._named(_RUNNING))), requests(waiting)
+        kv_names = self._named(*_KV_USED)
+        kv_used = share(metrics.most(*kv_names))
         state = _awake(metrics, self._prefix + _SLEEP)
         rows = metrics.series(self._prefix + _RUNNING)
         return LoadReport(
             source=self._source,
             at=at,
             state=state,
-            running=whole(running),
-            waiting=whole(waiting),
-            kv_used=share(metrics.most(*self._named(*_KV_USED))),
+            running=counted[0],
+            waiting=counted[1],
+            kv_used=kv_used,
             kv_capacity_tokens=_capacity(metrics, self._prefix + _CACHE),
             prefix_queries=whole(metrics.total(*self._named(*_QUERIES))),
             prefix_hits=whole(metrics.total(*self._named(*_HITS))),
             prefilled_tokens=whole(metrics.total(*self._named(_PREFILLED))),
             models=states((row.label("model_name") for row in rows), state),
             epoch=_epoch(metrics),
-            doubts=(*metrics.doubts, *(f"no {self._prefix}{name}" for name in missing)),
+            doubts=(
+                *metrics.doubts,
+                *metrics.lacks(counted[0], *self._named(_RUNNING)),
+                *metrics.lacks(counted[1], *self._named(_WAITING)),
+                *(metrics.lacks(kv_used, *kv_names) if metrics.series(*kv_names) else ()),
+            ),
         ).sane()
 
     def _named(self, *names: str) -> tuple[str, ...]:
@@ -74,7 +80,7 @@ from_metrics = MetricsPage()
 def from_load(body: bytes, at: float) -> LoadReport:
     """``/load``: calls in flight in this API server. 0 says nothing: without its flag the server never counts."""
     calls = positive(parsed_fields(body, "/load").get("server_load"))
-    return LoadReport(source="vllm", at=at, running=whole(calls), partial=True).sane()
+    return LoadReport(source="vllm", at=at, running=requests(calls), partial=True).sane()
 
 
 def is_sleeping(body: bytes) -> bool:

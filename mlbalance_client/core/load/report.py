@@ -11,10 +11,12 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from types import MappingProxyType
 
+MOST_REQUESTS = 100_000
+"""No server has more of them running or waiting; a page that says so is broken."""
+
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _MOST = 1e15
-# No server has so many requests at once; a counter or a bad cast looks so.
-_MOST_REQUESTS = dict.fromkeys(("running", "waiting"), 100_000.0)
+_REQUESTS = frozenset({"running", "waiting"})
 # A share may be a little above 1, by rounding or by what is held twice; 41 is a percentage, or nonsense.
 _MOST_SHARE = 1.1
 _SHARES = frozenset({"kv_used", "gpu_utilization"})
@@ -119,9 +121,8 @@ class LoadReport:
             value = getattr(self, name)
             if value is None:
                 continue
-            if (
-                not 0 <= value <= _MOST_REQUESTS.get(name, _MOST)
-            ):  # so NaN too, and integers that no float can hold
+            most = MOST_REQUESTS if name in _REQUESTS else _MOST
+            if not 0 <= value <= most:  # so NaN too, and integers that no float can hold
                 wrong[name] = None
             elif name in _SHARES and value > 1:
                 wrong[name] = share(value)
