@@ -26,7 +26,7 @@ from ..core.model import Demand, Replica, ReplicaId
 from ..core.placement.freshening import FRESH_S, whom_to_ask
 from ..errors import ClientClosed
 from ..load_reports import Auto, Complaints, Format, NoAnswer, NotThere, ReportError, orca
-from ..load_reports.complaints import doubtful
+from ..load_reports.complaints import HeaderComplaints, doubtful
 from ..load_reports.shared import Key, SharedPrefixes
 from ..load_reports.stream import CALL_HEADER, StreamReader
 from ..wire import Wire, WireError
@@ -103,6 +103,7 @@ class Reporting:
         self._config = config
         self._listens = config.kind != "none"
         self._asks_orca = config.asks_orca
+        self._expects_orca = config.asks_orca or config.kind == "orca"
         self._on_demand_tokens = config.on_demand_tokens
         self._fleet = fleet
         self._wire = wire
@@ -111,6 +112,7 @@ class Reporting:
         self._scheme = KEYED_SCHEME if keyed else SCHEME
         self._wanted: dict[ReplicaId, Replica] = {}
         self._followed: dict[ReplicaId, _Followed] = {}
+        self._heads: dict[ReplicaId, HeaderComplaints] = {}
         self._changed = anyio.Event()
         self._called = anyio.Event()
         self._calls = 0
@@ -173,6 +175,11 @@ class Reporting:
                     followed.speaks = True
                 return
         report = orca.from_headers(headers, now)
+        if self._expects_orca and replica in self._wanted:
+            if (heads := self._heads.get(replica)) is None:
+                heads = self._heads[replica] = HeaderComplaints()
+            if (trouble := heads.trouble(report)) is not None:
+                self._say(replica, heads, trouble)
         if report is not None and not report.empty:
             self._fleet.hear(replica, report, in_passing=True)
 
@@ -235,6 +242,8 @@ class Reporting:
                 self._unpublish(followed)
                 followed.scope.cancel()
                 followed.asking.forget()
+        for id_ in self._heads.keys() - self._wanted.keys():
+            del self._heads[id_]
         self._changed.set()
 
     async def run(self) -> None:

@@ -6,6 +6,11 @@ from mlbalance_client.core.load.report import LoadReport
 
 _LONGEST = 300
 _BETWEEN_S = 60.0
+_ENOUGH_ANSWERS = 16
+_NO_HEADER = (
+    f"none of its first {_ENOUGH_ANSWERS} answers bears an endpoint-load-metrics header: nothing is known of its load; "
+    "vLLM sends none with answers that stream"
+)
 
 
 class Complaints:
@@ -32,6 +37,24 @@ class Complaints:
     def about(self, report: LoadReport, now: float) -> str | None:
         """The same of a report, whose doubts are the trouble."""
         return self.hear(doubtful(report), now)
+
+
+class HeaderComplaints(Complaints):
+    """The same of ORCA headers, which not every answer bears, and some servers' never."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._patience = _ENOUGH_ANSWERS
+
+    def trouble(self, report: LoadReport | None) -> str | None:
+        """What is to be heard after an answer with this report in its head, None after one that shows nothing."""
+        if report is not None:
+            self._patience = 0
+            return f"{'; '.join(report.doubts)}: such headers are not read" if report.doubts else ""
+        if not self._patience:
+            return None
+        self._patience -= 1
+        return None if self._patience else _NO_HEADER
 
 
 def doubtful(report: LoadReport) -> str:

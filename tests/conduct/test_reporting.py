@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import json
 import logging
 import weakref
@@ -415,6 +416,36 @@ async def test_what_answers_say_in_passing_is_heard(header: str, source: str) ->
             assert (told(client)["source"], told(client)["waiting"]) == (source, 4)
     assert server.exchanges[0].header("endpoint-load-metrics-format") == "text"
     assert [exchange.path for exchange in server.exchanges] == [CHAT]
+
+
+@pytest.mark.parametrize(
+    ("sent", "line"),
+    [
+        ({}, "WARNING none of its first 16 answers bears an endpoint-load-metrics header"),
+        ({0: "JSON {", 1: "JSON {", 9: "JSON {"}, "WARNING ORCA: not JSON"),
+        ({5: "TEXT eps=0"}, ""),
+        ({5: "TEXT named_metrics.num_requests_waiting=4"}, ""),
+    ],
+)
+async def test_headers_that_never_come_or_cannot_be_read_are_told_of_once(
+    sent: dict[int, str], line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    numbers = itertools.count()
+
+    def script(exchange: Exchange) -> None:
+        value = sent.get(next(numbers))
+        exchange.answer(200, headers=f"endpoint-load-metrics: {value}\r\n" if value else "")
+
+    checks = {"enabled": False}
+    with Scripted(script) as server, caplog.at_level(logging.INFO, "mlbalance_client"):
+        async with mlb.AsyncClient(config(server, kind="orca", health_checks=checks)) as client:
+            for _ in range(15):
+                await client.post(CHAT, json=chat())
+            assert "none of" not in "".join(lines_of(caplog))
+            for _ in range(10):
+                await client.post(CHAT, json=chat())
+    assert len(lines_of(caplog)) == (1 if line else 0)
+    assert all(said.startswith(line) for said in lines_of(caplog))
 
 
 @pytest.mark.parametrize("value", ["v=9", "v=1;epoch=e;seq=nan;state=ready", ";" * 9000, "v=1;epoch=%;seq=1"])
