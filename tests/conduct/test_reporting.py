@@ -406,7 +406,7 @@ async def test_calls_go_to_whoever_says_that_it_holds_their_beginning() -> None:
     ("header", "source"),
     [
         ("endpoint-load-metrics: TEXT named_metrics.num_requests_waiting=4", "orca"),
-        ("x-mlbalance-load: v=1;epoch=e;seq=3;state=ready;waiting=4", "stream"),
+        ("x-mlbalance-load: v=1;epoch=e;seq=3;state=ready;waiting=4", "answer"),
     ],
 )
 async def test_what_answers_say_in_passing_is_heard(header: str, source: str) -> None:
@@ -416,6 +416,23 @@ async def test_what_answers_say_in_passing_is_heard(header: str, source: str) ->
             assert (told(client)["source"], told(client)["waiting"]) == (source, 4)
     assert server.exchanges[0].header("endpoint-load-metrics-format") == "text"
     assert [exchange.path for exchange in server.exchanges] == [CHAT]
+
+
+@pytest.mark.parametrize(("status", "source"), [(200, "stream"), (401, "answer")])
+async def test_a_report_says_whether_the_stream_or_an_answer_told_it(status: int, source: str) -> None:
+    def script(exchange: Exchange) -> None:
+        if exchange.path == LOAD and status == 200:
+            speaks(load(9, "e", waiting=1))(exchange)
+        elif exchange.path == LOAD:
+            exchange.answer(status)
+        else:
+            exchange.answer(200, headers="x-mlbalance-load: v=1;epoch=e;seq=3;state=ready;waiting=4\r\n")
+
+    with Scripted(script) as server:
+        async with mlb.AsyncClient(config(server, kind="stream")) as client:
+            await client.post(CHAT, json=chat())
+            await until(lambda: told(client).get("source") == source)
+            assert told(client).get("pushed", False) is (source == "stream")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,10 @@ from types import MappingProxyType
 MOST_REQUESTS = 100_000
 """No server has more of them running or waiting; a page that says so is broken."""
 
+STREAM, ANSWER = "stream", "answer"
+REPORTER = frozenset({STREAM, ANSWER})
+"""Sources of what our reporter says: by its load stream, and in the heads of answers."""
+
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _MOST = 1e15
 _REQUESTS = frozenset({"running", "waiting"})
@@ -43,7 +47,8 @@ class State(StrEnum):
 class LoadReport:
     """A replica's load at one moment.
 
-    source:          which format said so (``vllm``, ``sglang``, ``orca``, ``stream``, ...)
+    source:          which format said so (``vllm``, ``sglang``, ``orca``, ...); of our reporter, ``stream`` or, in an
+                     answer's head, ``answer``
     at:              when it held, in seconds of the client's monotonic clock
     running:         requests in the batch; ``waiting``: requests not yet in it
     prefill_tokens:  uncached prompt tokens still to be computed, of running and waiting requests

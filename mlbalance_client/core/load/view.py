@@ -20,7 +20,7 @@ from .company import Company
 from .ledger import Account, Ledger
 from .levelling import Inflow, levelled
 from .pace import Found, Pace
-from .report import LoadReport, State
+from .report import REPORTER, LoadReport, State
 from .standing import TELLING, Basis, Work, basis, has_others_work, reported_s, tells, under_way_s
 from .under_way import UnderWay
 
@@ -209,7 +209,7 @@ class LoadView:
         pushed = self._pushed.get(place)
         return (
             pushed is not None
-            and (pushed.source, pushed.epoch) == (report.source, report.epoch)
+            and pushed.epoch == report.epoch  # that no other format has
             and not report.partial
             and now - pushed.at < _SILENT_S
         )
@@ -258,7 +258,9 @@ class LoadView:
             return False
         if not told and _says_well(known) and _says_well(report) and report.epoch in (None, known.epoch):
             return report.free_requests is None and report.free_tokens is None
-        return report.source != known.source and report.at - known.at < self._expiry_s / 2
+        if report.source == known.source or {report.source, known.source} == REPORTER:
+            return False
+        return report.at - known.at < self._expiry_s / 2
 
     def _say(self, age_s: float) -> float:
         """How much a report of this age is believed: fully for half of its life, then less and less."""
