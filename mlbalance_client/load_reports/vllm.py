@@ -39,12 +39,12 @@ class MetricsPage:
     def __call__(self, body: bytes, at: float) -> LoadReport:
         """``state`` is None where sleep is not told. Raises ReportError if the page is too long."""
         metrics = self._reader(body)
-        waiting = metrics.total(*self._named(_WAITING))
-        if waiting is None and metrics.series(*self._named(_BY_REASON), reason="capacity"):
-            waiting = metrics.total(*self._named(_BY_REASON))
-        if (swapped := metrics.total(*self._named(_SWAPPED))) and waiting is not None:
-            waiting += swapped  # the engine before V1 took running requests out to CPU memory
-        counted = requests(metrics.total(*self._named(_RUNNING))), requests(waiting)
+        queued = metrics.total(*self._named(_WAITING))
+        if queued is None and metrics.series(*self._named(_BY_REASON), reason="capacity"):
+            queued = metrics.total(*self._named(_BY_REASON))
+        if (swapped := metrics.total(*self._named(_SWAPPED))) and queued is not None:
+            queued += swapped  # the engine before V1 took running requests out to CPU memory
+        running, waiting = requests(metrics.total(*self._named(_RUNNING))), requests(queued)
         kv_names = self._named(*_KV_USED)
         kv_used = share(metrics.most(*kv_names))
         state = _awake(metrics, self._prefix + _SLEEP)
@@ -53,8 +53,8 @@ class MetricsPage:
             source=self._source,
             at=at,
             state=state,
-            running=counted[0],
-            waiting=counted[1],
+            running=running,
+            waiting=waiting,
             kv_used=kv_used,
             kv_capacity_tokens=_capacity(metrics, self._prefix + _CACHE),
             prefix_queries=whole(metrics.total(*self._named(*_QUERIES))),
@@ -64,8 +64,8 @@ class MetricsPage:
             epoch=_epoch(metrics),
             doubts=(
                 *metrics.doubts,
-                *metrics.lacks(counted[0], *self._named(_RUNNING)),
-                *metrics.lacks(counted[1], *self._named(_WAITING)),
+                *metrics.lacks(running, *self._named(_RUNNING)),
+                *metrics.lacks(waiting, *self._named(_WAITING)),
                 *(metrics.lacks(kv_used, *kv_names) if metrics.series(*kv_names) else ()),
             ),
         ).sane()
