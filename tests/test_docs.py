@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from mlbalance_client.load_reports import LoadReport
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 _LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
@@ -56,6 +58,15 @@ def test_every_wish_and_every_field_of_an_explanation_and_of_a_snapshot_is_in_a_
     ]
 
     assert [name for name in fields if name not in named] == []
+
+
+def test_every_field_of_a_report_is_in_a_table() -> None:
+    page = (ROOT / "docs/load-reports.md").read_text()
+    names = {field.name for field in dataclasses.fields(LoadReport)} - {"at", "doubts"} | {"age_s"}
+    table = page.partition("## What a report holds")[2].partition("\n## ")[0]
+    keys = "".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))
+
+    assert sorted(re.findall(r"`(\w+)`", keys)) == sorted(names)
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)

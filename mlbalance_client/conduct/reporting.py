@@ -1,7 +1,7 @@
 """Keeps a fleet's picture of its replicas fresh: one task a replica, that follows its load stream or asks it.
 
 ``auto`` tries the stream first, which says most, then finds out which engine it is. Whatever goes wrong with one
-replica is its own trouble: it is asked less often, complained of once, and picked by what else is known.
+replica is its own trouble: it is asked less often, complained of, and picked by what else is known.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from ..core.load.report import LoadReport
 from ..core.model import Demand, Replica, ReplicaId
 from ..core.placement.freshening import FRESH_S, whom_to_ask
 from ..errors import ClientClosed
-from ..load_reports import Auto, Complaints, Forbidden, Format, NoAnswer, NotThere, ReportError, orca
+from ..load_reports import Auto, Complaints, Format, NoAnswer, NotThere, ReportError, orca
+from ..load_reports.complaints import HeaderComplaints, doubtful
 from ..load_reports.shared import Key, SharedPrefixes
 from ..load_reports.stream import CALL_HEADER, StreamReader
 from ..wire import Wire, WireError
@@ -52,7 +53,7 @@ class _Followed:
 
     speaks:  it was heard in the load stream's format; ``asked_s``: what asking it took last, if that went well
     streams: whether to look for a load stream next, ``streams_at``: or when to do so again
-    told:    of which troubles there is a line in the log already
+    of_pages, of_stream: what the log has been told of either
     """
 
     replica: Replica
@@ -61,7 +62,8 @@ class _Followed:
     streams: bool
     cadence: Cadence
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-    complaints: Complaints = field(default_factory=Complaints)
+    of_pages: Complaints = field(default_factory=Complaints)
+    of_stream: Complaints = field(default_factory=Complaints)
     asks_now: anyio.Lock = field(default_factory=anyio.Lock)
     asked_s: float = float("inf")
     streams_at: float = float("inf")
@@ -70,13 +72,11 @@ class _Followed:
     holder: int | None = None
     last_id: str | None = None
     calls_seen: int = 0
-    told: set[str] = field(default_factory=set)
 
-    def warn(self, kind: str, why: object) -> None:
-        """Say in the log what is wrong with the replica, once for each kind of trouble."""
-        if kind not in self.told:
-            self.told.add(kind)
-            logger.warning("load reports of %s: %s", self.replica.id, why)
+    @property
+    def complaints(self) -> Complaints:
+        """Of what it is asked for now."""
+        return self.of_stream if self.streams else self.of_pages
 
 
 def _asked_as(replica: Replica) -> tuple[object, ...]:
@@ -102,6 +102,7 @@ class Reporting:
         self._config = config
         self._listens = config.kind != "none"
         self._asks_orca = config.asks_orca
+        self._expects_orca = config.asks_orca or config.kind == "orca"
         self._on_demand_tokens = config.on_demand_tokens
         self._fleet = fleet
         self._wire = wire
@@ -110,6 +111,7 @@ class Reporting:
         self._hashing = Hashing.by(secret)
         self._wanted: dict[ReplicaId, Replica] = {}
         self._followed: dict[ReplicaId, _Followed] = {}
+        self._heads: dict[ReplicaId, HeaderComplaints] = {}
         self._changed = anyio.Event()
         self._called = anyio.Event()
         self._calls = 0
@@ -172,6 +174,11 @@ class Reporting:
                     followed.speaks = True
                 return
         report = orca.from_headers(headers, now)
+        if self._expects_orca and replica in self._wanted:
+            if (heads := self._heads.get(replica)) is None:
+                heads = self._heads[replica] = HeaderComplaints()
+            if (trouble := heads.trouble(report)) is not None:
+                self._say(replica, heads, trouble)
         if report is not None and not report.empty:
             self._fleet.hear(replica, report, in_passing=True)
 
@@ -234,6 +241,8 @@ class Reporting:
                 self._unpublish(followed)
                 followed.scope.cancel()
                 followed.asking.forget()
+        for id_ in self._heads.keys() - self._wanted.keys():
+            del self._heads[id_]
         self._changed.set()
 
     async def run(self) -> None:
@@ -279,9 +288,9 @@ class Reporting:
                     except ClientClosed:
                         return
                     except Exception as error:
-                        if "failure" not in followed.told:
+                        why = f"reading them failed and is tried again: {error!r:.200}"
+                        if self._say(followed.replica.id, followed.complaints, why):
                             logger.debug("following %s failed", followed.replica.id, exc_info=True)
-                        followed.warn("failure", f"reading them failed and is tried again: {error!r:.200}")
                         pause_s = cadence.failed()
                     await self._pause(followed, pause_s)
         finally:
@@ -292,16 +301,29 @@ class Reporting:
         asked_for_stream = followed.streams
         if isinstance(error, NoAnswer) and error.refused:
             self._down[followed.replica.id] = anyio.Event()
-        if isinstance(error, Forbidden):
-            followed.warn("forbidden", error)
+        if trouble := self._trouble(followed, error):
+            self._say(followed.replica.id, followed.complaints, trouble)
         if self._config.kind == "auto":
             followed.streams = not asked_for_stream
             followed.streams_at = self._clock() + _STREAM_AGAIN_S
             if asked_for_stream and isinstance(error, NotThere):
                 return 0.0  # it is up, and has no stream: an engine that has just started need not wait to be seen
-        elif isinstance(error, NotThere):
-            followed.warn("absent", f"{error}; it has none of load_reports.kind {self._config.kind!r}")
         return followed.cadence.failed()
+
+    def _trouble(self, followed: _Followed, error: ReportError) -> str:
+        """What to tell people: nothing of a replica that is down, nor of what ``auto`` never found there."""
+        if isinstance(error, NoAnswer):
+            return ""
+        if isinstance(error, NotThere) and self._config.kind != "auto":
+            return f"{error}; it has none of load_reports.kind {self._config.kind!r}"
+        return str(error) if not isinstance(error, NotThere) or followed.complaints.understood else ""
+
+    def _say(self, id_: ReplicaId, complaints: Complaints, trouble: str) -> bool:
+        """Put into the log what is due of a trouble; an empty text: all is well. Whether there was anything."""
+        if (line := complaints.hear(trouble, self._clock())) is None:
+            return False
+        logger.log(logging.WARNING if trouble else logging.INFO, "load reports of %s: %s", id_, line)
+        return True
 
     async def _pause(self, followed: _Followed, pause_s: float) -> None:
         """Wait; if it is for want of calls, until there is one; if it refused the connection, until it answers one."""
@@ -336,6 +358,7 @@ class Reporting:
         followed.asked_s = float("inf")
         report = await followed.format.read(followed.asking, began)
         followed.asked_s = self._clock() - began
+        self._say(followed.replica.id, followed.of_pages, doubtful(report))
         self._heard(followed, report)
         return followed.asked_s
 
@@ -349,8 +372,6 @@ class Reporting:
             logger.debug("load report of %s: %s", followed.replica.id, error)
 
     def _heard(self, followed: _Followed, report: LoadReport) -> None:
-        if line := followed.complaints.about(report):
-            logger.warning("%s: %s", followed.replica.id, line)
         if not report.empty and self._followed.get(followed.replica.id) is followed:
             self._fleet.hear(followed.replica.id, report)
 
@@ -371,8 +392,9 @@ class Reporting:
                     await self._take(followed, found)
                     await self._slow_down(reader)
                 await self._slow_down(reader)
-                if reader.doubt:
-                    followed.warn("doubt", f"{reader.doubt}; such events are dropped")
+                if heard or reader.doubt:
+                    trouble = f"{reader.doubt}; such events are dropped" if reader.doubt else ""
+                    self._say(followed.replica.id, followed.of_stream, trouble)
                 if self._clock() - understood_at > _MEANINGLESS_S:
                     break
         except WireError as error:

@@ -102,12 +102,12 @@ class Auto:
         return await self._recognised(tuple(self._makers), Once(fetch)) is not None
 
     async def read(self, fetch: Fetch, at: float) -> LoadReport:
-        """Look if that is due, then read. Raises ReportError if the replica speaks none of the formats."""
+        """Look if that is due, then read. Raises NotThere if the replica speaks none of the formats."""
         if kinds := self._search.due(at):
             self._format = await self._recognised(kinds, Once(fetch))
             self._search.found(self._format.kind if self._format else None, at)
         if self._format is None:
-            raise ReportError("none of the known formats is recognised")
+            raise NotThere("none of the known formats is recognised")
         try:
             report = await self._format.read(fetch, at)
         except ReportError as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from mlbalance_client.core.load import report
 from mlbalance_client.core.load.report import State
 
 from .base import MOST_BYTES, ReportError
@@ -60,10 +61,16 @@ def whole(value: object) -> int | None:
     return None if found is None else round(found)
 
 
-def share(value: object) -> float | None:
-    """The same of a share, cut at 1."""
+def requests(value: object) -> int | None:
+    """The same of requests: more than any server has at once are absurd."""
     found = number(value)
-    return None if found is None else min(1.0, found)
+    return None if found is None or found > report.MOST_REQUESTS else round(found)
+
+
+def share(value: object) -> float | None:
+    """The same of a share, cut at 1 where it is a little more."""
+    found = number(value)
+    return None if found is None else report.share(found)
 
 
 def positive(value: object) -> float | None:

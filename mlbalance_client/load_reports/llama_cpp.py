@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from mlbalance_client.core.load.report import LoadReport, State
 
 from . import probes
-from .base import Fetch, NotThere, Page, ReportError
+from .base import Fetch, Page, ReportError
 from .figures import (
     Fields,
     mapping,
@@ -21,6 +21,7 @@ from .figures import (
     parsed,
     parsed_fields,
     positive,
+    requests,
     share,
     states,
     total,
@@ -48,19 +49,19 @@ class Props:
 def from_metrics(body: bytes, at: float) -> LoadReport:
     """``/metrics``. Its rate of generation is that of single streams: not what the server can do, left out."""
     metrics = _READER(body)
-    running = metrics.total(_RUNNING)
+    running = requests(metrics.total(_RUNNING))
     cached = metrics.total(_CACHED)
     asked = total((metrics.total(_PROMPT), cached))
     return LoadReport(
         source="llama_cpp",
         at=at,
-        running=whole(running),
-        waiting=whole(metrics.total(_WAITING)),
+        running=running,
+        waiting=requests(metrics.total(_WAITING)),
         prefill_tokens_per_s=positive(metrics.total(_PREFILL_RATE)),
         kv_used=share(metrics.most(_KV_USED)),
         prefix_queries=whole(asked),
         prefix_hits=whole(cached),
-        doubts=metrics.doubts if running is not None else (*metrics.doubts, f"no {_RUNNING}"),
+        doubts=(*metrics.doubts, *metrics.lacks(running, _RUNNING)),
     ).sane()
 
 
@@ -132,7 +133,7 @@ class LlamaCpp:
             waiting = None if report is None else report.waiting
             report = _joined(report, await self._slots(fetch, at, waiting))
         if report is None and page is None:
-            raise NotThere("/props, /metrics and /slots: not there")
+            raise self._pages.none("/props, /metrics and /slots: not there")
         report = report or LoadReport(source=self.kind, at=at)
         state = State.WARMING if shown.asleep else State.READY
         limit = report.batch_limit if report.batch_limit is not None else shown.slots

@@ -41,7 +41,7 @@ Figures = dict[str, float]
 
 
 def from_headers(headers: Iterable[tuple[bytes, bytes]], at: float) -> LoadReport | None:
-    """What an answer says in passing, or None if it says nothing. Called on every answer.
+    """What an answer says in passing, or None if it bears no such header. Called on every answer.
 
     A header that is there and refused gives an empty report with its reason in ``doubts``.
     """
@@ -63,7 +63,7 @@ def parse(value: bytes) -> Figures:
     return _checked(reader(body))
 
 
-def _report(found: Mapping[bytes, bytes], at: float) -> LoadReport | None:
+def _report(found: Mapping[bytes, bytes], at: float) -> LoadReport:
     try:
         figures = _read(found)
     except ReportError as error:
@@ -81,10 +81,10 @@ def _read(found: Mapping[bytes, bytes]) -> Figures:
     return _checked(_from_json(found.get(_JSON, b"")))
 
 
-def from_figures(figures: Figures, at: float) -> LoadReport | None:
-    """The report's meaning; None if it is all zeros. gRPC's order: the application's utilization, else the CPU's."""
+def from_figures(figures: Figures, at: float) -> LoadReport:
+    """The report's meaning, empty if all is zero. gRPC's order: the application's utilization, else the CPU's."""
     if not any(figures.values()):
-        return None
+        return LoadReport(source="orca", at=at)
     named = {
         name.removeprefix("named_metrics."): value
         for name, value in figures.items()

@@ -16,22 +16,25 @@ JSON = "application/json"
 
 _HIDDEN = frozenset({401, 403, 405, 501})
 _NO_SUCH_PAGE = _HIDDEN | {404}
-_ASK_AGAIN_AFTER = 64
+_MOST_SKIPS = 64
 _MODELS_A_READ = 4
 _MOST_MODELS = 64
 
 
 class Pages:
-    """A replica's pages. One that is missing is asked for again at every 64th need of it, for servers change."""
+    """A replica's pages. One that is missing is asked for again at the next need of it, then ever less often, but at
+    every 64th: it may have been away for a moment, and servers change.
+    """
 
     def __init__(self) -> None:
         self._skips: dict[str, int] = {}
+        self._misses: dict[str, int] = {}
 
     async def get(self, fetch: Fetch, path: str, *, port: int | None = None, accept: str = JSON) -> Page:
         """A page that answers 200. Raises NotThere if there is none, ReportError for any other status."""
         page = await fetch(path, port=port, accept=accept)
         if page.status in _NO_SUCH_PAGE:
-            raise NotThere(f"{path}: answers {page.status}")
+            raise self.none(f"{path}: answers {page.status}")
         if page.status != 200:
             raise ReportError(f"{path}: answers {page.status}")
         return page
@@ -40,7 +43,7 @@ class Pages:
         """A page with whatever status it has. Raises NotThere if there is none."""
         page = await fetch(path, accept=JSON)
         if page.status in _NO_SUCH_PAGE:
-            raise NotThere(f"{path}: answers {page.status}")
+            raise self.none(f"{path}: answers {page.status}")
         return page
 
     async def maybe(
@@ -57,9 +60,17 @@ class Pages:
                 raise
             page = None
         if page is None or page.status in _NO_SUCH_PAGE:
-            self._skips[path] = _ASK_AGAIN_AFTER
+            misses = self._misses[path] = self._misses.get(path, 0) + 1
+            self._skips[path] = min(_MOST_SKIPS, 2 ** min(misses - 1, 16) - 1)
             return None
+        self._misses.pop(path, None)
         return page
+
+    def none(self, why: str) -> NotThere:
+        """The error that ends a reading in vain. After it come longer pauses, so that the next asks for every page."""
+        self._skips.clear()
+        self._misses.clear()
+        return NotThere(why)
 
     async def first(self, fetch: Fetch, *paths: str) -> tuple[str, Page]:
         """The first page that is there, with its path. Raises NotThere if none is, ReportError for a bad status."""

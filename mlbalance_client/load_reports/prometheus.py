@@ -65,6 +65,13 @@ class Metrics:
         """The greatest of all lines, under the same terms."""
         return figures.most(each.value for each in self.series(*names, **labels))
 
+    def lacks(self, value: object, *names: str) -> tuple[str, ...]:
+        """The doubt, in words, if ``value``, which is read from the first of ``names`` that is there, is unknown."""
+        if value is not None:
+            return ()
+        there = next((name for name in names if self._series.get(name)), None)
+        return (f"no {names[0]}",) if there is None else (f"{there} has no usable value",)
+
 
 class Reader:
     """Reads the metrics named at its making, and no others."""

@@ -12,7 +12,7 @@ from mlbalance_client.core.load.report import LoadReport, State
 
 from . import probes
 from .base import Fetch
-from .figures import total, whole
+from .figures import requests, total
 from .pages import TEXT, Pages
 from .prometheus import Reader
 from .vllm import MetricsPage
@@ -33,16 +33,17 @@ def from_metrics(body: bytes, at: float) -> LoadReport:
     state = None if not healthy else State.READY if any(value == 1 for value in healthy) else State.STARTING
     engine = _ENGINE(body, at)
     if engine.running is None:
-        running, waiting = metrics.total(_RUNNING), queued
-        doubts = metrics.doubts if metrics else (*metrics.doubts, f"no {_RUNNING}")
+        running, waiting = requests(metrics.total(_RUNNING)), queued
+        there = not metrics or metrics.series(_RUNNING)
+        doubts = (*metrics.doubts, *(metrics.lacks(running, _RUNNING) if there else ()))
     else:
         running, doubts = engine.running, metrics.doubts
         waiting = engine.waiting if queued is None else total((engine.waiting, queued))
     return replace(
         engine,
         state=state,
-        running=whole(running),
-        waiting=whole(waiting),
+        running=running,
+        waiting=requests(waiting),
         partial=True,
         doubts=doubts,
         epoch=None,

@@ -21,6 +21,7 @@ from .figures import (
     parsed_fields,
     positive,
     ratio,
+    requests,
     share,
     states,
     total,
@@ -83,18 +84,18 @@ def from_get_load(body: bytes, at: float) -> LoadReport:
 def from_metrics(body: bytes, at: float) -> LoadReport:
     """``/metrics``: a line for every tensor-parallel rank, all of the same requests; only ``dp_rank`` adds up."""
     metrics = _READER(body)
-    running = _over_ranks(metrics, *_RUNNING)
+    running = requests(_over_ranks(metrics, *_RUNNING))
     state = None if running is None else State.READY
     return LoadReport(
         source="sglang",
         at=at,
         state=state,
-        running=whole(running),
-        waiting=whole(_over_ranks(metrics, *_WAITING)),
+        running=running,
+        waiting=requests(_over_ranks(metrics, *_WAITING)),
         kv_used=share(metrics.most(*_USAGE)),
         kv_capacity_tokens=whole(_over_ranks(metrics, *_CAPACITY)),
         models=states((row.label("model_name") for row in metrics.series(*_RUNNING)), state),
-        doubts=metrics.doubts if running is not None else (*metrics.doubts, f"no {_RUNNING[0]}"),
+        doubts=(*metrics.doubts, *metrics.lacks(running, *_RUNNING)),
     ).sane()
 
 

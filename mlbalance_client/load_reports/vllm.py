@@ -11,8 +11,8 @@ from dataclasses import replace
 from mlbalance_client.core.load.report import LoadReport, State
 
 from . import probes
-from .base import Fetch, NotThere, Page, ReportError
-from .figures import number, parsed_fields, positive, product, share, states, whole
+from .base import Fetch, ReportError
+from .figures import number, parsed_fields, positive, product, requests, share, states, whole
 from .pages import TEXT, Pages
 from .prometheus import Metrics, Reader
 
@@ -39,29 +39,35 @@ class MetricsPage:
     def __call__(self, body: bytes, at: float) -> LoadReport:
         """``state`` is None where sleep is not told. Raises ReportError if the page is too long."""
         metrics = self._reader(body)
-        waiting = metrics.total(*self._named(_WAITING))
-        if waiting is None and metrics.series(*self._named(_BY_REASON), reason="capacity"):
-            waiting = metrics.total(*self._named(_BY_REASON))
-        if (swapped := metrics.total(*self._named(_SWAPPED))) and waiting is not None:
-            waiting += swapped  # the engine before V1 took running requests out to CPU memory
-        running = metrics.total(*self._named(_RUNNING))
-        missing = [name for name, value in ((_RUNNING, running), (_WAITING, waiting)) if value is None]
+        queued = metrics.total(*self._named(_WAITING))
+        if queued is None and metrics.series(*self._named(_BY_REASON), reason="capacity"):
+            queued = metrics.total(*self._named(_BY_REASON))
+        if (swapped := metrics.total(*self._named(_SWAPPED))) and queued is not None:
+            queued += swapped  # the engine before V1 took running requests out to CPU memory
+        running, waiting = requests(metrics.total(*self._named(_RUNNING))), requests(queued)
+        kv_names = self._named(*_KV_USED)
+        kv_used = share(metrics.most(*kv_names))
         state = _awake(metrics, self._prefix + _SLEEP)
         rows = metrics.series(self._prefix + _RUNNING)
         return LoadReport(
             source=self._source,
             at=at,
             state=state,
-            running=whole(running),
-            waiting=whole(waiting),
-            kv_used=share(metrics.most(*self._named(*_KV_USED))),
+            running=running,
+            waiting=waiting,
+            kv_used=kv_used,
             kv_capacity_tokens=_capacity(metrics, self._prefix + _CACHE),
             prefix_queries=whole(metrics.total(*self._named(*_QUERIES))),
             prefix_hits=whole(metrics.total(*self._named(*_HITS))),
             prefilled_tokens=whole(metrics.total(*self._named(_PREFILLED))),
             models=states((row.label("model_name") for row in rows), state),
             epoch=_epoch(metrics),
-            doubts=(*metrics.doubts, *(f"no {self._prefix}{name}" for name in missing)),
+            doubts=(
+                *metrics.doubts,
+                *metrics.lacks(running, *self._named(_RUNNING)),
+                *metrics.lacks(waiting, *self._named(_WAITING)),
+                *(metrics.lacks(kv_used, *kv_names) if metrics.series(*kv_names) else ()),
+            ),
         ).sane()
 
     def _named(self, *names: str) -> tuple[str, ...]:
@@ -74,7 +80,7 @@ from_metrics = MetricsPage()
 def from_load(body: bytes, at: float) -> LoadReport:
     """``/load``: calls in flight in this API server. 0 says nothing: without its flag the server never counts."""
     calls = positive(parsed_fields(body, "/load").get("server_load"))
-    return LoadReport(source="vllm", at=at, running=whole(calls), partial=True).sane()
+    return LoadReport(source="vllm", at=at, running=requests(calls), partial=True).sane()
 
 
 def is_sleeping(body: bytes) -> bool:
@@ -106,14 +112,14 @@ class Vllm:
     async def read(self, fetch: Fetch, at: float) -> LoadReport:
         """Up to three pages; one of them of 50 kB."""
         if at - self._awake_at < _AWAKE_S:
-            report = await self._figures(fetch, at, None)
+            report = await self._figures(fetch, at, lives=True)
             return report if report.state is not None else _with_state(report, State.READY)
         health = await self._pages.maybe(fetch, "/health")
         if health is not None and health.status == 503:
             # vLLM's own has no body: its engine is dead, and the server about to end. Else something before it speaks.
             state = State.STARTING if health.body else State.DRAINING
             return LoadReport(source=self.kind, at=at, state=state)
-        report = await self._figures(fetch, at, health)
+        report = await self._figures(fetch, at, lives=health is not None)
         if report.state is None:
             asleep = await self._asleep(fetch)
             report = _with_state(report, State.ASLEEP if asleep else State.READY)
@@ -121,7 +127,7 @@ class Vllm:
             self._awake_at = at
         return report
 
-    async def _figures(self, fetch: Fetch, at: float, health: Page | None) -> LoadReport:
+    async def _figures(self, fetch: Fetch, at: float, *, lives: bool) -> LoadReport:
         page = await self._pages.maybe(fetch, "/metrics", port=self._port, accept=TEXT)
         report = None if page is None or page.status != 200 else from_metrics(page.body, at)
         if report is not None and report.running is not None:
@@ -131,8 +137,10 @@ class Vllm:
             return replace(from_load(load.body, at), doubts=report.doubts if report else ())
         if report is not None:
             return report
-        if page is not None or health is None:
-            raise _unreadable(page)
+        if page is not None:
+            raise ReportError(f"/metrics: answers {page.status}")
+        if not lives:
+            raise self._pages.none("/metrics and /load: not there")
         return LoadReport(source=self.kind, at=at, doubts=("neither /metrics nor /load is there",))
 
     async def _asleep(self, fetch: Fetch) -> bool:
@@ -141,12 +149,6 @@ class Vllm:
             return page is not None and page.status == 200 and is_sleeping(page.body)
         except ReportError:
             return False  # not vLLM's page: something before it answers what vLLM does not know
-
-
-def _unreadable(page: Page | None) -> ReportError:
-    if page is None:
-        return NotThere("/metrics and /load: not there")
-    return ReportError(f"/metrics: answers {page.status}")
 
 
 def _with_state(report: LoadReport, state: State) -> LoadReport:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import json
 import logging
 import weakref
@@ -20,6 +21,7 @@ from mlbalance_client.conduct.reporting import Reporting
 from mlbalance_client.core.load.cadence import Cadence
 from mlbalance_client.core.load.format import PrefixDelta, encode_prefixes
 from mlbalance_client.core.model import Replica
+from mlbalance_client.load_reports import complaints
 from mlbalance_client.simulator.model.fleet import Fleet
 from mlbalance_client.simulator.model.spec import EngineSpec
 
@@ -292,6 +294,81 @@ async def test_a_replica_that_has_no_reports_of_the_kind_that_is_configured_is_t
     assert f"of load_reports.kind '{kind}'" in line
 
 
+def lines_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the log says of load reports, but for whose they are."""
+    said = [(r.levelname, r.getMessage()) for r in caplog.records if r.levelno >= logging.INFO]
+    return [
+        f"{level} {text.partition(': ')[2]}" for level, text in said if text.startswith("load reports of ")
+    ]
+
+
+async def test_each_outage_is_told_of_and_its_end(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(complaints, "_BETWEEN_S", 0.0)
+    monkeypatch.setattr(Cadence, "failed", lambda self: 0.02)
+    metrics = {"status": 200, "body": VLLM}
+
+    def script(exchange: Exchange) -> None:
+        if exchange.path == "/metrics":
+            exchange.answer(metrics["status"], metrics["body"])
+        else:
+            has_pages(exchange)
+
+    outages: list[tuple[int, bytes, str]] = [
+        (200, VLLM.replace(b"1.0", b"NaN"), "(vllm): vllm:num_requests_running has no usable value"),
+        (500, b"", "/metrics: answers 500"),
+        (404, b"", "(vllm): neither /metrics nor /load is there"),
+        (200, b"<html>", "(vllm): no vllm:num_requests_running; no vllm:num_requests_waiting"),
+    ]
+    with Scripted(script) as server, caplog.at_level(logging.INFO, "mlbalance_client"):
+        async with mlb.AsyncClient(config(server, kind="vllm")) as client:
+            await client.post(CHAT, json=chat())
+            await until(lambda: told(client).get("waiting") == 2)
+            for status, body, line in outages:
+                metrics.update(status=status, body=body)
+                await until(lambda line=line: any(line in said for said in lines_of(caplog)))
+                metrics.update(status=200, body=VLLM)
+                await until(lambda: lines_of(caplog)[-1] == "INFO understood again")
+
+    said = [line for line in lines_of(caplog) if line != "INFO understood again"]
+    assert [line.partition(" ")[0] for line in said] == ["WARNING"] * 4
+    assert all(line in text for (_, _, line), text in zip(outages, said, strict=True))
+
+
+async def test_auto_tells_of_a_stream_that_is_gone_but_of_none_that_never_was(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(complaints, "_BETWEEN_S", 0.0)
+    streams = iter([load()])
+
+    def script(exchange: Exchange) -> None:
+        if exchange.path == LOAD and (event := next(streams, None)):
+            exchange.start_stream()
+            exchange.chunk(event)
+            exchange.end_stream()
+        else:
+            has_pages(exchange)
+
+    with (
+        Scripted(script) as server,
+        Scripted(has_pages) as other,
+        Scripted(lambda exchange: exchange.answer(404)) as stranger,
+        caplog.at_level(logging.INFO, "mlbalance_client"),
+    ):
+        checks = {"enabled": False}
+        async with mlb.AsyncClient(config(server, other, stranger, health_checks=checks)) as client:
+            await client.post(CHAT, json=chat())
+            await until(
+                lambda: (
+                    told(client, 0).get("source") == "vllm"
+                    and told(client, 1).get("source") == "vllm"
+                    and len(asked(stranger, "/metrics")) > 0
+                )
+            )
+    assert lines_of(caplog) == ["WARNING /mlbalance/v1/load: status 404"]
+
+
 # -- what reports are for ---------------------------------------------------------------------------------------------
 
 
@@ -328,7 +405,7 @@ async def test_calls_go_to_whoever_says_that_it_holds_their_beginning() -> None:
     ("header", "source"),
     [
         ("endpoint-load-metrics: TEXT named_metrics.num_requests_waiting=4", "orca"),
-        ("x-mlbalance-load: v=1;epoch=e;seq=3;state=ready;waiting=4", "stream"),
+        ("x-mlbalance-load: v=1;epoch=e;seq=3;state=ready;waiting=4", "answer"),
     ],
 )
 async def test_what_answers_say_in_passing_is_heard(header: str, source: str) -> None:
@@ -338,6 +415,53 @@ async def test_what_answers_say_in_passing_is_heard(header: str, source: str) ->
             assert (told(client)["source"], told(client)["waiting"]) == (source, 4)
     assert server.exchanges[0].header("endpoint-load-metrics-format") == "text"
     assert [exchange.path for exchange in server.exchanges] == [CHAT]
+
+
+@pytest.mark.parametrize(("status", "source"), [(200, "stream"), (401, "answer")])
+async def test_a_report_says_whether_the_stream_or_an_answer_told_it(status: int, source: str) -> None:
+    def script(exchange: Exchange) -> None:
+        if exchange.path == LOAD and status == 200:
+            speaks(load(9, "e", waiting=1))(exchange)
+        elif exchange.path == LOAD:
+            exchange.answer(status)
+        else:
+            exchange.answer(200, headers="x-mlbalance-load: v=1;epoch=e;seq=3;state=ready;waiting=4\r\n")
+
+    with Scripted(script) as server:
+        async with mlb.AsyncClient(config(server, kind="stream")) as client:
+            await client.post(CHAT, json=chat())
+            await until(lambda: told(client).get("source") == source)
+            assert told(client).get("pushed", False) is (source == "stream")
+
+
+@pytest.mark.parametrize(
+    ("sent", "line"),
+    [
+        ({}, "WARNING none of its first 16 answers bears an endpoint-load-metrics header"),
+        ({0: "JSON {", 1: "JSON {", 9: "JSON {"}, "WARNING ORCA: not JSON"),
+        ({5: "TEXT eps=0"}, ""),
+        ({5: "TEXT named_metrics.num_requests_waiting=4"}, ""),
+    ],
+)
+async def test_headers_that_never_come_or_cannot_be_read_are_told_of_once(
+    sent: dict[int, str], line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    numbers = itertools.count()
+
+    def script(exchange: Exchange) -> None:
+        value = sent.get(next(numbers))
+        exchange.answer(200, headers=f"endpoint-load-metrics: {value}\r\n" if value else "")
+
+    checks = {"enabled": False}
+    with Scripted(script) as server, caplog.at_level(logging.INFO, "mlbalance_client"):
+        async with mlb.AsyncClient(config(server, kind="orca", health_checks=checks)) as client:
+            for _ in range(15):
+                await client.post(CHAT, json=chat())
+            assert "none of" not in "".join(lines_of(caplog))
+            for _ in range(10):
+                await client.post(CHAT, json=chat())
+    assert len(lines_of(caplog)) == (1 if line else 0)
+    assert all(said.startswith(line) for said in lines_of(caplog))
 
 
 @pytest.mark.parametrize("value", ["v=9", "v=1;epoch=e;seq=nan;state=ready", ";" * 9000, "v=1;epoch=%;seq=1"])

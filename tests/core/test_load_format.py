@@ -48,6 +48,7 @@ DESIGN = (
 )
 
 counts = st.none() | st.integers(0, 10**15)
+requests = st.none() | st.integers(0, 10**5)
 reals = st.none() | st.floats(0, 1e15)
 shares = st.none() | st.floats(0, 1)
 names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40)
@@ -55,7 +56,7 @@ u64 = st.integers(0, 2**64 - 1)
 reports = st.builds(
     LoadReport,
     source=st.just("stream"), at=st.just(1.0), state=st.sampled_from([s for s in State if s is not State.ASLEEP]),
-    running=counts, waiting=counts, prefill_tokens=counts, decode_tokens=counts, expected_wait_s=reals,
+    running=requests, waiting=requests, prefill_tokens=counts, decode_tokens=counts, expected_wait_s=reals,
     prefill_tokens_per_s=reals, decode_tokens_per_s=reals, batch_limit=counts, kv_used=shares,
     kv_capacity_tokens=counts, gpu_utilization=shares, gpu_memory_used_bytes=counts, gpu_memory_total_bytes=counts,
     models=st.dictionaries(names, names, max_size=3), adapters=st.dictionaries(names, names, max_size=3),
@@ -89,7 +90,7 @@ def test_the_short_form() -> None:
     )
 
     assert encode_header(REPORT) == short
-    assert decode_header(short, at=5.0) == replace(REPORT, models={})
+    assert decode_header(short, at=5.0) == replace(REPORT, source="answer", models={})
     assert decode_header("v=1; epoch=a; seq=1; state=ready; new=thing; odd", at=0.0).seq == 1
 
 
@@ -123,7 +124,7 @@ def test_header_round_trip(report: LoadReport) -> None:
 
     for field in fields(LoadReport):
         expected = getattr(report, field.name)
-        if field.name not in ("models", "adapters"):
+        if field.name not in ("source", "models", "adapters"):
             assert getattr(rounded, field.name) == (
                 pytest.approx(expected, rel=1e-5) if isinstance(expected, float) else expected
             )

@@ -14,10 +14,19 @@ def test_figures_that_cannot_be_are_unknown(wrong: float) -> None:
     assert (report.running, report.waiting, report.kv_used) == (None, 3, None)
 
 
-def test_shares_are_cut_and_rates_are_not() -> None:
-    report = LoadReport(source="x", at=1.0, kv_used=1.2, gpu_utilization=99.0, utilization=1.2).sane()
+@pytest.mark.parametrize(
+    ("told", "share"), [(1.0, 1.0), (1.02, 1.0), (1.1, 1.0), (1.11, None), (41.0, None), (99, None)]
+)
+def test_a_share_little_above_one_is_cut_and_one_far_above_is_none(told: float, share: float | None) -> None:
+    report = LoadReport(source="x", at=1.0, kv_used=told, gpu_utilization=told, utilization=told).sane()
 
-    assert (report.kv_used, report.gpu_utilization, report.utilization) == (1.0, 1.0, 1.2)
+    assert (report.kv_used, report.gpu_utilization, report.utilization) == (share, share, told)
+
+
+def test_more_requests_than_any_server_has_are_unknown() -> None:
+    report = LoadReport(source="x", at=1.0, running=100_001, waiting=100_000, prefill_tokens=10**9).sane()
+
+    assert (report.running, report.waiting, report.prefill_tokens) == (None, 100_000, 10**9)
 
 
 def test_what_is_sane_stays_the_same_object() -> None:
@@ -39,7 +48,7 @@ def test_doubts_alone_say_nothing_of_the_load() -> None:
 
 
 @pytest.mark.parametrize(
-    ("used", "total", "share"), [(1, 2, 0.5), (3, 2, 1.0), (1, 0, None), (None, 2, None)]
+    ("used", "total", "share"), [(1, 2, 0.5), (21, 20, 1.0), (3, 2, None), (1, 0, None), (None, 2, None)]
 )
 def test_the_share_of_gpu_memory(used: int | None, total: int, share: float | None) -> None:
     report = LoadReport(source="x", at=1.0, gpu_memory_used_bytes=used, gpu_memory_total_bytes=total)

@@ -9,7 +9,7 @@ import pytest
 from mlbalance_client.core.load.company import Company
 from mlbalance_client.core.load.ledger import Charge, Ledger
 from mlbalance_client.core.load.pace import Found
-from mlbalance_client.core.load.report import LoadReport
+from mlbalance_client.core.load.report import LoadReport, State
 from mlbalance_client.core.load.standing import Basis
 from mlbalance_client.core.load.view import LoadView
 from mlbalance_client.core.model import Verdict
@@ -245,12 +245,59 @@ def test_a_count_that_jumped_ahead_silences_a_replica_until_its_report_expires_o
     assert view.waiting_s(EXPIRY_S) == pytest.approx(1.0)
 
 
+def test_ready_without_figures_does_not_replace_what_tells_more_until_that_expires(view: View) -> None:
+    view.tell(0.0, state=State.READY, running=3, waiting=20, epoch="1")
+    for at in (1.0, 3.9):
+        view.tell(at, state=State.READY)
+        view.tell(at, "other")
+        report = view.load.report(0, at)
+        assert report is not None
+        assert (report.at, report.waiting) == (0.0, 20)
+
+    view.tell(EXPIRY_S, state=State.READY)
+
+    report = view.load.report(0, EXPIRY_S)
+    assert report is not None
+    assert (report.at, report.waiting) == (EXPIRY_S, None)
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {"state": State.STARTING},
+        {"state": State.DRAINING},
+        {"state": State.READY, "epoch": "2"},
+        {"state": State.READY, "free_requests": 2},
+        {"state": State.READY, "running": 1},
+    ],
+)
+def test_what_says_something_else_than_ready_replaces_what_tells_more(
+    view: View, figures: dict[str, Any]
+) -> None:
+    view.tell(0.0, state=State.READY, running=3, waiting=20, epoch="1")
+
+    view.tell(1.0, **figures)
+
+    report = view.load.report(0, 1.0)
+    assert report is not None
+    assert (report.at, report.waiting) == (1.0, None)
+
+
 def test_what_tells_less_does_not_replace_what_tells_more_while_that_is_fresh(view: View) -> None:
     view.tell(0.0, "sglang", waiting_tokens=10_000)
     view.tell(0.1, "orca", waiting=0)
     assert view.load.guess(0, 0.1).look[1] is Basis.QUEUED_WORK
     view.tell(2.5, "orca", waiting=0)
     assert view.load.guess(0, 2.5).look[1] is Basis.EMPTY_QUEUE
+
+
+def test_what_an_answer_tells_replaces_what_the_stream_of_the_same_reporter_told(view: View) -> None:
+    view.tell(0.0, "stream", prefill_tokens=10_000, pushed=True, epoch="e", seq=1)
+    view.tell(0.1, "answer", waiting=0, epoch="e", seq=2)
+    assert view.load.guess(0, 0.1).look[1] is Basis.EMPTY_QUEUE
+    view.tell(0.2, "stream", prefill_tokens=10_000, pushed=True, epoch="e", seq=3)
+    view.tell(0.3, "answer", waiting=0, epoch="of its next life", seq=1)
+    assert view.load.guess(0, 0.3).look[1] is Basis.EMPTY_QUEUE
 
 
 def test_what_a_report_told_is_not_learned_again_as_unknown(view: View) -> None:
@@ -312,8 +359,8 @@ def test_an_idle_replica_that_reports_is_as_good_as_one_that_does_not(view: View
 
 def test_a_stream_that_is_silent_for_less_than_its_time_says_that_nothing_has_come(view: View) -> None:
     view.ledger.account(0)
-    view.tell(0.5, prefill_tokens=0, pushed=True, subscribers=20)
-    view.tell(0.5, prefill_tokens=0, subscribers=20)  # with an answer
+    view.tell(0.5, "stream", prefill_tokens=0, pushed=True, subscribers=20, epoch="e", seq=1)
+    view.tell(0.5, "answer", prefill_tokens=0, subscribers=20, epoch="e", seq=2)
 
     silent = [view.load.all_waiting_s([0], now, others=1.0)[0] for now in (0.55, 1.0, 2.0, 3.0)]
 
@@ -324,7 +371,7 @@ def test_a_stream_that_is_silent_for_less_than_its_time_says_that_nothing_has_co
 @pytest.mark.parametrize("of_another", [False, True])
 def test_the_silence_of_a_stream_says_nothing_of_what_others_tell(view: View, of_another: bool) -> None:
     view.ledger.account(0)
-    view.tell(0.0, prefill_tokens=0, pushed=True, partial=not of_another)
+    view.tell(0.0, "stream", prefill_tokens=0, pushed=True, partial=not of_another, epoch="e", seq=1)
     if of_another:
         view.tell(0.0, "pages", prefill_tokens=0)
 

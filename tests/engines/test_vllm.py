@@ -270,7 +270,8 @@ def test_auto_sees_that_another_life_has_begun(restarted: dict[str, Any]) -> Non
     before, after = restarted["before"], restarted["after"]
     print(f"vLLM started again: before {before}, after {after}")
 
-    assert (before["source"], after["source"]) == ("vllm", "stream")
+    assert before["source"] == "vllm"
+    assert after["source"] in ("stream", "answer")  # whichever spoke last
     assert before["epoch"] != after["epoch"]
     assert after["replica"] == "llm-7"
     assert {served.split()[0] for served in restarted["served"]} == {"200"}  # nobody noticed

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import pytest
 
 from mlbalance_client.config import LoadReportsConfig
+from mlbalance_client.core.load.cadence import Cadence
 from mlbalance_client.core.load.report import LoadReport, State
 from mlbalance_client.load_reports import Format, NoAnswer, NotThere, Page, ReportError, create
 from mlbalance_client.load_reports.auto import Auto, Search
@@ -160,12 +162,27 @@ async def test_a_server_that_keeps_being_odd_is_not_looked_at_over_and_over() ->
 
 async def test_a_known_engine_without_its_pages_is_not_flooded() -> None:
     replica = ScriptedReplica({"/v1/models": VLLM["/v1/models"]})
-    form = auto()
-    for second in range(300):
+    form, cadence, at = auto(), Cadence(1.0, Random(1)), 0.0
+    while at < 300.0:
         with pytest.raises(ReportError):
-            await form.read(replica, float(second))
+            await form.read(replica, at)
+        at += cadence.failed()
 
-    assert len(replica.asked) < 150
+    assert len(replica.asked) < 100
+
+
+async def test_figures_that_an_engine_did_not_show_for_a_moment_are_back_at_once() -> None:
+    replica = ScriptedReplica({**VLLM, "/load": Page(404, {}, b"")})
+    form = auto()
+    await form.read(replica, 1.0)
+    metrics = replica.pages.pop("/metrics")
+    for at in (2.0, 3.0, 4.0):
+        assert (await form.read(replica, at)).running is None
+    replica.pages["/metrics"] = metrics
+
+    told = [(await form.read(replica, at)).running for at in (5.0, 6.0, 7.0, 8.0)]
+
+    assert 4 in told
 
 
 async def test_several_servers_behind_one_address_are_not_looked_at_at_every_turn() -> None:

@@ -84,17 +84,65 @@ async def test_vllm_that_sleeps_is_healthy_and_takes_no_calls() -> None:
     assert report.state is State.ASLEEP
 
 
-async def test_vllm_that_cannot_sleep_is_asked_once_whether_it_does() -> None:
+@pytest.mark.parametrize("kind", ["vllm", "nim", "triton", "torchserve", "ray_serve", "llama_cpp"])
+async def test_figures_that_are_not_there_for_a_moment_are_looked_for_again_soon(kind: str) -> None:
+    figures = {
+        key for key in REPLICAS[kind] if (key[1] if isinstance(key, tuple) else key).endswith("/metrics")
+    }
+    replica = ScriptedReplica(
+        {key: value for key, value in REPLICAS[kind].items() if key not in ("/load", "/slots")}
+    )
+    form = make(kind)
+    full = await form.read(replica, 0.0)
+    pages = {key: replica.pages.pop(key) for key in figures}
+    for at in range(1, 4):
+        await form.read(replica, float(at))
+    replica.pages |= pages
+    before = len(replica.asked)
+
+    reports = [await form.read(replica, float(at)) for at in range(4, 8)]
+
+    assert full.doubts in [report.doubts for report in reports]
+    assert any("/metrics" in path for path in replica.asked[before:])
+
+
+async def test_a_server_that_had_none_of_its_pages_is_asked_for_all_of_them_at_the_next_reading() -> None:
+    for kind in REPLICAS:
+        replica = ScriptedReplica(REPLICAS[kind])
+        form = make(kind)
+        full = await form.read(replica, 0.0)
+        replica.pages.clear()
+        for at in range(1, 20):
+            with pytest.raises(NotThere):
+                await form.read(replica, float(at))
+        replica.pages |= REPLICAS[kind]
+
+        assert (await form.read(replica, 20.0)).running == full.running, kind
+
+
+async def test_vllm_that_does_not_show_its_load_for_a_moment_lives_all_the_same() -> None:
+    replica = ScriptedReplica({"/health": b"", "/metrics": VLLM["/metrics"]})
+    form = make("vllm")
+    await form.read(replica, 1.0)
+    del replica.pages["/metrics"]
+
+    reports = [await form.read(replica, at) for at in (1.1, 1.3, 1.7)]
+
+    assert {report.doubts for report in reports} == {("neither /metrics nor /load is there",)}
+
+
+async def test_vllm_that_cannot_sleep_is_asked_ever_less_often_whether_it_does() -> None:
     replica = ScriptedReplica({"/health": b"", "/metrics": page("vllm_0.8_old_names_metrics.prom")})
     form = make("vllm")
 
-    reports = [await form.read(replica, float(at)) for at in range(60)]
+    asked_at = []
+    for at in range(260):
+        before = replica.asked.count("/is_sleeping")
+        assert (await form.read(replica, float(at))).state is State.READY
+        if replica.asked.count("/is_sleeping") > before:
+            asked_at.append(at)
 
-    assert {report.state for report in reports} == {State.READY}
-    assert replica.asked.count("/is_sleeping") == 1
-    for at in range(60, 70):
-        await form.read(replica, float(at))
-    assert replica.asked.count("/is_sleeping") == 2
+    assert asked_at == [0, 1, 3, 7, 15, 31, 63, 127, 192, 257]
 
 
 async def test_vllm_is_asked_for_figures_alone_where_it_was_awake_a_moment_ago() -> None:

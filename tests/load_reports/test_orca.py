@@ -65,7 +65,9 @@ def test_vllms_idle_answers_as_captured_say_nothing(form: str) -> None:
     ]
 
     assert (NAME in dict(headers)) is (form != "BIN")
-    assert orca.from_headers(headers, AT) is None
+    report = orca.from_headers(headers, AT)
+    assert (report is None) is (form == "BIN")
+    assert report is None or (report.empty and not report.doubts)
 
 
 def test_a_zero_beside_a_figure_is_a_figure() -> None:
@@ -142,6 +144,13 @@ def test_ranks_that_repeat_a_name_are_refused_and_not_taken_for_one_another() ->
 
     assert report is not None
     assert (report.empty, report.doubts) == (True, ("ORCA: the header is there twice",))
+
+
+def test_a_named_share_that_is_none_is_unknown() -> None:
+    report = orca.from_headers([(NAME, b"TEXT named_metrics.kv_cache_usage_perc=41, rps=2")], AT)
+
+    assert report is not None
+    assert (report.kv_used, report.doubts) == (None, ())
 
 
 def test_unknown_fields_of_the_binary_form_are_passed_over() -> None:

@@ -122,6 +122,38 @@ def test_vllm_is_ready_when_every_rank_is_awake(awake: tuple[int, int], state: s
     assert (found.state, found.models) == (state, {"m": state})
 
 
+@pytest.mark.parametrize("value", ["NaN", "-1", "1e30", "100001", "+Inf"])
+def test_a_value_that_cannot_be_is_said_to_be_one_and_not_to_be_missing(value: str) -> None:
+    text = f"vllm:num_requests_running {value}\nvllm:kv_cache_usage_perc 41\n".encode()
+
+    found = vllm.from_metrics(text, AT)
+
+    assert found.running is None
+    assert found.doubts == (
+        "vllm:num_requests_running has no usable value",
+        "no vllm:num_requests_waiting",
+        "vllm:kv_cache_usage_perc has no usable value",
+    )
+
+
+def test_of_two_names_the_one_that_is_there_is_doubted() -> None:
+    assert sglang.from_metrics(b"sglang_num_running_reqs NaN\n", AT).doubts == (
+        "sglang_num_running_reqs has no usable value",
+    )
+    assert llama_cpp.from_metrics(b"llamacpp:requests_processing -1\n", AT).doubts == (
+        "llamacpp:requests_processing has no usable value",
+    )
+
+
+@pytest.mark.parametrize(
+    ("told", "used"), [("1.0", 1.0), ("1.02", 1.0), ("41", None), ("50", None), ("-0.1", None)]
+)
+def test_vllms_share_that_is_none_is_unknown_and_no_full_cache(told: str, used: float | None) -> None:
+    text = f"vllm:num_requests_running 1\nvllm:num_requests_waiting 0\nvllm:kv_cache_usage_perc {told}\n"
+
+    assert vllm.from_metrics(text.encode(), AT).kv_used == used
+
+
 @pytest.mark.parametrize(
     ("labels", "tokens"),
     [

@@ -317,7 +317,7 @@ def test_a_call_is_acknowledged_only_by_a_report_that_counts_it() -> None:
         "c", board.clock()
     )  # in the same moment: the report of before serves again
 
-    assert decode_header(header, at=0.0) == replace(first, models={})
+    assert decode_header(header, at=0.0) == replace(first, source="answer", models={})
     assert (first.running, first.acked) == (1, 1)
     assert load(board, "c").acked == 2
 

@@ -25,7 +25,7 @@ from .fields import (
     text,
 )
 from .prefix_delta import PrefixDelta, decode_prefixes, encode_prefixes
-from .report import LoadReport, State
+from .report import ANSWER, STREAM, LoadReport, State
 
 __all__ = [
     "HEADER",
@@ -41,7 +41,6 @@ __all__ = [
     "personal",
 ]
 
-SOURCE = "stream"
 HEADER = "x-mlbalance-load"
 MOST_LOAD_BYTES = 64 * 1024
 
@@ -107,7 +106,7 @@ def decode_load(data: bytes | str, *, at: float, client: str | None = None) -> L
     if not isinstance(partial, bool):
         raise LoadFormatError("partial is neither true nor false")
     return LoadReport(
-        source=SOURCE,
+        source=STREAM,
         at=at,
         epoch=needed(text(fields, "epoch"), "epoch"),
         seq=sequence(fields),
@@ -150,7 +149,7 @@ def decode_header(header: str, *, at: float) -> LoadReport:
             fields[name] = _unquoted(value) if name in _TEXTS else _figure(value)
     check_version(fields)
     return LoadReport(
-        source=SOURCE,
+        source=ANSWER,
         at=at,
         epoch=needed(text(fields, "epoch"), "epoch"),
         seq=sequence(fields),

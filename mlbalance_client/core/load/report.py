@@ -11,10 +11,25 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from types import MappingProxyType
 
+MOST_REQUESTS = 100_000
+"""No server has more of them running or waiting; a page that says so is broken."""
+
+STREAM, ANSWER = "stream", "answer"
+REPORTER = frozenset({STREAM, ANSWER})
+"""Sources of what our reporter says: by its load stream, and in the heads of answers."""
+
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _MOST = 1e15
+_REQUESTS = frozenset({"running", "waiting"})
+# A share may be a little above 1, by rounding or by what is held twice; 41 is a percentage, or nonsense.
+_MOST_SHARE = 1.1
 _SHARES = frozenset({"kv_used", "gpu_utilization"})
 _MOST_NAMES = 256
+
+
+def share(value: float) -> float | None:
+    """A share of a whole: cut at 1 where it is a little more, unknown where it is much more or cannot be."""
+    return min(1.0, value) if 0 <= value <= _MOST_SHARE else None
 
 
 class State(StrEnum):
@@ -32,7 +47,8 @@ class State(StrEnum):
 class LoadReport:
     """A replica's load at one moment.
 
-    source:          which format said so (``vllm``, ``sglang``, ``orca``, ``stream``, ...)
+    source:          which format said so (``vllm``, ``sglang``, ``orca``, ...); of our reporter, ``stream`` or, in an
+                     answer's head, ``answer``
     at:              when it held, in seconds of the client's monotonic clock
     running:         requests in the batch; ``waiting``: requests not yet in it
     prefill_tokens:  uncached prompt tokens still to be computed, of running and waiting requests
@@ -96,7 +112,7 @@ class LoadReport:
     def gpu_memory(self) -> float | None:
         """Share of the GPU's memory in use."""
         used, total = self.gpu_memory_used_bytes, self.gpu_memory_total_bytes
-        return None if used is None or not total else min(1.0, used / total)
+        return None if used is None or not total else share(used / total)
 
     @property
     def empty(self) -> bool:
@@ -104,16 +120,17 @@ class LoadReport:
         return self.state is None and not self.models and all(getattr(self, f) is None for f in _FIGURES)
 
     def sane(self) -> LoadReport:
-        """The report without figures that cannot be: negative, not finite, absurd; shares cut to 0 .. 1."""
+        """The report without figures that cannot be: negative, not finite, absurd; shares as ``share`` has them."""
         wrong: dict[str, object] = {}
         for name in _FIGURES:
             value = getattr(self, name)
             if value is None:
                 continue
-            if not 0 <= value <= _MOST:  # so NaN too, and integers that no float can hold
+            most = MOST_REQUESTS if name in _REQUESTS else _MOST
+            if not 0 <= value <= most:  # so NaN too, and integers that no float can hold
                 wrong[name] = None
             elif name in _SHARES and value > 1:
-                wrong[name] = 1.0
+                wrong[name] = share(value)
         for name in ("models", "adapters"):
             if len(getattr(self, name)) > _MOST_NAMES:
                 wrong[name] = _NOTHING

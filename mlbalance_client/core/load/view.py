@@ -20,7 +20,7 @@ from .company import Company
 from .ledger import Account, Ledger
 from .levelling import Inflow, levelled
 from .pace import Found, Pace
-from .report import LoadReport
+from .report import REPORTER, LoadReport, State
 from .standing import TELLING, Basis, Work, basis, has_others_work, reported_s, tells, under_way_s
 from .under_way import UnderWay
 
@@ -209,7 +209,7 @@ class LoadView:
         pushed = self._pushed.get(place)
         return (
             pushed is not None
-            and (pushed.source, pushed.epoch) == (report.source, report.epoch)
+            and pushed.epoch == report.epoch  # that no other format has
             and not report.partial
             and now - pushed.at < _SILENT_S
         )
@@ -250,12 +250,17 @@ class LoadView:
         return report.at < known.at
 
     def _is_less(self, known: LoadReport, report: LoadReport) -> bool:
-        """Whether another source tells less, while the one at hand is fully believed."""
-        return (
-            report.source != known.source
-            and tells(report) < tells(known)
-            and report.at - known.at < self._expiry_s / 2
-        )
+        """Whether it tells nothing but that all is well, or is of another source and tells less than the one at hand,
+        while that is fully believed.
+        """
+        told = tells(report)
+        if told >= tells(known):
+            return False
+        if not told and _says_well(known) and _says_well(report) and report.epoch in (None, known.epoch):
+            return report.free_requests is None and report.free_tokens is None
+        if report.source == known.source or {report.source, known.source} == REPORTER:
+            return False
+        return report.at - known.at < self._expiry_s / 2
 
     def _say(self, age_s: float) -> float:
         """How much a report of this age is believed: fully for half of its life, then less and less."""
@@ -306,3 +311,7 @@ class LoadView:
         if found is _UNSEEN:
             return unseen_s
         return unseen_s + (seconds[found] - unseen_s) * exp(-age_s / self._memory_s)
+
+
+def _says_well(report: LoadReport) -> bool:
+    return report.state is None or report.state is State.READY
