@@ -380,4 +380,4 @@ class Admission:
     def _note_end(self) -> None:
         if not self._line:
             self._pace.ends()
-        self._fleet.waits(len(self._line), self._since)
+        self._fleet.waits(len(self._line))

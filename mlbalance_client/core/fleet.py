@@ -512,13 +512,13 @@ class Fleet:
         )
 
     def opens_for_all_in_s(self, now: float) -> float:
-        """In how many seconds this client may send one more, wherever it be; infinite: when something has happened."""
+        """In how many seconds this client may send one more, wherever it be; infinite: it is not known."""
         return 0.0 if self.windows is None else self.windows.opens_in_s(now - self.late_s(now))
 
-    def waits(self, calls: int, since: float) -> None:
-        """So many of this client's calls wait for room now; ``since``: from when on there were any."""
+    def waits(self, calls: int) -> None:
+        """So many of this client's calls wait for room now."""
         if self.windows is not None:
-            self.windows.limit.waits(calls, since)
+            self.windows.limit.waits(calls)
 
     def urgent_comes(self, now: float) -> None:
         """A call that is more important than others comes."""

@@ -41,7 +41,7 @@ class Scene:
     ) -> float:
         """One call after another, each of which stands for so long; the time after them."""
         for _ in range(times):
-            self.limit.waits(waiting, now)
+            self.limit.waits(waiting)
             self.answer(self.send(now), now + stood_s, under_way)
             now += stood_s + 0.1
         return now
@@ -102,7 +102,7 @@ def test_others_work_cuts_it_to_a_few_and_to_one_only_while_more_wait_than_are_u
     assert scene.limit.opens_in_s(1, now) == inf
     assert scene.limit.opens_in_s(0, now) == 0.0
 
-    scene.limit.waits(0, now)
+    scene.limit.waits(0)
     assert scene.limit.value >= 4.0
 
 
@@ -159,27 +159,51 @@ def test_a_call_that_a_later_one_has_overtaken_tells_of_no_queue() -> None:
 def test_a_call_that_hangs_keeps_no_other_from_being_sent() -> None:
     scene = Scene()
     now = scene.rounds(50, 12.0, waiting=10)
-    scene.limit.waits(10, now)
+    scene.limit.waits(10)
     scene.send(now)
     assert scene.limit.opens_in_s(1, now + 2.0) == inf
 
     assert scene.limit.opens_in_s(1, now + 20.0) == 0.0
 
 
-def test_who_has_waited_for_long_may_have_one_at_each_replica() -> None:
+def test_whom_it_has_kept_waiting_for_long_is_owed_as_many_as_there_are_replicas() -> None:
     scene = Scene(8)
     since = scene.rounds(50, 12.0, waiting=10)
-    scene.limit.waits(10, since)
-    calls = [scene.send(since + 59.0, place=place) for place in range(8)]
+    scene.limit.waits(10)
+    assert scene.limit.opens_in_s(4, since) == inf
 
-    assert scene.limit.opens_in_s(1, since + 2.0) == inf
-    assert scene.limit.opens_in_s(3, since + 30.0) == 0.0
-    assert scene.limit.opens_in_s(4, since + 30.0) == inf
-    assert scene.limit.opens_in_s(7, since + 60.0) == 0.0
-    assert scene.limit.opens_in_s(8, since + 61.0) == inf  # and no more, however long
+    for now in range(0, 300, 15):  # those under way are new, and do not hang
+        for place in range(8):
+            scene.send(since + now, own_s=1e3, place=place)
+        owed = int(8 * min(1.0, now / 60.0))
+        if owed >= 4:
+            assert scene.limit.opens_in_s(owed - 1, since + now) == 0.0
+        assert scene.limit.opens_in_s(max(4, owed), since + now) == inf
 
-    scene.limit.waits(1, since + 61.0)  # there was a break
-    assert scene.limit.opens_in_s(len(calls), since + 61.0) == inf
+    scene.limit.waits(0)  # a break
+    scene.limit.waits(10)
+    assert scene.limit.opens_in_s(6, since + 300.0) == inf
+
+
+def test_nobody_is_owed_anything_for_a_wait_that_was_not_for_the_limit() -> None:
+    scene = Scene(8)
+    now = scene.rounds(50, 12.0, waiting=10)
+    scene.limit.waits(0)
+    scene.limit.waits(1)  # for a replica
+    assert scene.limit.opens_in_s(0, now + 120.0) == 0.0
+
+    assert scene.limit.opens_in_s(6, now + 120.0) == inf
+
+
+def test_what_is_urgent_may_stand_where_the_others_are_owed_to() -> None:
+    scene = Scene(8)
+    now = scene.rounds(50, 12.0, waiting=10)
+    scene.limit.waits(10)
+    assert scene.limit.opens_in_s(7, now) == inf
+    assert scene.limit.opens_in_s(7, now + 60.0) == 0.0
+
+    assert scene.limit.takes_urgent(31, now + 60.0)
+    assert not scene.limit.takes_urgent(32, now + 60.0)
 
 
 def test_what_is_not_used_fades() -> None:
@@ -194,8 +218,8 @@ def test_three_times_as_many_more_are_kept_for_urgent_calls() -> None:
     now = scene.rounds(50, 12.0, waiting=10)
 
     assert scene.limit.opens_in_s(1, now) == inf
-    assert scene.limit.takes_urgent(3)
-    assert not scene.limit.takes_urgent(4)
+    assert scene.limit.takes_urgent(3, now)
+    assert not scene.limit.takes_urgent(4, now)
 
 
 def test_calls_that_hang_are_no_use_that_is_made_of_it() -> None:
@@ -224,10 +248,10 @@ def test_a_call_that_hangs_takes_no_urgent_calls_place() -> None:
     now = scene.rounds(50, 12.0, waiting=10)
     for _ in range(4):
         scene.send(now)
-    assert not scene.limit.takes_urgent(4)
+    assert not scene.limit.takes_urgent(4, now)
     assert scene.limit.opens_in_s(4, now + 20.0) == 0.0
 
-    assert scene.limit.takes_urgent(4)
+    assert scene.limit.takes_urgent(4, now)
 
 
 @given(
@@ -242,7 +266,7 @@ def test_whatever_comes_one_may_be_under_way(
     scene = Scene()
     now = 0.0
     for own_s, stood_s, under_way, waiting in samples:
-        scene.limit.waits(waiting, now)
+        scene.limit.waits(waiting)
         scene.answer(scene.send(now, own_s), now + stood_s, under_way)
         now += stood_s
 

@@ -115,22 +115,6 @@ def test_a_call_that_has_begun_or_ended_is_added_no_more(view: View) -> None:
     assert view.waiting_s(0.3) == pytest.approx(0.7)
 
 
-def test_own_first_contents_show_what_is_over_of_a_reports_work(view: View) -> None:
-    """An answer's head may tell of the very call that it answers."""
-    counted, other = view.send(0.0, 0.5), view.send(0.0, 0.25)
-    view.tell(0.1, prefill_tokens=10_000)
-    view.ledger.first_content(counted, 0.1)
-    assert view.waiting_s(0.1) == pytest.approx(0.5)
-    view.ledger.first_content(other, 0.2)
-    assert view.waiting_s(0.2) == pytest.approx(0.25)
-    assert view.waiting_s(0.9) == pytest.approx(0.2), "time passes for all of it"
-
-    view.tell(1.0, prefill_tokens=10_000)
-    assert view.waiting_s(1.0) == pytest.approx(1.0), "a new report knows"
-    view.ledger.first_content(view.send(1.1, 0.5), 1.2)
-    assert view.waiting_s(1.2) == pytest.approx(0.8), "what no report counted is not taken from it"
-
-
 def test_who_says_idle_while_own_calls_lie_there_is_not_believed(view: View) -> None:
     for _ in range(10):
         view.send(0.0, 0.5)

@@ -5,7 +5,8 @@ of it is used, by one a round, or by one for each call of a client that finds no
 fades, so that a burst does not begin with what was never tried. Beyond the target it is cut to target over delay, once
 for all that were under way; the oldest at two replicas may show that before their contents come, of which one alone may
 have stalled. A few are always open to a client of which no more wait than are under way: its own chance clusters are no
-overload. A call that a later one at its replica has overtaken tells nothing of queues: what keeps it is its own affair.
+overload. Whom it has kept waiting for long without a break is owed more, at last as many as there are replicas: a fleet
+that is slow by itself, cold say, looks like one full of others' work. A call that a later one at its replica has overtaken tells nothing of queues: what keeps it is its own affair.
 One limit for all replicas: a client among many has too few calls at each to learn from. Own work is no reason to cut:
 ``Windows`` bounds it by replica.
 
@@ -30,7 +31,7 @@ _LOST = 4.0
 # Up to how many limits calls may stand that are more important than those who wait.
 _URGENT = 4.0
 _FADE = 0.1
-# After so many targets of waiting without a break, one call may stand at each replica.
+# After so many targets of waiting for it without a break, as many calls may stand as there are replicas.
 _PATIENCE = 20.0
 _LEAST_LEFT = 0.3
 
@@ -41,7 +42,7 @@ class DelayLimit:
     __slots__ = (
         *("_before", "_company", "_cut_at", "_cut_before", "_kept", "_lost", "_lost_at", "_replicas"),
         *("_round_at", "_target_s", "_under_way", "_untried", "_used", "_used_before"),
-        *("_waiting", "_waiting_since", "value"),
+        *("_shut_since", "_waiting", "value"),
     )
 
     def __init__(self, target_s: float, company: Company) -> None:
@@ -51,7 +52,7 @@ class DelayLimit:
         self._replicas = 0
         self._untried = True
         self._waiting = 0
-        self._waiting_since = inf
+        self._shut_since = inf
         self._lost: list[Charge] = []
         self._under_way: deque[tuple[Charge, bool]] = deque()
         self._kept = 0
@@ -81,10 +82,11 @@ class DelayLimit:
     def _lost_from(self, charge: Charge) -> float:
         return charge.at + charge.prefill_s + _LOST * self._target_s
 
-    def waits(self, calls: int, since: float) -> None:
-        """So many wait for room now; ``since``: from when on there were any, without a break."""
-        self._waiting, self._waiting_since = calls, since if calls else inf
+    def waits(self, calls: int) -> None:
+        """So many wait for room now."""
+        self._waiting = calls
         if not calls:
+            self._shut_since = inf
             self.value = max(self.value, _ALWAYS)
 
     def answered(self, charge: Charge, under_way: int, now: float, *, judged: bool = True) -> None:
@@ -111,20 +113,24 @@ class DelayLimit:
             self.value -= _FADE * max(0.0, self.value - enough)
 
     def opens_in_s(self, under_way: int, now: float) -> float:
-        """0 if one more may be sent, else infinite: when one of those ``under_way`` has its content, or much later."""
+        """0 if one more may be sent, else infinite: when one of those ``under_way`` has its content, or after long."""
         if under_way + 1 > self.value or under_way + 1 > _ALWAYS:
             self._look(now)
             under_way -= len(self._lost)
-        return 0.0 if under_way + 1 <= max(self.value, self._owed(now)) else inf
+        if under_way + 1 <= self.value:
+            return 0.0
+        if self._waiting:
+            self._shut_since = min(self._shut_since, now)
+        return 0.0 if under_way + 1 <= self._owed(now) else inf
 
     def _owed(self, now: float) -> float:
         """How many may stand after so long a wait, whatever others have sent."""
-        waited = max(0.0, now - self._waiting_since) / (_PATIENCE * self._target_s)
+        waited = max(0.0, now - self._shut_since) / (_PATIENCE * self._target_s)
         return self._replicas * min(1.0, waited)
 
-    def takes_urgent(self, under_way: int) -> bool:
+    def takes_urgent(self, under_way: int, now: float) -> bool:
         """Whether one more may be sent that is more important than those who wait."""
-        return under_way - len(self._lost) + 1 <= _URGENT * max(1.0, self.value)
+        return under_way - len(self._lost) + 1 <= _URGENT * max(1.0, self.value, self._owed(now))
 
     def _look(self, now: float) -> None:
         """The oldest call under way may be late already: to wait for its content would be too late."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict, deque
 from dataclasses import dataclass, field
 from functools import partial
-from math import inf
 
 from ..model import Verdict
 
@@ -57,10 +56,6 @@ class Account:
     unknown_s: float = 0.0
     unknown: int = 0
     open: bool = True
-    # Of the newest report: when it held, what it acknowledges, and what of the prefill that it counts is over since.
-    told_at: float = -inf
-    acked: int | None = None
-    over_s: float = 0.0
     queue: OrderedDict[Charge, None] = field(default_factory=OrderedDict)
 
     def backlog_s(self, now: float) -> float:
@@ -100,16 +95,10 @@ class Account:
         ``acked``: the newest call number that it counts; without it, or of a call that bore no number, what was sent
         before it held is taken to be in it.
         """
-        self.told_at, self.acked, self.over_s = at, acked, 0.0
         for charge in self.queue:
-            if not charge.known and self.counts(charge):
+            by_time = acked is None or not charge.number
+            if not charge.known and (charge.at <= at if by_time else charge.number <= (acked or 0)):
                 self._note(charge)
-
-    def counts(self, charge: Charge) -> bool:
-        """Whether the newest report does."""
-        if self.acked is None or not charge.number:
-            return charge.at <= self.told_at
-        return charge.number <= self.acked
 
     def _note(self, charge: Charge) -> None:
         charge.known = True
@@ -199,8 +188,6 @@ class Ledger:
             return
         account = charge.account
         charge.first_content_at = now
-        if account.counts(charge):
-            account.over_s += charge.prefill_s
         if charge in account.queue:
             if next(iter(account.queue)) is charge:
                 charge.took_s = now - account.moved_at

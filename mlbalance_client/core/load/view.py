@@ -299,9 +299,7 @@ class LoadView:
         seconds = reported_s(report, self.work, self._rate(place), known, known_s)
         if basis_ is not Basis.SHARE:
             seconds += left_s
-        # Own first contents show what is over, too: an answer's head may tell of the very call that it answers.
-        over_s = max(age_s, account.over_s) if basis_ in _ALL_TOLD else age_s
-        return max(0.0, seconds - over_s)
+        return max(0.0, seconds - age_s)
 
     def _looked_s(self, place: int, now: float, basis_: Basis) -> float:
         """Seconds of others' work that no report tells of, by the looks of the replica."""

@@ -150,7 +150,7 @@ class Windows:
         self.limit = DelayLimit(settings.engine_queue_s, company)
 
     def hear(self, place: int, report: LoadReport) -> None:
-        """A report came that is believed. What an answer's head tells without a grant ends none that still counts."""
+        """A report came that is believed. Only the stream ends a grant that still counts by telling of none."""
         known = self._rooms.get(place)
         granted = report.free_requests is not None or report.free_tokens is not None
         if (
@@ -199,7 +199,7 @@ class Windows:
             room.give_back(charge)
 
     def opens_in_s(self, now: float) -> float:
-        """In how many seconds this client may send one more, wherever it be; infinite: when something has happened."""
+        """In how many seconds this client may send one more, wherever it be; infinite: it is not known."""
         return self.limit.opens_in_s(self._ledger.queued, now)
 
     def shut(self, place: int, now: float) -> bool:
@@ -248,7 +248,7 @@ class Windows:
 
     def takes_urgent(self, place: int, now: float) -> bool:
         """Whether it takes a call that is more important than others who wait; a grant is about ordinary ones."""
-        if self.shut(place, now) or not self.limit.takes_urgent(self._ledger.queued):
+        if self.shut(place, now) or not self.limit.takes_urgent(self._ledger.queued, now):
             return False
         if self._load.tells_of_work(place, now):
             standing_s = self._load.waiting_s(place, now)
