@@ -599,8 +599,11 @@ class Fleet:
         return barred
 
     def hear(self, id_: ReplicaId, report: LoadReport, *, in_passing: bool = False) -> None:
-        """A replica has told how it is, perhaps with an answer, in passing; one that is gone is not listened to."""
-        if (place := self._places.get(id_)) is None:
+        """A replica has told how it is, perhaps with an answer, in passing; one that is gone is not listened to.
+
+        What cannot be is dropped here, whoever read it: of a report, or all of it.
+        """
+        if (place := self._places.get(id_)) is None or (report := report.sane()).empty:
             return
         if self.load.hear(place, report, in_passing=in_passing) and self.windows is not None:
             self.windows.hear(place, report)
