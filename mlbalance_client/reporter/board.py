@@ -1,6 +1,7 @@
 """The load board of one replica: calls come and go, and at any moment it says what is still to be done.
 
-Pure but for its clock and its lock: any thread may count. Serving it is the matter of ``serving`` and ``middleware``.
+Pure but for its clock and its lock, and the thread that follows its engine's KV events if its settings ask for that: any
+thread may count. Serving it is the matter of ``serving`` and ``middleware``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .acks import Acks
 from .beliefs import Beliefs
 from .call import BoardCall
 from .gpu import Gauge
+from .kv_feed import KvFeed
 from .publisher import Publisher
 from .readiness import Readiness
 from .settings import ReporterSettings
@@ -43,7 +45,8 @@ class LoadBoard:
     """What a replica has to do, what it holds, and how it is.
 
     ``clock``: seconds, monotonic. ``epoch`` and ``first_seq``: chosen at random, so that after a restart no place in
-    the stream looks like one of before.
+    the stream looks like one of before. Raises ConfigError for KV events that cannot be followed; until ``close()``
+    they are.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class LoadBoard:
         self._gauge = Gauge(self.settings.gpu)
         self._began = clock()
         self.publisher = Publisher(self, secrets.randbelow(2**48) if first_seq is None else first_seq)
+        self._kv_feed = KvFeed.of(self.beliefs, self.settings)
 
     # -- calls --------------------------------------------------------------------------------------------------
 
@@ -170,9 +174,14 @@ class LoadBoard:
             self.publisher.mutated(self.clock())
 
     def close(self) -> None:
-        """The server ends: streams say so and end. Safe in a signal handler: takes no lock."""
+        """The server ends: streams say so and end, KV events are no longer followed.
+
+        Safe in a signal handler: takes none of the board's locks.
+        """
         self.readiness.closing = True
         self.publisher.wake_all()
+        if self._kv_feed is not None:
+            self._kv_feed.close()
 
     def set_model(self, model: str, state: State) -> None:
         """Say how one model of several is."""

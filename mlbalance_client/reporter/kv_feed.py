@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Any
+from typing import Any, Self
 
 from ..errors import ConfigError
 from .kv_events import Board, KvEventError, KvIndex, decode
+from .settings import ReporterSettings
 
 LOGGER = logging.getLogger("mlbalance_client")
 _POLL_MS = 500
@@ -99,6 +100,13 @@ class KvFeed:
             target=self._run, args=(socket,), name="mlbalance kv events", daemon=True
         )
         self._thread.start()
+
+    @classmethod
+    def of(cls, board: Board, settings: ReporterSettings) -> Self | None:
+        """As the settings have it: none if they ask for none."""
+        if settings.kv_events is None:
+            return None
+        return cls(board, settings.kv_events, settings.kv_events_replay, settings.kv_events_topic)
 
     def close(self, *, wait: bool = False) -> None:
         """Stop following; ``wait`` until it has stopped."""

@@ -10,7 +10,6 @@ from ..errors import ConfigError
 from .asgi import App, Message, Receive, Scope, Send, header
 from .board import LoadBoard
 from .engine_facts import kv_tokens
-from .kv_feed import KvFeed
 from .serving import PATH, LoadApp
 from .settings import ReporterSettings
 from .siblings import Siblings
@@ -37,7 +36,6 @@ class LoadReporter:
         self._paths = self.board.settings.paths
         self._siblings = Siblings() if self.board.settings.partial is None else None
         self._asked_engine = self._complained = False
-        self._kv_feed = _kv_feed(self.board)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, web socket or life of the server."""
@@ -107,8 +105,6 @@ class LoadReporter:
                 board.starting()
             elif message["type"] == "lifespan.shutdown":
                 board.close()
-                if self._kv_feed is not None:
-                    self._kv_feed.close()
                 if self._siblings is not None:
                     self._siblings.close()
             return message
@@ -122,11 +118,3 @@ class LoadReporter:
             await self.app(scope, hears, says)
         finally:
             board.starting(False)
-
-
-def _kv_feed(board: LoadBoard) -> KvFeed | None:
-    """The follower of the engine's KV events, if they are asked for. Raises ConfigError."""
-    given = board.settings
-    if given.kv_events is None:
-        return None
-    return KvFeed(board.beliefs, given.kv_events, given.kv_events_replay, given.kv_events_topic)
