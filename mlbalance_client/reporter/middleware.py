@@ -102,7 +102,7 @@ class LoadReporter:
         async def hears() -> Message:
             message = await receive()
             if message["type"] == "lifespan.startup":
-                board.starting()
+                board.booting()
             elif message["type"] == "lifespan.shutdown":
                 board.close()
                 if self._siblings is not None:
@@ -111,10 +111,10 @@ class LoadReporter:
 
         async def says(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete":
-                board.starting(False)
+                board.booting(False)
             await send(message)
 
         try:
             await self.app(scope, hears, says)
         finally:
-            board.starting(False)
+            board.booting(False)
