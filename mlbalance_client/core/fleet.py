@@ -143,6 +143,10 @@ class Pick:
         """The call bears no number by which its replica could acknowledge it."""
         self._charge.number = 0
 
+    def numbered(self, number: int) -> None:
+        """The call bears this number: reports that name calls count it from there on."""
+        self._charge.number = number
+
     def untold(self) -> None:
         """Nobody will say when its first content comes."""
         self._fleet.ledger.untold(self._charge)
