@@ -523,8 +523,13 @@ def test_wrong_settings_are_named_without_secrets(env: dict[str, str], said: str
 
 
 def test_an_empty_token_is_refused_for_nobody_could_give_it() -> None:
-    with pytest.raises(ConfigError, match="token: .*empty"):
+    with pytest.raises(ConfigError, match="token: is empty; leave it out where none is demanded"):
         ReporterSettings.from_env({}, token="")
+
+
+def test_a_token_with_its_word_is_refused_for_clients_put_the_word_before_it() -> None:
+    with pytest.raises(ConfigError, match="MLBALANCE_REPORTER_TOKEN: begins with the word Bearer"):
+        ReporterSettings.from_env({"MLBALANCE_REPORTER_TOKEN": "Bearer s3cret"})
 
 
 @pytest.mark.parametrize("token", [" ", " s3cret", "s3cret\n"])
