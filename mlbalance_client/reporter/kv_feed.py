@@ -81,7 +81,7 @@ class KvFeed:
         self._zmq = zmq
         self._replay_endpoint = replay
         self._context = zmq.Context()
-        self._closing = threading.Event()
+        self._closing = False
         socket = self._context.socket(zmq.SUB)
         try:
             socket.setsockopt_string(zmq.SUBSCRIBE, topic)
@@ -109,14 +109,14 @@ class KvFeed:
         return cls(board, settings.kv_events, settings.kv_events_replay, settings.kv_events_topic)
 
     def close(self, *, wait: bool = False) -> None:
-        """Stop following; ``wait`` until it has stopped."""
-        self._closing.set()
+        """Stop following; ``wait`` until it has stopped. Without that it is safe in a signal handler."""
+        self._closing = True
         if wait:
             self._thread.join()
 
     def _run(self, socket: Any) -> None:
         try:
-            while not self._closing.is_set():
+            while not self._closing:
                 if socket.poll(_POLL_MS):
                     frames = socket.recv_multipart()
                     if len(frames) == 3 and len(frames[1]) == 8:
