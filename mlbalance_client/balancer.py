@@ -42,6 +42,7 @@ class Lease:
         self._standing = Standing(pick=pick, began=now, slow_s=slow_s, looked_at=now)
         self._alarm: Alarm | None = engine.alarms.set(now + slow_s, self._look)
         self._id = engine.new_id()
+        self._call_id = ""
         self._settled = False
         if not owner.hears_of_first_content:
             pick.untold()
@@ -53,6 +54,18 @@ class Lease:
     def replica(self) -> Replica:
         """Where to send the call: ``.url``, ``.id``, ``.labels``."""
         return self._pick.replica
+
+    @property
+    def call_id(self) -> str:
+        """What the call may bear as ``x-mlbalance-call``: a replica's load reports say by it whether they count it.
+
+        Read it just before the call is sent, and only if it is: what is not acknowledged is taken to be on its way.
+        """
+        if not self._call_id:
+            client, number = self._engine.reporting.client, self._engine.new_number()
+            self._call_id = f"{client}.{number}"
+            self._pick.numbered(number)
+        return self._call_id
 
     def first_content(self) -> None:
         """The first token (or row) came: the prefill is done."""

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,6 +95,29 @@ def test_the_faults_of_the_page_are_such() -> None:
     assert [Faults.of(example) for example in examples] == [
         Faults(slow=3), Faults(failing=0.2, failing_status=503), Faults(),
     ]  # fmt: skip
+
+
+@pytest.mark.anyio
+async def test_the_app_of_the_page_says_how_it_is() -> None:
+    from mlbalance_client.reporter import snapshot
+
+    page = (ROOT / "docs/reporter.md").read_text()
+    code = next(code for code in _CODE.findall(page) if "load_models" in code)
+    names: dict[str, Any] = {"my_app": None}
+    exec(code, names)
+    board = names["board"]
+    said = []
+
+    async def load(model: str) -> None:
+        told = json.loads(snapshot(board))
+        said.append((model, told["state"], told.get("models")))
+
+    await names["load_models"](load)
+    assert said == [("llama", "starting", None), ("mistral", "warming", {"mistral": "starting"})]
+    assert json.loads(snapshot(board))["models"] == {"mistral": "ready"}
+
+    names["leave"]()
+    assert json.loads(snapshot(board))["state"] == "draining"
 
 
 def test_every_error_and_kind_of_failure_is_in_the_table() -> None:

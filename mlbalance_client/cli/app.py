@@ -162,7 +162,11 @@ def check(
         typer.Argument(help="A discovery URL or a TOML file; without one, the variable MLBALANCE_TARGET."),
     ] = None,
     contact: Annotated[
-        bool, typer.Option("--contact", help="Also connect to each replica, by TCP or TLS; no call is made.")
+        bool,
+        typer.Option(
+            "--contact",
+            help="Also connect to each replica, by TCP or TLS, and look for its load reports; no call is made.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -18,6 +18,7 @@ from ..config.urls import scrubbed
 from ..core.fleet import Fleet
 from ..core.model import Replica
 from ..events import DiscoveryTrouble, Event, EventStream
+from .reported import reports
 
 _REACHED = "reached"
 
@@ -27,12 +28,14 @@ class Found:
     """``troubles``: why there are not more or other replicas, as far as the source could tell; why calls would fail.
 
     ``contacts``: by id, what came of opening a connection; empty if nobody tried.
+    ``reports``: by id, what load reports those have that were reached.
     """
 
     source: str
     replicas: tuple[Replica, ...]
     troubles: tuple[str, ...]
     contacts: Mapping[str, str]
+    reports: Mapping[str, str]
 
     @property
     def usable(self) -> bool:
@@ -63,13 +66,14 @@ class Found:
         return "\n".join([*lines, *(f"trouble: {trouble}" for trouble in self.troubles)])
 
     def _row(self, replica: Replica) -> dict[str, Any]:
-        contact = self.contacts.get(replica.id)
-        return _row(replica) if contact is None else {**_row(replica), "contact": contact}
+        heard = {"contact": self.contacts.get(replica.id), "reports": self.reports.get(replica.id)}
+        return {**_row(replica), **{key: said for key, said in heard.items() if said is not None}}
 
 
 async def find(config: BalancerConfig, *, contact: bool = False) -> Found:
-    """Wait for the first list, as long as the configuration says; ``contact``: try to connect to each replica.
+    """Wait for the first list, as long as the configuration says.
 
+    ``contact``: try to connect to each replica, and look for the load reports of those that are reached.
     Raises ConfigError.
     """
     troubles: list[str] = []
@@ -86,8 +90,10 @@ async def find(config: BalancerConfig, *, contact: bool = False) -> Found:
     try:
         await roster.ready()
         contacts = await _contacts(fleet.replicas, config.http.connect_timeout_s) if contact else {}
+        reached = [replica for replica in fleet.replicas if contacts.get(replica.id) == _REACHED]
+        heard = await reports(config, reached)
         troubles += _unsuited(fleet.replicas)
-        return Found(roster.told_source, fleet.replicas, tuple(troubles), contacts)
+        return Found(roster.told_source, fleet.replicas, tuple(troubles), contacts, heard)
     finally:
         for loop in loops:
             await loop.aclose()

@@ -319,4 +319,8 @@ class Engine:
 
     def new_id(self) -> str:
         """A call's id: the client's, and a number."""
-        return f"{self._client_id}.{next(self._numbers)}"
+        return f"{self._client_id}.{self.new_number()}"
+
+    def new_number(self) -> int:
+        """Greater than all before."""
+        return next(self._numbers)

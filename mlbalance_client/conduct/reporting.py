@@ -179,7 +179,7 @@ class Reporting:
                 heads = self._heads[replica] = HeaderComplaints()
             if (trouble := heads.trouble(report)) is not None:
                 self._say(replica, heads, trouble)
-        if report is not None and not report.empty:
+        if report is not None:
             self._fleet.hear(replica, report, in_passing=True)
 
     def freshens(self, demand: Demand) -> bool:
@@ -372,7 +372,7 @@ class Reporting:
             logger.debug("load report of %s: %s", followed.replica.id, error)
 
     def _heard(self, followed: _Followed, report: LoadReport) -> None:
-        if not report.empty and self._followed.get(followed.replica.id) is followed:
+        if self._followed.get(followed.replica.id) is followed:
             self._fleet.hear(followed.replica.id, report)
 
     async def _stream(self, followed: _Followed) -> float:

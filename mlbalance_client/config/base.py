@@ -85,6 +85,8 @@ class Section(BaseModel):
 
 def _can_be_sent(token: SecretStr) -> SecretStr:
     text = token.get_secret_value()
+    if not text:
+        raise ValueError("is empty; leave it out where none is demanded")
     if text != text.strip():
         raise ValueError("begins or ends with white space, as a file's last newline, which no header keeps")
     if not (text.isascii() and text.isprintable()):
@@ -92,8 +94,17 @@ def _can_be_sent(token: SecretStr) -> SecretStr:
     return token
 
 
+def _is_bare(token: SecretStr) -> SecretStr:
+    if token.get_secret_value().lower().startswith("bearer "):
+        raise ValueError("begins with the word Bearer, which is put before it: give what follows alone")
+    return token
+
+
 Token = Annotated[SecretStr, AfterValidator(_can_be_sent)]
 """A secret that is sent in a header."""
+
+BearerToken = Annotated[Token, AfterValidator(_is_bare)]
+"""One that is sent after the word Bearer."""
 
 S = TypeVar("S", bound=Section)
 
@@ -119,7 +130,7 @@ def dotted(path: Iterable[str | int]) -> str:
 def nearest(name: str, known: Iterable[str]) -> str:
     """The way out for an unknown name: the nearest known one, and all of them."""
     names = sorted(known)
-    close = get_close_matches(name, names, 1)
+    close = get_close_matches(name.lower(), names, 1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}known: {', '.join(names) or 'none yet'}"
 

@@ -18,7 +18,7 @@ _WORDS = {
     int: "integer",
     float: "number",
     str: "text",
-    SecretStr: "secret",
+    SecretStr: "text",
     IPv4Network: "IPv4 network",
     IPv6Network: "IPv6 network",
     stop_base: "stop strategy",
@@ -86,6 +86,11 @@ def unit(annotation: Any, metadata: Sequence[Any]) -> str:
 def is_secret(field: FieldInfo) -> bool:
     """Whether a field holds a secret, which is never shown."""
     return SecretStr in _leaves(field.annotation)
+
+
+def kind_words(field: FieldInfo) -> str:
+    """The type as a table of settings has it: what is a secret is called so."""
+    return "secret" if SecretStr in _members(field.annotation) else type_words(field.annotation)
 
 
 def is_structured(field: FieldInfo) -> bool:

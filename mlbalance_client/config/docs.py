@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from .balancer import BalancerConfig
-from .describe import bounds, type_words, unit
+from .describe import bounds, kind_words, unit
 from .discovery import ReplicaConfig
 from .kinds import BUILT_IN
 from .registry import RegistryConfig
@@ -132,7 +132,7 @@ def _row(name: str, field: FieldInfo) -> str:
     kind, metadata = field.annotation, field.metadata
     cells = (
         f"`{name}`",
-        type_words(kind),
+        kind_words(field),
         _default(field),
         unit(kind, metadata),
         bounds(kind, metadata),

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 
 from mlbalance_client.errors import ConfigError
 
-from .base import Token
+from .base import BearerToken
 from .discovery import Name
 from .registry import AddressedConfig, Seconds
 from .urls import TargetURL, replica_url
@@ -35,7 +35,7 @@ class K8sConfig(AddressedConfig):
         default=None,
         description="The API server, `https://host:port`. Unset: the one that the pod's environment names.",
     )
-    token: Token | None = Field(default=None, description="Bearer token. Unset: `token_file`.")
+    token: BearerToken | None = Field(default=None, description="Bearer token. Unset: `token_file`.")
     token_file: str = Field(
         default=f"{_ACCOUNT}/token",
         description="Read before every request, for Kubernetes renews it. Empty: no token, as through `kubectl proxy`.",

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from .base import Section, Token, given
+from .base import BearerToken, Section, given, nearest
 from .describe import Unit
 from .plugins import Kinds
 
@@ -67,7 +67,7 @@ class LoadReportsConfig(Section):
         description="Port of the metrics where it is not the replica's own. Unset: 8002 for Triton, 8082 for "
         "TorchServe; Ray Serve has no usual one, and without it tells its readiness only.",
     )
-    token: Token | None = Field(
+    token: BearerToken | None = Field(
         default=None, description="Bearer token that the replicas' load stream demands."
     )
     orca: bool | None = Field(
@@ -94,7 +94,7 @@ class LoadReportsConfig(Section):
     @classmethod
     def _known(cls, kind: str) -> str:
         if cls is LoadReportsConfig and kind not in BUILT_IN_REPORTS:
-            raise ValueError(f"given {given(kind)}; known: {', '.join(sorted(BUILT_IN_REPORTS))}")
+            raise ValueError(f"given {given(kind)}; {nearest(kind, BUILT_IN_REPORTS)}")
         return kind
 
     @model_validator(mode="after")
@@ -103,6 +103,14 @@ class LoadReportsConfig(Section):
             raise ValueError(
                 f"expiry_s {self.expiry_s:g} is less than interval_s {self.interval_s:g}: reports would not last "
                 "until the next"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _hears_what_it_asks_for(self) -> LoadReportsConfig:
+        if self.kind == "none" and self.orca:
+            raise ValueError(
+                "orca asks for reports, and kind 'none' hears none; kind 'orca' hears those alone"
             )
         return self
 

@@ -143,6 +143,10 @@ class Pick:
         """The call bears no number by which its replica could acknowledge it."""
         self._charge.number = 0
 
+    def numbered(self, number: int) -> None:
+        """The call bears this number: reports that name calls count it from there on."""
+        self._charge.number = number
+
     def untold(self) -> None:
         """Nobody will say when its first content comes."""
         self._fleet.ledger.untold(self._charge)
@@ -599,8 +603,11 @@ class Fleet:
         return barred
 
     def hear(self, id_: ReplicaId, report: LoadReport, *, in_passing: bool = False) -> None:
-        """A replica has told how it is, perhaps with an answer, in passing; one that is gone is not listened to."""
-        if (place := self._places.get(id_)) is None:
+        """A replica has told how it is, perhaps with an answer, in passing; one that is gone is not listened to.
+
+        What cannot be is dropped here, whoever read it: of a report, or all of it.
+        """
+        if (place := self._places.get(id_)) is None or (report := report.sane()).empty:
             return
         if self.load.hear(place, report, in_passing=in_passing) and self.windows is not None:
             self.windows.hear(place, report)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import cast
 
 from mlbalance_client.config import LoadReportsConfig
-from mlbalance_client.config.load_reports import report_kinds
 from mlbalance_client.core.load.report import LoadReport, State
 
 from . import orca
@@ -19,6 +17,7 @@ from .llama_cpp import LlamaCpp
 from .looks import Looks
 from .nim import Nim
 from .ollama import Ollama
+from .plugin import PluginFormat
 from .ray_serve import RayServe
 from .sglang import SGLang
 from .tensorrt_llm import TensorRTLLM
@@ -55,7 +54,7 @@ def create(
     """The reader of one replica, which remembers what it has seen of it; None if the kind is not read by asking.
 
     ``models``: those that the replica is known to serve; ``looks``: what readers of a client's replicas share. Raises
-    ConfigError if the kind is not installed.
+    ConfigError if the kind is not installed, or its plugin cannot be made.
     """
     if config.kind in _NOT_POLLED:
         return None
@@ -64,7 +63,7 @@ def create(
         return Auto(makers, looks)
     if (maker := makers.get(config.kind)) is not None:
         return maker()
-    return cast(Format, report_kinds.load(config.kind)(config))
+    return PluginFormat(config)
 
 
 def shared_looks() -> Looks:

@@ -15,6 +15,9 @@ from typing import Protocol
 from mlbalance_client.core.load.report import LoadReport
 from mlbalance_client.errors import BalancerError
 
+MOST_PAGES = 8
+"""Pages that a format asks for in one reading."""
+
 MOST_BYTES = 4 << 20
 """Longest page that is read, in bytes. vLLM's metrics with 16 ranks are under 1 MB."""
 
@@ -86,9 +89,9 @@ class Format(Protocol):
         ...
 
     async def read(self, fetch: Fetch, at: float) -> LoadReport:
-        """The load now, ``sane()``; ``at`` goes into the report. Raises ReportError, nothing else.
+        """The load now, by at most eight pages; ``at`` goes into the report. Raises ReportError, nothing else.
 
         What the replica does not say is None, never 0; what was not understood is named in ``doubts``. A report of
-        an earlier moment keeps that moment's ``at``.
+        an earlier moment keeps that moment's ``at``. Figures that cannot be are dropped by who hears it.
         """
         ...

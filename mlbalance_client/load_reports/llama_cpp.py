@@ -62,7 +62,7 @@ def from_metrics(body: bytes, at: float) -> LoadReport:
         prefix_queries=whole(asked),
         prefix_hits=whole(cached),
         doubts=(*metrics.doubts, *metrics.lacks(running, _RUNNING)),
-    ).sane()
+    )
 
 
 def from_slots(body: bytes, at: float, waiting: int | None = None) -> LoadReport:
@@ -82,7 +82,7 @@ def from_slots(body: bytes, at: float, waiting: int | None = None) -> LoadReport
         if waiting == 0 or len(busy) < len(slots)
         else None,
         batch_limit=len(slots),
-    ).sane()
+    )
 
 
 def props(body: bytes) -> Props:

@@ -30,7 +30,7 @@ def from_ps(body: bytes, at: float) -> LoadReport:
         state=State.READY if loaded else State.WARMING,
         gpu_memory_used_bytes=whole(total(model.get("size_vram") for model in loaded)) if loaded else 0,
         models=states(names, State.READY) if loaded else MappingProxyType({}),
-    ).sane()
+    )
 
 
 class Ollama:

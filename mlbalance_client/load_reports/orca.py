@@ -100,7 +100,7 @@ def from_figures(figures: Figures, at: float) -> LoadReport:
         kv_used=share(kv_used),
         kv_capacity_tokens=whole(named.get("max_token_capacity")),
         utilization=figures.get("application_utilization") or figures.get("cpu_utilization") or None,
-    ).sane()
+    )
 
 
 def _from_text(body: bytes) -> Iterable[tuple[str, float]]:

@@ -47,7 +47,7 @@ def from_metrics(body: bytes, at: float) -> LoadReport:
         partial=True,
         doubts=doubts,
         epoch=None,
-    ).sane()
+    )
 
 
 class RayServe:

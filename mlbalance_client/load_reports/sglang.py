@@ -64,7 +64,7 @@ def from_loads(body: bytes, at: float) -> LoadReport:
         kv_used=share(most(rank.get("token_usage") for rank in ranks)),
         kv_capacity_tokens=whole(_sum(ranks, "max_total_num_tokens")),
         doubts=() if running is not None else (f"{LOADS}: no rank says how much it runs",),
-    ).sane()
+    )
 
 
 def from_get_load(body: bytes, at: float) -> LoadReport:
@@ -78,7 +78,7 @@ def from_get_load(body: bytes, at: float) -> LoadReport:
         running=whole(running),
         waiting=whole(waiting),
         doubts=() if running is not None else (f"{GET_LOAD}: no rank says how much it runs",),
-    ).sane()
+    )
 
 
 def from_metrics(body: bytes, at: float) -> LoadReport:
@@ -96,7 +96,7 @@ def from_metrics(body: bytes, at: float) -> LoadReport:
         kv_capacity_tokens=whole(_over_ranks(metrics, *_CAPACITY)),
         models=states((row.label("model_name") for row in metrics.series(*_RUNNING)), state),
         doubts=(*metrics.doubts, *metrics.lacks(running, *_RUNNING)),
-    ).sane()
+    )
 
 
 class SGLang:

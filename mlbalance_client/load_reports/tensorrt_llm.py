@@ -45,7 +45,7 @@ def from_iterations(body: bytes, at: float) -> LoadReport | None:
         prefix_queries=whole(product(_asked(cache), block)),
         prefix_hits=whole(product(number(cache.get("reusedBlocks")), block)),
         doubts=() if "numActiveRequests" in newest else ("/metrics: no numActiveRequests",),
-    ).sane()
+    )
 
 
 def from_metrics(body: bytes, at: float) -> LoadReport:
@@ -62,7 +62,7 @@ def from_metrics(body: bytes, at: float) -> LoadReport:
         kv_capacity_tokens=whole(product(metrics.total(_BLOCKS), metrics.most(_BLOCK))),
         models=states((row.label("model_name") for row in metrics.series(_RUNNING)), state),
         doubts=metrics.doubts,
-    ).sane()
+    )
 
 
 class TensorRTLLM:

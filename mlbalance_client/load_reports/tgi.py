@@ -29,7 +29,7 @@ def from_metrics(body: bytes, at: float) -> LoadReport:
         running=whole(metrics.total(_BATCH)),
         waiting=whole(metrics.total(_QUEUE)),
         doubts=metrics.doubts if metrics else (*metrics.doubts, f"neither {_QUEUE} nor {_BATCH} yet"),
-    ).sane()
+    )
 
 
 def model_of(body: bytes) -> str:

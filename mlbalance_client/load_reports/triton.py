@@ -71,7 +71,7 @@ class Triton:
         calls = total((metrics.total(_SUCCESS), metrics.total(_FAILURE) or 0.0))
         wait_s = self._wait(metrics.total(_QUEUED_US), calls)
         # A queue's length says more, and now, than what others have waited.
-        return report if report.waiting is not None else replace(report, expected_wait_s=wait_s).sane()
+        return report if report.waiting is not None else replace(report, expected_wait_s=wait_s)
 
 
 def _report(metrics: Metrics, at: float) -> LoadReport:
@@ -89,7 +89,7 @@ def _report(metrics: Metrics, at: float) -> LoadReport:
         gpu_memory_used_bytes=whole(used),
         gpu_memory_total_bytes=whole(memory),
         doubts=metrics.doubts if metrics else (*metrics.doubts, f"no {_SUCCESS}"),
-    ).sane()
+    )
 
 
 def _fullest(metrics: Metrics) -> tuple[float | None, float | None]:

@@ -68,7 +68,7 @@ class MetricsPage:
                 *metrics.lacks(waiting, *self._named(_WAITING)),
                 *(metrics.lacks(kv_used, *kv_names) if metrics.series(*kv_names) else ()),
             ),
-        ).sane()
+        )
 
     def _named(self, *names: str) -> tuple[str, ...]:
         return tuple(self._prefix + name for name in names)
@@ -80,7 +80,7 @@ from_metrics = MetricsPage()
 def from_load(body: bytes, at: float) -> LoadReport:
     """``/load``: calls in flight in this API server. 0 says nothing: without its flag the server never counts."""
     calls = positive(parsed_fields(body, "/load").get("server_load"))
-    return LoadReport(source="vllm", at=at, running=requests(calls), partial=True).sane()
+    return LoadReport(source="vllm", at=at, running=requests(calls), partial=True)
 
 
 def is_sleeping(body: bytes) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..core.load.report import State
 from .board import LoadBoard
 from .call import BoardCall
 from .middleware import LoadReporter
@@ -16,6 +17,7 @@ __all__ = [
     "LoadBoard",
     "LoadReporter",
     "ReporterSettings",
+    "State",
     "allowed",
     "events",
     "snapshot",

@@ -1,6 +1,7 @@
 """The load board of one replica: calls come and go, and at any moment it says what is still to be done.
 
-Pure but for its clock and its lock: any thread may count. Serving it is the matter of ``serving`` and ``middleware``.
+Pure but for its clock and its lock, and the thread that follows its engine's KV events if its settings ask for it: any
+thread may count. Serving it is the matter of ``serving`` and ``middleware``.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from ..dialects import Reading, find
 from ..dialects.plain import reading_of
 from .acks import Acks
 from .beliefs import Beliefs
-from .call import BoardCall
+from .call import BoardCall, check_text, check_tokens
 from .gpu import Gauge
+from .kv_feed import KvFeed
 from .publisher import Publisher
 from .readiness import Readiness
 from .settings import ReporterSettings
@@ -43,7 +45,8 @@ class LoadBoard:
     """What a replica has to do, what it holds, and how it is.
 
     ``clock``: seconds, monotonic. ``epoch`` and ``first_seq``: chosen at random, so that after a restart no place in
-    the stream looks like one of before.
+    the stream looks like one of before. Raises ConfigError for KV events that cannot be followed; until ``close()``
+    they are.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class LoadBoard:
         self._gauge = Gauge(self.settings.gpu)
         self._began = clock()
         self.publisher = Publisher(self, secrets.randbelow(2**48) if first_seq is None else first_seq)
+        self._kv_feed = KvFeed.of(self.beliefs, self.settings)
 
     # -- calls --------------------------------------------------------------------------------------------------
 
@@ -89,11 +93,18 @@ class LoadBoard:
         Its prefix is found by clients that describe their calls alike (``Balancer.acquire``: the same text and model);
         those of the HTTP clients are told by ``begin_request``.
         ``max_output_tokens``: 0 if it generates nothing. ``call_id``: what the client sent as ``x-mlbalance-call``.
-        ``streaming``: ``first_content()`` will be called. Raises ValueError for a negative number of tokens.
+        ``streaming``: ``first_content()`` will be called. After ``close()`` calls count as before: what comes while the
+        server ends is work too. Raises ValueError for a negative number of tokens, TypeError for what is of another
+        type.
         """
-        for name, tokens in (("prompt_tokens", prompt_tokens), ("max_output_tokens", max_output_tokens)):
-            if tokens is not None and tokens < 0:
-                raise ValueError(f"{name} is {tokens}, and may not be negative")
+        if not isinstance(prompt, str | bytes):
+            raise TypeError(f"prompt is {prompt!r:.40}, and must be str or bytes")
+        check_tokens("prompt_tokens", prompt_tokens)
+        check_tokens("max_output_tokens", max_output_tokens)
+        if model is not None:
+            check_text("model", model)
+        if call_id is not None:
+            check_text("call_id", call_id)
         reading = reading_of(_Described(prompt, model, max_output_tokens, streaming))
         return self.begin_reading(reading, call_id, prompt_tokens)
 
@@ -158,9 +169,15 @@ class LoadBoard:
             self.publisher.mutated(self.clock())
 
     def starting(self, still: bool = True) -> None:
-        """The server is not yet up; ``still=False``: now it is."""
+        """It takes no calls yet, as it loads its model; ``still=False``: now it does."""
         with self.lock:
             self.readiness.starting = still
+            self.publisher.mutated(self.clock())
+
+    def booting(self, still: bool = True) -> None:
+        """The server around it is not yet up, whatever ``starting`` says; ``still=False``: now it is."""
+        with self.lock:
+            self.readiness.booting = still
             self.publisher.mutated(self.clock())
 
     def drain(self, draining: bool = True) -> None:
@@ -170,12 +187,18 @@ class LoadBoard:
             self.publisher.mutated(self.clock())
 
     def close(self) -> None:
-        """The server ends: streams say so and end. Safe in a signal handler: takes no lock."""
+        """The server ends: streams say so and end, KV events are no longer followed.
+
+        Safe in a signal handler: takes none of the board's locks.
+        """
         self.readiness.closing = True
         self.publisher.wake_all()
+        if self._kv_feed is not None:
+            self._kv_feed.close()
 
-    def set_model(self, model: str, state: State) -> None:
-        """Say how one model of several is."""
+    def set_model(self, model: str, state: State | str) -> None:
+        """Say how one model of several is. Raises ValueError for a state that is none, TypeError for a model."""
+        check_text("model", model)
         with self.lock:
             self.readiness.set_model(model, state)
             self.publisher.mutated(self.clock())

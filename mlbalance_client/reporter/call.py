@@ -20,6 +20,22 @@ class Counting(Protocol):
         """The call is over."""
 
 
+def check_tokens(name: str, value: object) -> None:
+    """Raises TypeError for what is no number of tokens or None, ValueError for a negative one."""
+    if value is None:
+        return
+    if type(value) is not int:
+        raise TypeError(f"{name} is {value!r:.40}, and must be a whole number of tokens")
+    if value < 0:
+        raise ValueError(f"{name} is {value}, and may not be negative")
+
+
+def check_text(name: str, value: object) -> None:
+    """Raises TypeError for what is no text."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is {value!r:.40}, and must be str")
+
+
 class BoardCall:
     """A context manager: leaving counts the call out, as a success unless an exception leaves too.
 

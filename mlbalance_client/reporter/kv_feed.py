@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Any
+from typing import Any, Self
 
 from ..errors import ConfigError
 from .kv_events import Board, KvEventError, KvIndex, decode
+from .settings import ReporterSettings
 
 LOGGER = logging.getLogger("mlbalance_client")
 _POLL_MS = 500
@@ -80,7 +81,7 @@ class KvFeed:
         self._zmq = zmq
         self._replay_endpoint = replay
         self._context = zmq.Context()
-        self._closing = threading.Event()
+        self._closing = False
         socket = self._context.socket(zmq.SUB)
         try:
             socket.setsockopt_string(zmq.SUBSCRIBE, topic)
@@ -100,15 +101,22 @@ class KvFeed:
         )
         self._thread.start()
 
+    @classmethod
+    def of(cls, board: Board, settings: ReporterSettings) -> Self | None:
+        """As the settings have it: none if they ask for none."""
+        if settings.kv_events is None:
+            return None
+        return cls(board, settings.kv_events, settings.kv_events_replay, settings.kv_events_topic)
+
     def close(self, *, wait: bool = False) -> None:
-        """Stop following; ``wait`` until it has stopped."""
-        self._closing.set()
+        """Stop following; ``wait`` until it has stopped. Without that it is safe in a signal handler."""
+        self._closing = True
         if wait:
             self._thread.join()
 
     def _run(self, socket: Any) -> None:
         try:
-            while not self._closing.is_set():
+            while not self._closing:
                 if socket.poll(_POLL_MS):
                     frames = socket.recv_multipart()
                     if len(frames) == 3 and len(frames[1]) == 8:

@@ -10,7 +10,6 @@ from ..errors import ConfigError
 from .asgi import App, Message, Receive, Scope, Send, header
 from .board import LoadBoard
 from .engine_facts import kv_tokens
-from .kv_feed import KvFeed
 from .serving import PATH, LoadApp
 from .settings import ReporterSettings
 from .siblings import Siblings
@@ -37,7 +36,6 @@ class LoadReporter:
         self._paths = self.board.settings.paths
         self._siblings = Siblings() if self.board.settings.partial is None else None
         self._asked_engine = self._complained = False
-        self._kv_feed = _kv_feed(self.board)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, web socket or life of the server."""
@@ -104,29 +102,19 @@ class LoadReporter:
         async def hears() -> Message:
             message = await receive()
             if message["type"] == "lifespan.startup":
-                board.starting()
+                board.booting()
             elif message["type"] == "lifespan.shutdown":
                 board.close()
-                if self._kv_feed is not None:
-                    self._kv_feed.close()
                 if self._siblings is not None:
                     self._siblings.close()
             return message
 
         async def says(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete":
-                board.starting(False)
+                board.booting(False)
             await send(message)
 
         try:
             await self.app(scope, hears, says)
         finally:
-            board.starting(False)
-
-
-def _kv_feed(board: LoadBoard) -> KvFeed | None:
-    """The follower of the engine's KV events, if they are asked for. Raises ConfigError."""
-    given = board.settings
-    if given.kv_events is None:
-        return None
-    return KvFeed(board.beliefs, given.kv_events, given.kv_events_replay, given.kv_events_topic)
+            board.booting(False)

@@ -5,13 +5,17 @@ from __future__ import annotations
 from ..core.load.report import State
 
 _MOST_MODELS = 64
+_STATES = tuple(State)
 
 
 class Readiness:
-    """``overloaded_s``: how long a refusal (429, 503) counts, unless a success comes first."""
+    """``overloaded_s``: how long a refusal (429, 503) counts, unless a success comes first.
+
+    ``starting``: by the word of who owns the board; ``booting``: the server's own startup is not done.
+    """
 
     def __init__(self, overloaded_s: float) -> None:
-        self.starting = False
+        self.starting = self.booting = False
         self.draining = False
         self.closing = False
         self.models: dict[str, str] = {}
@@ -24,7 +28,7 @@ class Readiness:
         refused = self._refused_at is not None and now - self._refused_at < self._overloaded_s
         if self.draining or self.closing:
             return State.DRAINING
-        if self.starting or (refused and not self._warm):
+        if self.starting or self.booting or (refused and not self._warm):
             return State.STARTING
         if refused:
             return State.OVERLOADED
@@ -45,8 +49,10 @@ class Readiness:
         """The server said that it is too busy, or not up yet."""
         self._refused_at = now
 
-    def set_model(self, model: str, state: State) -> None:
-        """Say how one model is; the oldest of more than 64 are forgotten."""
-        self.models = {**self.models, model[:256]: state.value}
+    def set_model(self, model: str, state: State | str) -> None:
+        """Say how one model is; the oldest of more than 64 are forgotten. Raises ValueError for an unknown state."""
+        if state not in _STATES:
+            raise ValueError(f"state is {state!r:.40}; known: {', '.join(_STATES)}")
+        self.models = {**self.models, model[:256]: str(state)}
         if len(self.models) > _MOST_MODELS:
             self.models.pop(next(iter(self.models)))

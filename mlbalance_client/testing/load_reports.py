@@ -4,7 +4,8 @@ A plugin's test gives a maker of fresh formats and the pages of one replica of i
 
     await check_format(lambda: MyFormat(MyConfig()), {"/my/load": b'{"running": 3}'})
 
-Every promise that is broken raises AssertionError, which says which one it was and by what page.
+A promise that is broken raises AssertionError, which says which one it was and by what page; docs/load-reports.md lists
+them. The plainest come first: that it can be made, then what it reads in its own pages, then all that may go wrong.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from random import Random
 
-from mlbalance_client.core.load.report import LoadReport
+import anyio
+
+from mlbalance_client.core.load.report import LoadReport, State
 from mlbalance_client.load_reports import Fetch, Format, NoAnswer, Page, ReportError
+from mlbalance_client.load_reports.base import MOST_PAGES
 
 Script = Mapping[str | tuple[int, str], bytes | Page]
 """Pages by path, or by port and path."""
 
 MOST_PAGES_TO_RECOGNISE = 4
-MOST_PAGES_TO_READ = 8
+MOST_PAGES_TO_READ = MOST_PAGES
 
 _AT = 1_000.0
+_WITHIN_S = 5.0
 _NO_FIGURES = frozenset({"source", "at", "state", "models", "adapters", "pushed", "partial", "doubts"})
 _FIGURES = tuple(field.name for field in fields(LoadReport) if field.name not in _NO_FIGURES)
 _CUTS = 12
@@ -64,14 +69,24 @@ async def check_format(make: Callable[[], Format], pages: Script, *, seed: int =
 
     ``make`` gives a fresh format at each call. ``pages``: those of one replica that is ready.
     """
-    await _check_recognition(make, pages)
+    _check_making(make)
     report = await _check_reading(make, pages)
-    await _check_absence(make, pages)
+    await _check_recognition(make, pages)
     await _check_bad_pages(make, pages, Random(seed))
+    await _check_absence(make, pages)
     assert await _read(make(), ScriptedReplica(pages), "its own pages, after bad ones") == report, (
         "a format forgets nothing of one replica into another: fresh ones read alike"
     )
     return report
+
+
+def _check_making(make: Callable[[], Format]) -> None:
+    try:
+        form = make()
+    except Exception as error:
+        raise AssertionError(f"a format can be made: {error!r}") from error
+    assert isinstance(getattr(form, "kind", None), str), "a format has a kind, its name in the configuration"
+    assert isinstance(getattr(form, "cheap", None), bool), "a format says whether it is cheap: True or False"
 
 
 async def _check_recognition(make: Callable[[], Format], pages: Script) -> None:
@@ -93,8 +108,15 @@ async def _check_recognition(make: Callable[[], Format], pages: Script) -> None:
 async def _check_reading(make: Callable[[], Format], pages: Script) -> LoadReport:
     replica = ScriptedReplica(pages)
     report = await _read(make(), replica, "its own pages")
-    assert report is not None, "the pages of a ready replica are a report"
+    assert not isinstance(report, ReportError), f"the pages of a ready replica are a report, not {report!r}"
     assert report.source, "a report says where it is from"
+    assert report.state is None or isinstance(report.state, State), (
+        f"a state is a State, not {report.state!r}"
+    )
+    wrong = [name for name in _FIGURES if getattr(report, name) != getattr(report.sane(), name)]
+    assert not wrong, "a ready replica's figures can be, not " + ", ".join(
+        f"{name} {getattr(report, name)!r}" for name in wrong
+    )
     assert report.at == _AT, "a fresh report is of the moment that was given"
     assert not report.empty, "the pages of a ready replica say something"
     assert not report.doubts, f"the pages of a ready replica are understood: {report.doubts}"
@@ -103,31 +125,28 @@ async def _check_reading(make: Callable[[], Format], pages: Script) -> LoadRepor
 
 
 async def _check_absence(make: Callable[[], Format], pages: Script) -> None:
-    assert await _read(make(), ScriptedReplica({}), "a server without its pages") is None, (
-        "a server that has none of the pages gives a ReportError"
-    )
+    absent = await _read(make(), ScriptedReplica({}), "a server without its pages")
+    assert isinstance(absent, ReportError), "a server that has none of the pages gives a ReportError"
     replica = ScriptedReplica(pages)
     used = make()
     await _read(used, replica, "its own pages")
     replica.down = True
-    assert await _read(used, replica, "a server that is down") is None, "a server that is down gives NoAnswer"
+    gone = await _read(used, replica, "a server that is down")
+    assert isinstance(gone, ReportError), "a server that is down gives NoAnswer"
 
 
 async def _check_bad_pages(make: Callable[[], Format], pages: Script, rng: Random) -> None:
     for where, page in pages.items():
         body = page if isinstance(page, bytes) else page.body
         for bad in (*_GARBAGE, *_damaged(body, rng)):
-            report = await _read(make(), ScriptedReplica({**pages, where: bad}), f"{where} as {bad[:60]!r}")
-            assert report is None or report == report.sane(), (
-                f"{where} as {bad[:60]!r} gives figures that cannot be"
-            )
+            await _read(make(), ScriptedReplica({**pages, where: bad}), f"{where} as {bad[:60]!r}")
         for status in (204, 302, 404, 429, 500, 503):
             await _read(
                 make(), ScriptedReplica({**pages, where: Page(status, {}, b"")}), f"{where} with {status}"
             )
     silent = dict.fromkeys(pages, b"")
     report = await _read(make(), ScriptedReplica(silent), "empty pages")
-    known = [] if report is None else [name for name in _FIGURES if getattr(report, name) is not None]
+    known = [name for name in _FIGURES if getattr(report, name, None) is not None]
     assert not known, f"empty pages say nothing, yet {known} are known"
 
 
@@ -148,10 +167,16 @@ def _figures_replaced(body: bytes, by: bytes) -> bytes:
     return re.sub(rb"(?<=[ :])-?\d+(?:\.\d+)?(?=[\s,}\]])", by, body)
 
 
-async def _read(form: Format, fetch: Fetch, of: str) -> LoadReport | None:
+async def _read(form: Format, fetch: Fetch, of: str) -> LoadReport | ReportError:
     try:
-        return await form.read(fetch, _AT)
-    except ReportError:
-        return None
+        with anyio.move_on_after(_WITHIN_S) as within:
+            report = await form.read(fetch, _AT)
+    except ReportError as error:
+        return error
     except Exception as error:
         raise AssertionError(f"{of}: raises nothing but ReportError, not {error!r}") from error
+    assert not within.cancelled_caught, (
+        f"{of}: read returns as soon as it has its pages, not after {_WITHIN_S:g} s"
+    )
+    assert isinstance(report, LoadReport), f"{of}: read returns a LoadReport, not {report!r:.80}"
+    return report

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,12 +15,16 @@ import pytest
 from typer.testing import CliRunner
 
 from mlbalance_client.cli import app as commands
-from mlbalance_client.cli import main
+from mlbalance_client.cli import main, reported
 from mlbalance_client.cli.comparison import Row
 from mlbalance_client.cli.demo import Result
+from mlbalance_client.core.fingerprint import SCHEME
+from mlbalance_client.core.load.prefix_delta import KEYED_SCHEME, Hashing, PrefixDelta, encode_prefixes
 from mlbalance_client.simulator.model.fleet import Fleet, FleetError
 from mlbalance_client.simulator.model.measures import CallRecord, measure
 from mlbalance_client.simulator.model.spec import EngineSpec
+
+from ..scripted import Exchange, Script, Scripted
 
 SECRET = "hunter2"
 POLICIES = ["round robin", "least requests", "mlbalance"]
@@ -90,6 +95,99 @@ def test_check_contacts_the_replicas_if_asked(fleet: Fleet) -> None:
     assert "contact=reached" in out.splitlines()[1]
     assert "contact=no connection: " in out.splitlines()[2]
     assert ran("check", "static://127.0.0.1:1", "--contact")[0] == 1
+
+
+LOAD = "/mlbalance/v1/load"
+KEYED_PREFIXES = encode_prefixes(PrefixDelta("e", 1, reset=True, hashing=Hashing.by(b"ours")))
+
+
+def streams(
+    exchange: Exchange, *, prefixes: bytes = encode_prefixes(PrefixDelta("e", 1, reset=True))
+) -> None:
+    if exchange.path != LOAD:
+        exchange.answer(404)
+        return
+    exchange.start_stream()
+    exchange.chunk(b"event: prefixes\ndata: %b\n\n" % prefixes)
+    exchange.chunk(b'event: load\nid: 1\ndata: {"v":1,"epoch":"e","seq":1,"state":"ready"}\n\n')
+    exchange.wait_gone()
+
+
+def is_vllm(exchange: Exchange, *, status: int = 404) -> None:
+    if exchange.path == "/metrics":
+        exchange.answer(200, b"vllm:num_requests_running 1.0\nvllm:num_requests_waiting 2.0\n")
+    elif exchange.path == "/health":
+        exchange.answer(200)
+    else:
+        exchange.answer(status if exchange.path == LOAD else 404)
+
+
+def is_silent(exchange: Exchange) -> None:
+    if exchange.path == LOAD:
+        exchange.start_stream()
+        exchange.wait_gone()
+    else:
+        exchange.answer(404)
+
+
+def is_nothing(exchange: Exchange) -> None:
+    exchange.answer(404)
+
+
+@pytest.mark.parametrize(
+    ("script", "kind", "said"),
+    [
+        (streams, "auto", "stream"),
+        (
+            partial(streams, prefixes=KEYED_PREFIXES),
+            "stream",
+            f"stream, but event 'prefixes': hashes of scheme '{KEYED_SCHEME}', where this client's are '{SCHEME}'",
+        ),
+        (is_vllm, "auto", "vllm"),
+        (is_vllm, "vllm", "vllm"),
+        (is_vllm, "stream", f"none: {LOAD}: status 404"),
+        (is_vllm, "orca", "in the heads of answers alone, not asked for"),
+        (is_vllm, "none", "not heard: load_reports.kind is none"),
+        (
+            partial(is_vllm, status=401),
+            "auto",
+            f"vllm; {LOAD}: status 401; is load_reports.token right?",
+        ),
+        (is_nothing, "auto", "none: none of the known formats is recognised"),
+        (is_nothing, "vllm", "none of kind vllm: /metrics and /load: not there"),
+        (
+            is_silent,
+            "auto",
+            "none: none of the known formats is recognised",
+        ),
+        (
+            is_silent,
+            "stream",
+            "none: the load stream says nothing that is understood: nothing came",
+        ),
+    ],
+)
+def test_check_says_what_load_reports_those_have_that_were_reached(
+    monkeypatch: pytest.MonkeyPatch, script: Script, kind: str, said: str
+) -> None:
+    monkeypatch.setenv("MLBALANCE_LOAD_REPORTS__KIND", kind)
+    monkeypatch.setattr(reported, "_FIRST_WORD_S", 0.5)
+    with Scripted(script) as server:
+        found = told("check", f"static://{server.address},127.0.0.1:1", "--contact", "--json")
+        assert [row.get("reports") for row in found["replicas"]] == [said, None]
+        if kind == "auto":
+            _, out, _ = ran("check", f"static://{server.address},127.0.0.1:1", "--contact")
+            assert f"contact=reached  reports={said}" in out.splitlines()[1]
+
+
+def test_check_says_that_a_streams_hashes_are_by_another_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLBALANCE_LOAD_REPORTS__KIND", "auto")
+    monkeypatch.setenv("MLBALANCE_PICKING__FINGERPRINT_SECRET", SECRET)
+    with Scripted(partial(streams, prefixes=KEYED_PREFIXES)) as server:
+        _, out, _ = ran("check", f"static://{server.address}", "--contact")
+
+    assert "reports=stream, but event 'prefixes': hashes by another secret than this client's picking" in out
+    assert SECRET not in out
 
 
 def test_check_tells_all_as_json(tmp_path: Path) -> None:

@@ -8,20 +8,25 @@ import itertools
 import json
 import logging
 import weakref
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Literal
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
 import mlbalance_client as mlb
 from mlbalance_client.conduct.engine import Engine
 from mlbalance_client.conduct.reporting import Reporting
+from mlbalance_client.config import LoadReportsConfig
+from mlbalance_client.config.load_reports import report_kinds
 from mlbalance_client.core.load.cadence import Cadence
 from mlbalance_client.core.load.format import PrefixDelta, encode_prefixes
+from mlbalance_client.core.load.report import LoadReport
 from mlbalance_client.core.model import Replica
-from mlbalance_client.load_reports import complaints
+from mlbalance_client.load_reports import Fetch, complaints
+from mlbalance_client.reporter import LoadBoard, ReporterSettings, events
 from mlbalance_client.simulator.model.fleet import Fleet
 from mlbalance_client.simulator.model.spec import EngineSpec
 
@@ -719,3 +724,139 @@ async def test_a_client_without_calls_asks_less_until_there_is_one(monkeypatch: 
             before = len(asked(server, "/metrics"))
             await client.post(CHAT, json=chat())
             await until(lambda: len(asked(server, "/metrics")) > before)
+
+
+# -- leases, whose callers and servers describe calls by hand ---------------------------------------------------------
+
+
+def serves(board: LoadBoard) -> Script:
+    """The load stream of a board, as a server without ASGI has it."""
+
+    def script(exchange: Exchange) -> None:
+        exchange.start_stream()
+        for data in events(board, exchange.header("last-event-id"), exchange.header("x-mlbalance-client")):
+            exchange.chunk(data)
+
+    return script
+
+
+def replicas(picking: mlb.Balancer) -> list[dict[str, Any]]:
+    return [row.report or {} for row in picking.snapshot().replicas]
+
+
+async def test_a_lease_is_counted_when_its_server_says_so_by_the_id_that_it_was_sent() -> None:
+    board = LoadBoard(ReporterSettings(gpu=False))
+    first, call, other = (mlb.Call(prompt=f"{word} " * 100_000, model="llama") for word in ("a", "bb", "ccc"))
+    with Scripted(serves(board)) as server:
+        async with mlb.Balancer(config(server, kind="stream")) as picking:
+            async with picking.acquire(first) as lease:
+                lease.first_content()
+                await until(lambda: replicas(picking) != [{}])
+            account = picking._engine.fleet.ledger.account(0)
+            async with picking.acquire(call) as lease:
+                client, _, number = lease.call_id.partition(".")
+                assert lease.call_id == f"{client}.{number}"
+                board.begin(prompt_tokens=10, call_id=f"{client}x.1")
+                await until(lambda: replicas(picking)[0].get("running") == 1)
+                assert account.unknown == 1
+                with board.begin(prompt=call.prompt, model="llama", call_id=lease.call_id):
+                    await until(lambda: replicas(picking)[0].get("acked") == int(number))
+                    assert account.unknown == 0
+            async with picking.acquire(other):  # whose caller sends nothing along: by time
+                assert account.unknown == 1
+                board.begin(prompt_tokens=10)
+                await until(lambda: account.unknown == 0)
+        board.close()
+
+
+@pytest.mark.parametrize("model", [None, "llama"])
+async def test_a_lease_goes_where_its_text_and_model_are_held(model: str | None) -> None:
+    boards = [LoadBoard(ReporterSettings(gpu=False)) for _ in range(3)]
+    text = "policy line " * 800
+    with boards[1].begin(prompt=text, model=model) as served:
+        served.first_content()
+    with Scripted(serves(boards[0])) as a, Scripted(serves(boards[1])) as b, Scripted(serves(boards[2])) as c:
+        async with mlb.Balancer(config(a, b, c, kind="stream")) as picking:
+            async with picking.acquire(mlb.Call(prompt="warm")):
+                await until(lambda: all(replicas(picking)))
+            await until(lambda: picking.snapshot().replicas[1].published_prefixes > 0)
+            async with picking.acquire(mlb.Call(prompt=text, model=model)) as lease:
+                assert lease.replica.url.endswith(b.address)
+                assert lease.report.predicted_hit_tokens > 0
+            other = picking.explain(mlb.Call(prompt=text, model="another"))
+            assert other.predicted_hit_tokens == 0
+        for board in boards:
+            board.close()
+
+
+# -- plugins ----------------------------------------------------------------------------------------------------------
+
+
+class _AbacusConfig(LoadReportsConfig):
+    kind: Literal["abacus"] = "abacus"  # type: ignore[assignment]
+
+
+def plugin(monkeypatch: pytest.MonkeyPatch, read: Callable[[float], Awaitable[Any]]) -> None:
+    """Installs the kind ``abacus``, which reads so."""
+
+    class Abacus:
+        config_type = _AbacusConfig
+        kind = "abacus"
+        cheap = False
+
+        def __init__(self, config: _AbacusConfig) -> None: ...
+
+        async def recognises(self, fetch: Fetch) -> bool:
+            return True
+
+        async def read(self, fetch: Fetch, at: float) -> Any:
+            return await read(at)
+
+    monkeypatch.setattr(Cadence, "first_s", lambda self: 0.0)
+    monkeypatch.setattr(report_kinds, "load", lambda kind: Abacus)
+
+
+async def test_figures_of_a_plugin_that_cannot_be_are_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    insane: dict[str, Any] = {"running": -5, "prefill_tokens": 10**30, "kv_used": "all", "state": "ready"}
+
+    async def read(at: float) -> LoadReport:
+        return LoadReport(source="abacus", at=at + 1e6, waiting=3, **insane)
+
+    plugin(monkeypatch, read)
+    with Scripted(has_pages) as server:
+        async with mlb.AsyncClient(config(server, kind="abacus")) as client:
+            await client.post(CHAT, json=chat())
+            await until(lambda: told(client) != {})
+            report = dict(told(client))
+    assert 0.0 <= report.pop("age_s") < 60.0
+    assert {name: value for name, value in report.items() if value} == {"source": "abacus", "waiting": 3}
+
+
+@pytest.mark.parametrize(
+    ("reads", "said"),
+    [
+        (anyio.sleep_forever, "plugin 'abacus': read has not returned within 0.08 s"),
+        (anyio.lowlevel.checkpoint, "plugin 'abacus': read returned None, not a LoadReport"),
+    ],
+)
+async def test_what_a_plugin_does_wrong_is_told_once_as_its_fault(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    reads: Callable[[], Awaitable[None]],
+    said: str,
+) -> None:
+    begun = []
+
+    async def read(at: float) -> None:
+        begun.append(at)
+        await reads()
+
+    plugin(monkeypatch, read)
+    monkeypatch.setattr(Cadence, "failed", lambda self: 0.01)
+    with Scripted(has_pages) as server, caplog.at_level(logging.INFO, "mlbalance_client"):
+        async with mlb.AsyncClient(config(server, kind="abacus", timeout_s=0.01)) as client:
+            await client.post(CHAT, json=chat())
+            await until(lambda: len(begun) > 2)
+            assert (await client.post(CHAT, json=chat())).status_code == 200
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno > logging.INFO]
+    assert said in line

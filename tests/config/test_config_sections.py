@@ -82,6 +82,10 @@ def test_every_problem_has_its_own_line_with_path_value_and_way_out() -> None:
         ({"picking": {"miss_weight": float("nan")}}, "picking.miss_weight: given nan; allowed: number"),
         ({"picking": {"bound_factor": float("inf")}}, "picking.bound_factor: given inf; allowed: number"),
         (
+            {"load_reports": {"kind": "VLLM"}},
+            "load_reports.kind: load report kind 'VLLM' is not installed; did you mean 'vllm'? known: auto, kserve",
+        ),
+        (
             {"load_reports": {"kind": "vlm"}},
             "load_reports.kind: load report kind 'vlm' is not installed; did you mean 'vllm'? known: auto, kserve",
         ),
@@ -137,6 +141,57 @@ def test_a_token_with_white_space_around_it_is_refused_and_not_shown(section: di
 def test_a_token_that_cannot_be_in_a_header_is_refused_and_not_shown(token: str) -> None:
     said = message(load_reports={"token": token})
     assert said == "load_reports.token: has characters that cannot be in a header"
+
+
+K8S = {"kind": "k8s", "namespace": "a", "service": "b"}
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"load_reports": {"token": ""}},
+        {"discovery": {"kind": "consul", "service": "llm", "token": ""}},
+        {"discovery": {**K8S, "token": ""}},
+    ],
+)
+def test_an_empty_token_is_none_and_refused(section: dict[str, Any]) -> None:
+    said = "token: is empty; leave it out where none is demanded"
+    assert message(**section) == f"{next(iter(section))}.{said}"
+
+
+@pytest.mark.parametrize(
+    "section",
+    [{"load_reports": {"token": "Bearer s3cret"}}, {"discovery": {**K8S, "token": "bearer s3cret"}}],
+)
+def test_a_token_with_the_word_that_is_put_before_it_is_refused(section: dict[str, Any]) -> None:
+    said = "token: begins with the word Bearer, which is put before it: give what follows alone"
+    assert message(**section) == f"{next(iter(section))}.{said}"
+
+
+def test_a_whole_header_may_begin_with_bearer() -> None:
+    checks = {"headers": {"Authorization": "Bearer s3cret"}}
+    assert BalancerConfig(discovery=STATIC, health_checks=checks).health_checks.headers
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"load_reports": {"token": 5}}, "load_reports.token: given a secret; allowed: text"),
+        (
+            {"picking": {"fingerprint_secret": 5}},
+            "picking.fingerprint_secret: given a secret; allowed: text at least 1 long, at most 64 long",
+        ),
+    ],
+)
+def test_what_is_no_text_is_no_secret(section: dict[str, Any], said: str) -> None:
+    assert message(**section) == said
+
+
+def test_kind_none_with_orca_is_refused_for_nobody_would_hear_what_is_asked() -> None:
+    assert message(load_reports={"kind": "none", "orca": True}) == (
+        "load_reports: orca asks for reports, and kind 'none' hears none; kind 'orca' hears those alone"
+    )
+    assert not BalancerConfig(discovery=STATIC, load_reports={"kind": "none"}).load_reports.asks_orca
 
 
 def test_discovery_is_required() -> None:

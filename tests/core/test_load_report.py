@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
+from mlbalance_client.config import PickingConfig
+from mlbalance_client.core.fleet import Fleet
 from mlbalance_client.core.load.report import LoadReport, State
+from mlbalance_client.core.model import Replica, ReplicaId
 
 
 @pytest.mark.parametrize("wrong", [-1, float("nan"), float("inf"), 1e16, 10**400, -(10**400)])
@@ -54,3 +59,18 @@ def test_the_share_of_gpu_memory(used: int | None, total: int, share: float | No
     report = LoadReport(source="x", at=1.0, gpu_memory_used_bytes=used, gpu_memory_total_bytes=total)
 
     assert report.gpu_memory == share
+
+
+def test_a_fleet_drops_what_cannot_be_of_every_report_that_it_hears() -> None:
+    replica = ReplicaId("a")
+    fleet = Fleet(PickingConfig(), Random(1), expiry_s=5.0)
+    fleet.update([Replica(replica, "http://a")])
+    fleet.hear(replica, LoadReport(source="x", at=1.0, running=-5, waiting=3, kv_used=1.05, state="ready"))  # type: ignore[arg-type]
+
+    assert fleet.report(replica, 1.0) == LoadReport(source="x", at=1.0, waiting=3, kv_used=1.0)
+
+    fleet.hear(replica, LoadReport(source="x", at=2.0, running=-5, waiting="3"))  # type: ignore[arg-type]
+
+    heard = fleet.report(replica, 2.0)
+    assert heard is not None
+    assert heard.at == 1.0

@@ -430,7 +430,8 @@ async def test_a_token_file_that_is_empty_is_trouble_and_no_reason_for_another_t
         async with following({**keys, "token_file": str(tmp_path / "token")}) as it:
             assert "token: it is empty" in await it.error()
         assert not server.exchanges
-        async with following({**keys, "token": ""}) as it:
+        monkeypatch.delenv("CONSUL_HTTP_TOKEN")
+        async with following(keys) as it:
             await it.ids()
         assert {exchange.header("x-consul-token") for exchange in server.exchanges} == {None}
 

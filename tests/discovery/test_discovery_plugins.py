@@ -106,7 +106,7 @@ def test_a_plugins_mistakes_are_told_like_ours_and_show_no_secret(install: Insta
 
     assert str(caught.value).splitlines()[1:] == [
         "  discovery.page: is required: integer",
-        "  discovery.token: given a secret; allowed: secret",
+        "  discovery.token: given a secret; allowed: text",
         "  discovery.tags: given 'hunter2'; allowed: list of texts",
         "  discovery.pgae: unknown key; did you mean 'page'? known: kind, page, tags, token",
     ]

@@ -6,14 +6,16 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import anyio
 import pytest
 
 from mlbalance_client.config import BalancerConfig, LoadReportsConfig
 from mlbalance_client.config.load_reports import report_kinds
 from mlbalance_client.errors import ConfigError
 from mlbalance_client.load_reports import Fetch, Format, LoadReport, NoAnswer, NotThere, Page, create
+from mlbalance_client.testing import load_reports as conformance
 from mlbalance_client.testing.load_reports import ScriptedReplica, check_format
 
 ROOT = Path(__file__).parents[2]
@@ -150,6 +152,51 @@ def test_a_broken_plugin_is_named(install: Install, entry_point: str, why: str) 
         BalancerConfig(discovery=STATIC, load_reports={"kind": "abacus"})
 
 
+def test_a_plugin_that_cannot_be_made_is_named_with_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    cause = RuntimeError("no beads today")
+
+    def make(config: LoadReportsConfig) -> Format:
+        raise cause
+
+    monkeypatch.setattr(report_kinds, "load", lambda kind: make)
+    said = r"^load_reports.kind 'abacus': its plugin cannot be made: RuntimeError\('no beads today'\)$"
+    with pytest.raises(ConfigError, match=said) as caught:
+        create(AbacusConfig())
+
+    assert caught.value.__cause__ is cause
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("at", [1e6, float("nan"), float("inf")])
+async def test_a_plugins_report_is_of_no_later_moment_than_it_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, at: float
+) -> None:
+    monkeypatch.setattr(report_kinds, "load", lambda kind: lambda config: Given(at))
+    form = create(AbacusConfig())
+    assert form is not None
+
+    assert (await form.read(ScriptedReplica({}), 5.0)).at == 5.0
+    assert (await form.read(ScriptedReplica({}), 2e6)).at == (1e6 if at == 1e6 else 2e6)
+
+
+class AbacusConfig(LoadReportsConfig):
+    kind: Literal["abacus"] = "abacus"  # type: ignore[assignment]
+
+
+class Given:
+    kind = "abacus"
+    cheap = True
+
+    def __init__(self, at: float) -> None:
+        self._at = at
+
+    async def recognises(self, fetch: Fetch) -> bool:
+        return True
+
+    async def read(self, fetch: Fetch, at: float) -> LoadReport:
+        return LoadReport(source="abacus", at=self._at, running=1)
+
+
 def test_calls_ask_for_orca_where_that_is_the_source() -> None:
     asks = {
         kind: LoadReportsConfig(kind=kind).asks_orca for kind in ("auto", "vllm", "triton", "orca", "none")
@@ -234,8 +281,7 @@ class Raises(Good):
 
 class Insane(Good):
     async def read(self, fetch: Fetch, at: float) -> LoadReport:
-        found = await super().read(fetch, at)
-        return found if found.running is not None else replace(found, kv_used=7.0)
+        return replace(await super().read(fetch, at), running=-5)
 
 
 class NeverMissing(Good):
@@ -252,6 +298,35 @@ class HidesThatNobodyAnswers(Good):
             return LoadReport(source="good", at=at)
 
 
+class CannotBeMade(Good):
+    def __init__(self) -> None:
+        raise RuntimeError("no beads today")
+
+
+class Undecided(Good):
+    cheap = None  # type: ignore[assignment]
+
+
+class Misreads(RecognisesNothing):
+    """What is told is what it reads, for a replica that is configured need not be recognised."""
+
+    async def read(self, fetch: Fetch, at: float) -> LoadReport:
+        raise ZeroDivisionError
+
+
+class FindsNothing(RecognisesNothing):
+    async def read(self, fetch: Fetch, at: float) -> LoadReport:
+        raise NotThere("/beads")
+
+
+def gives(value: Any) -> type[Good]:
+    class Given(RecognisesNothing):
+        async def read(self, fetch: Fetch, at: float) -> LoadReport:
+            return value
+
+    return Given
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     ("broken", "said"),
@@ -263,7 +338,14 @@ class HidesThatNobodyAnswers(Good):
         (Doubtful, "are understood"),
         (TakesMissingForIdle, r"empty pages say nothing, yet \['running'\] are known"),
         (Raises, "raises nothing but ReportError, not ValueError"),
-        (Insane, "gives figures that cannot be"),
+        (Insane, "figures can be, not running -5$"),
+        (gives(None), "its own pages: read returns a LoadReport, not None"),
+        (gives({}), "read returns a LoadReport, not {}"),
+        (gives(LoadReport(source="good", at=1_000.0, state="ready")), "a state is a State, not 'ready'"),  # type: ignore[arg-type]
+        (CannotBeMade, r"can be made: RuntimeError\('no beads today'\)"),
+        (Undecided, "says whether it is cheap"),
+        (Misreads, r"its own pages: raises nothing but ReportError, not ZeroDivisionError"),
+        (FindsNothing, r"are a report, not NotThere\('/beads'\)"),
         (NeverMissing, "none of the pages gives a ReportError"),
         (HidesThatNobodyAnswers, "down gives NoAnswer"),
     ],
@@ -273,6 +355,18 @@ async def test_the_suite_sees_every_broken_promise(broken: type[Good], said: str
 
     with pytest.raises(AssertionError, match=said):
         await check_format(broken, PAGES)
+
+
+@pytest.mark.anyio
+async def test_a_format_that_hangs_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hangs(Good):
+        async def read(self, fetch: Fetch, at: float) -> LoadReport:
+            await anyio.sleep_forever()
+            raise AssertionError("unreachable")
+
+    monkeypatch.setattr(conformance, "_WITHIN_S", 0.05)
+    with pytest.raises(AssertionError, match="its own pages: read returns as soon as it has its pages"):
+        await check_format(Hangs, PAGES)
 
 
 @pytest.mark.anyio

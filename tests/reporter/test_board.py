@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -377,6 +378,50 @@ def test_tokens_are_not_negative() -> None:
     assert board.report(0.0).running == 0
 
 
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ({"prompt": 3}, "prompt is 3, and must be str or bytes"),
+        ({"prompt": None}, "prompt is None, and must be str or bytes"),
+        ({"prompt_tokens": "x"}, "prompt_tokens is 'x', and must be a whole number of tokens"),
+        ({"prompt_tokens": 1.5}, "prompt_tokens is 1.5, and must be a whole number of tokens"),
+        ({"prompt_tokens": True}, "prompt_tokens is True, and must be a whole number of tokens"),
+        ({"max_output_tokens": True}, "max_output_tokens is True, and must be a whole number of tokens"),
+        ({"model": 4}, "model is 4, and must be str"),
+        ({"call_id": b"c.1"}, "call_id is b'c.1', and must be str"),
+    ],
+)
+def test_what_is_of_another_type_is_refused_and_not_counted(what: dict[str, Any], said: str) -> None:
+    board = board_of()
+    with pytest.raises(TypeError, match=f"^{re.escape(said)}$"):
+        board.begin(**what)
+
+    assert board.report(0.0).running == 0
+
+
+def test_a_model_is_said_to_be_in_a_state_that_there_is() -> None:
+    board = board_of()
+    board.set_model("llama", State.WARMING)
+    board.set_model("qwen", "asleep")
+    said = "^state is 'snoring'; known: starting, warming, ready, draining, overloaded, asleep$"
+    with pytest.raises(ValueError, match=said):
+        board.set_model("llama", "snoring")
+    with pytest.raises(ValueError, match="state is None; known"):
+        board.set_model("llama", None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="model is 4, and must be str"):
+        board.set_model(4, "ready")  # type: ignore[arg-type]
+
+    assert load(board).models == {"llama": "warming", "qwen": "asleep"}
+
+
+def test_calls_count_while_the_server_ends() -> None:
+    board = board_of()
+    board.close()
+    with board.begin(prompt_tokens=100):
+        assert (load(board).running, load(board).state) == (1, State.DRAINING)
+    assert load(board).running == 0
+
+
 def test_a_room_for_less_than_a_call_is_granted_as_often_as_there_is_one() -> None:
     grants = Grants(Acks())
     places = [grants.admit(f"c{number}") for number in range(20)]
@@ -478,8 +523,13 @@ def test_wrong_settings_are_named_without_secrets(env: dict[str, str], said: str
 
 
 def test_an_empty_token_is_refused_for_nobody_could_give_it() -> None:
-    with pytest.raises(ConfigError, match="token: .*empty"):
+    with pytest.raises(ConfigError, match="token: is empty; leave it out where none is demanded"):
         ReporterSettings.from_env({}, token="")
+
+
+def test_a_token_with_its_word_is_refused_for_clients_put_the_word_before_it() -> None:
+    with pytest.raises(ConfigError, match="MLBALANCE_REPORTER_TOKEN: begins with the word Bearer"):
+        ReporterSettings.from_env({"MLBALANCE_REPORTER_TOKEN": "Bearer s3cret"})
 
 
 @pytest.mark.parametrize("token", [" ", " s3cret", "s3cret\n"])

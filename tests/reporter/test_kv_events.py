@@ -29,7 +29,10 @@ ARRAY = json.loads((SAMPLES / "vllm_kv_events_array_wire_le_0.20.json").read_tex
 
 
 def board_of() -> LoadBoard:
-    return LoadBoard(ReporterSettings(gpu=False, kv_events="tcp://127.0.0.1:1"))
+    """One that would follow events, were it not closed: the test brings them."""
+    board = LoadBoard(ReporterSettings(gpu=False, kv_events="tcp://127.0.0.1:1"))
+    board.close()
+    return board
 
 
 def stored(*hashes: int, parent: int | None = None, size: int = 128) -> dict[str, Any]:
@@ -285,6 +288,31 @@ def test_captured_batches_over_zmq_leave_what_the_engine_holds() -> None:
         assert feed.follower.dropped == 0
 
 
-def test_an_endpoint_that_cannot_be_had_is_named() -> None:
+def test_a_board_follows_its_engine_until_it_is_closed_whoever_serves_it() -> None:
+    engine = Engine(True)
+    board = LoadBoard(
+        ReporterSettings(
+            gpu=False, kv_events=engine.endpoint, kv_events_replay=engine.replay, kv_events_topic="kv"
+        )
+    )
+    try:
+        engine.subscribed()
+        with board.begin(prompt="why " * 1024) as call:
+            call.first_content()
+            call.succeed()
+        assert len(board.chains) == 4
+        engine.publish(batch({"type": "AllBlocksCleared"}))
+
+        assert eventually(lambda: len(board.chains) == 0)
+    finally:
+        following = [thread for thread in threading.enumerate() if thread.name == "mlbalance kv events"]
+        board.close()
+        for thread in following:
+            thread.join()
+        engine.close()
+
+
+@pytest.mark.parametrize("make", [LoadReporter, lambda app, **given: LoadBoard(ReporterSettings(**given))])
+def test_an_endpoint_that_cannot_be_had_is_named(make: Any) -> None:
     with pytest.raises(ConfigError, match="nowhere"):
-        LoadReporter(answering(), kv_events="nowhere")
+        make(answering(), kv_events="nowhere")

@@ -384,6 +384,30 @@ async def test_the_servers_life_is_followed_and_passed_on() -> None:
     assert states == [State.STARTING, State.WARMING, State.DRAINING, State.DRAINING]
 
 
+async def test_an_app_that_goes_on_loading_says_so_itself() -> None:
+    """A server is up as soon as its startup is complete, and the app may not be."""
+    states: list[State | None] = []
+    board = LoadBoard()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        board.starting()
+        await send({"type": "lifespan.startup.complete"})
+        states.append(load_of(reporter).state)
+        board.starting(False)
+        states.append(load_of(reporter).state)
+
+    async def receive() -> Any:
+        return {"type": "lifespan.startup"}
+
+    async def send(message: Any) -> None: ...
+
+    reporter = LoadReporter(app, board=board)
+    await reporter({"type": "lifespan"}, receive, send)
+
+    assert states == [State.STARTING, State.WARMING]
+
+
 async def test_an_app_without_a_life_may_say_so() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await receive()

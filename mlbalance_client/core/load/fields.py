@@ -11,11 +11,9 @@ from pydantic_core import from_json
 from mlbalance_client.errors import BalancerError
 
 VERSION = 1
-MOST_SEQ = 10**15
 
 _MOST_TEXT = 256
 _MOST = 10**15
-_ABSURD = -1
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 _T = TypeVar("_T")
 
@@ -53,19 +51,19 @@ def check_version(fields: Mapping[str, Any]) -> None:
 
 def sequence(fields: Mapping[str, Any]) -> int:
     """``seq``, which must be there and no less than zero. Raises LoadFormatError."""
-    seq = needed(count(fields.get("seq"), "seq"), "seq")
-    if not 0 <= seq <= MOST_SEQ:
-        raise LoadFormatError(f"seq {seq} is not within 0 .. {MOST_SEQ}")
+    seq = count(fields.get("seq"), "seq")
+    if seq is None:
+        raise LoadFormatError(f"seq {fields.get('seq')!r:.40} is not within 0 .. {_MOST}")
     return seq
 
 
 def number(value: object, name: str) -> float | None:
-    """A figure, or none. Raises LoadFormatError if it is no number; whether it can be true is not judged here."""
+    """A figure that can be, or none. Raises LoadFormatError if it is no number."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise LoadFormatError(f"{name} is no number: {value!r:.40}")
-    return float(value) if abs(value) <= _MOST else _ABSURD  # as a float, a huge int overflows; NaN fails too
+    return float(value) if 0 <= value <= _MOST else None  # as a float, a huge int overflows; NaN fails too
 
 
 def count(value: object, name: str) -> int | None:
@@ -73,7 +71,7 @@ def count(value: object, name: str) -> int | None:
     found = number(value, name)
     if found is None:
         return None
-    return value if isinstance(value, int) and found != _ABSURD else int(found)
+    return value if isinstance(value, int) else int(found)
 
 
 def text(fields: Mapping[str, Any], name: str) -> str | None:

@@ -119,7 +119,7 @@ def decode_load(data: bytes | str, *, at: float, client: str | None = None) -> L
         free_tokens=count(free.get("tokens"), "free.tokens"),
         partial=partial,
         **_figures(fields),
-    ).sane()
+    )
 
 
 def encode_header(report: LoadReport) -> str:
@@ -160,7 +160,7 @@ def decode_header(header: str, *, at: float) -> LoadReport:
         free_tokens=count(fields.get("free.tokens"), "free.tokens"),
         partial=fields.get("partial") == 1,
         **_figures(fields),
-    ).sane()
+    )
 
 
 def _known(report: LoadReport, fields: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """What a replica says of its load, whatever the format it says it in. Unknown is ``None``, never zero.
 
-Figures come from strangers: ``LoadReport.sane`` drops those that cannot be true, so that a replica which lies loses at
-most its own traffic.
+Figures come from strangers: ``LoadReport.sane``, which a fleet takes of every report that it hears, drops those that
+cannot be true, so that a replica which lies loses at most its own traffic.
 """
 
 from __future__ import annotations
@@ -120,17 +120,24 @@ class LoadReport:
         return self.state is None and not self.models and all(getattr(self, f) is None for f in _FIGURES)
 
     def sane(self) -> LoadReport:
-        """The report without figures that cannot be: negative, not finite, absurd; shares as ``share`` has them."""
+        """The report without what cannot be: figures negative, not finite, absurd or none at all, a state that is none.
+
+        Shares are as ``share`` has them.
+        """
         wrong: dict[str, object] = {}
         for name in _FIGURES:
             value = getattr(self, name)
             if value is None:
                 continue
             most = MOST_REQUESTS if name in _REQUESTS else _MOST
-            if not 0 <= value <= most:  # so NaN too, and integers that no float can hold
+            if (
+                not isinstance(value, int | float) or not 0 <= value <= most
+            ):  # NaN too, and the hugest integers
                 wrong[name] = None
             elif name in _SHARES and value > 1:
                 wrong[name] = share(value)
+        if self.state is not None and not isinstance(self.state, State):
+            wrong["state"] = None
         for name in ("models", "adapters"):
             if len(getattr(self, name)) > _MOST_NAMES:
                 wrong[name] = _NOTHING
