@@ -570,13 +570,16 @@ class Fleet:
             return None
         return NoReplicas(self.serving.nobody(demand.model, excluded, self.nobody))
 
-    def kept_from(self, demand: Demand, now: float) -> str:
+    def kept_from(self, demand: Demand, excluded: Collection[ReplicaId], now: float) -> str:
         """Why all replicas that serve the call are kept out, in words; empty if any of them is not."""
-        kept_out = self.fitness.kept_out(demand.model, now)
-        serving = self._serving(demand)
+        barred, kept_out = self._barred(excluded), self.fitness.kept_out(demand.model, now)
+        serving = [place for place in self._serving(demand) if not barred >> place & 1]
         if not serving or any(place not in kept_out for place in serving):
             return ""
-        return "; ".join(f"of {self._replicas[place].id} {kept_out[place]}" for place in serving[:_NAMED])
+        words = [f"of {self._replicas[place].id} {kept_out[place]}" for place in serving[:_NAMED]]
+        if (more := len(serving) - _NAMED) > 0:
+            words.append(f"and {more} more")
+        return f": all are kept out, {'; '.join(words)}"
 
     def _serving(self, demand: Demand) -> list[int]:
         return [place for pool in self.serving.pools(demand.model) for place in pool.replicas]
