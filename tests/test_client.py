@@ -559,7 +559,31 @@ async def test_a_call_that_kills_its_replicas_kills_no_more_than_it_has_attempts
                 await client.post(PATH, json=chat("poison"))
             assert settled(client)
 
-    assert len(hit) == limit
+    assert len({id(server) for server in hit}) == limit
+    again = limit > 1 and not dies  # to the first one, whose connection had been idle
+    assert len(hit) == limit + again
+
+
+async def test_one_that_reads_and_resets_loses_no_call_that_another_can_serve() -> None:
+    def script(exchange: Exchange) -> None:
+        if b"second" in exchange.body and exchange.header("host") == bad.address:
+            exchange.reset()
+        else:
+            ok(exchange)
+
+    with Scripted(script) as bad, Scripted(script) as good:
+        settings = config(bad, good, picking={"policy": "round_robin"})
+        async with mlb.AsyncClient(settings) as client:
+            for _ in range(2):
+                await client.post(PATH, json=chat())
+            for _ in range(2):
+                answer = await client.post(PATH, json=chat("second"))
+                assert answer.status_code == 200
+            failed = [a for a in answer.extensions["mlbalance"].attempts if a.failure]
+            assert all("sent again at once" in attempt.detail for attempt in failed)
+            assert settled(client)
+
+        assert sum(b"second" in exchange.body for exchange in bad.exchanges) == 2
 
 
 async def test_an_answer_in_hand_is_returned_not_raised() -> None:

@@ -23,7 +23,7 @@ class RetriesConfig(Section):
         le=5,
         description="How often a call may be sent at most, each time to another replica. 2: one replica's "
         "failure is hidden, an overload is not multiplied. What was never sent does not "
-        "count, nor do hedges.",
+        "count, nor do hedges, nor what goes to its replica again since an idle connection was closed.",
     )
     budget_ratio: Annotated[float, Unit("share")] = Field(
         default=0.1,
