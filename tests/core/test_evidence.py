@@ -236,3 +236,74 @@ def test_one_whose_connections_broke_stays_out_while_checks_find_it_refusing_the
         world.call(B, float(now))
 
     assert [ejection.unreachable for ejection in world.fleet.fitness.outliers.out] == [True]
+
+
+@pytest.mark.parametrize("checks_run", [True, False])
+@pytest.mark.parametrize("answer", ["content", "served", "busy", "no such model"])
+def test_who_answers_a_call_does_not_refuse_connections_any_more(
+    world: World, checks_run: bool, answer: str
+) -> None:
+    """All were killed, one is back: the call that found it there proves more than a check."""
+    fleet = world.fleet
+    fleet.fitness.outliers.awaits_checks = checks_run
+    for id_ in (A, B, C):
+        for _ in range(2):
+            world.call(id_, 1.0, Failure.UNREACHABLE)
+    assert sorted(world.out()) == [0, 1, 2]
+
+    pick = fleet.pick(Demand(fingerprint(b"x"), 10, 10), 2.0, [B, C])
+    if answer == "content":
+        pick.first_content(2.5)
+    elif answer == "served":
+        pick.settle(Verdict.OK, 2.5)
+    elif answer == "busy":
+        pick.failed(2.5, 0.1, Failure.PUSHBACK)
+    else:
+        pick.lacks_model(2.5)
+
+    assert sorted(world.out()) == [1, 2]
+    assert isinstance(world.news[-1], ReplicaReturned)
+    assert fleet.fitness.slow_start.on_trial(0)
+    demand = Demand(fingerprint(b"x"), 10, 10, model="another", replayable=False)
+    assert {fleet.pick(demand, 2.7).replica.id for _ in range(4)} == {A}
+
+
+def test_who_refused_one_connection_and_answers_the_next_call_rests_no_more(world: World) -> None:
+    world.fleet.fitness.outliers.awaits_checks = True
+    world.call(A, 1.0, Failure.UNREACHABLE)
+    assert A not in {world.fleet.pick(Demand(fingerprint(b"x"), 10, 10), 2.0).replica.id for _ in range(3)}
+
+    world.call(A, 2.0)
+
+    assert A in {world.fleet.pick(Demand(fingerprint(b"x"), 10, 10), 2.0).replica.id for _ in range(3)}
+    assert world.unproven(2.0) == {}
+
+
+def test_an_answer_to_a_call_from_before_proves_nothing_of_new_connections(world: World) -> None:
+    world.fleet.fitness.outliers.awaits_checks = True
+    stream = world.fleet.pick(Demand(fingerprint(b"x"), 10, 10), 0.5, [B, C])
+    for _ in range(2):
+        world.call(A, 1.0, Failure.UNREACHABLE)
+
+    stream.first_content(2.0)
+    stream.settle(Verdict.OK, 3.0)
+
+    assert world.out() == [0]
+    assert world.unproven(3.0) == {A: Proof.SYSTEM}
+
+
+def test_one_that_can_be_reached_again_is_asked_before_those_that_cannot_though_it_stays_out(
+    world: World,
+) -> None:
+    fleet = world.fleet
+    fleet.fitness.outliers.awaits_checks = True
+    for _ in range(2):
+        world.call(A, 1.0, Failure.BROKEN)
+    for id_ in (A, B, C):
+        for _ in range(2):
+            world.call(id_, 1.0, Failure.UNREACHABLE)
+
+    fleet.fitness.reached(A, 2.0)
+
+    assert sorted(world.out()) == [0, 1, 2]
+    assert {fleet.pick(Demand(fingerprint(b"x"), 10, 10), 2.5).replica.id for _ in range(4)} == {A}

@@ -218,6 +218,11 @@ class Outliers:
             self._records[place].back_at = now
             self._changed()
 
+    def reached(self, place: int) -> None:
+        """One that refused connections takes them again, but is out for other evidence too."""
+        self._out[place] = replace(self._out[place], unreachable=False)
+        self._changed()
+
     def members(self, places: Iterable[int], now: float) -> None:
         """Discovery has changed who there is."""
         self._members = frozenset(places)
