@@ -180,7 +180,9 @@ class Checkups:
             failure = Failure.UNREACHABLE if error.refused else Failure.SILENT
             finding = Finding(Health.FAILED, str(error))
         now, id_ = self._clock(), checked.replica.id
-        if finding.health is Health.FAILED and not self._fleet.fitness.check_failed(id_, asked, now, failure):
+        if finding.health is Health.FAILED and not self._fleet.fitness.check_failed(
+            id_, asked, now, failure, proof
+        ):
             return Health.UNKNOWN
         check = proof.name.lower()
         checked.last = LastCheck(check, finding.health.value, finding.why, now)

@@ -307,3 +307,65 @@ def test_one_that_can_be_reached_again_is_asked_before_those_that_cannot_though_
 
     assert sorted(world.out()) == [0, 1, 2]
     assert {fleet.pick(Demand(fingerprint(b"x"), 10, 10), 2.5).replica.id for _ in range(4)} == {A}
+
+
+@pytest.mark.parametrize(
+    ("failing", "passed", "words"),
+    [
+        ([Proof.SYSTEM, Proof.SYSTEM], Proof.SYSTEM, "it failed 2 checks in a row"),
+        ([Proof.SYSTEM, Proof.MODEL], Proof.MODEL, "it failed 2 checks in a row"),
+        ([Proof.CALLS, Proof.SYSTEM], Proof.MODEL, "it failed 1 call and 1 check in a row"),
+        ([Proof.CALLS, Proof.CALLS], Proof.MODEL, "it failed 2 calls in a row"),
+    ],
+)
+def test_who_failed_checks_is_said_to_have_failed_checks_and_returns_by_passing_such(
+    world: World, failing: list[Proof], passed: Proof, words: str
+) -> None:
+    for by in failing:
+        if by is Proof.CALLS:
+            world.call(A, 1.0, Failure.ERROR)
+        else:
+            world.fleet.fitness.check_failed(A, 1.0, 1.0, Failure.ERROR, by)
+
+    ejected = world.news[-1]
+    assert isinstance(ejected, ReplicaEjected)
+    assert ejected.why == f"{words}, the last time it answered with an error"
+    assert world.unproven(2.0) == {A: passed}
+    world.fleet.fitness.checked(A, 2.0, passed)
+    assert world.out() == []
+
+
+def test_checks_are_none_of_the_calls_of_which_a_share_failed() -> None:
+    rng = Random(1)
+    news: list[News] = []
+    fleet = Fleet(
+        PickingConfig(), rng, outliers=Outliers(OutlierDetectionConfig(rest_base_s=0), rng), tell=news.append
+    )
+    fleet.update(REPLICAS, 0.0)
+    world = World(fleet, news)
+    for now in range(1, 41):
+        world.call(A, float(now))
+        fleet.fitness.check_failed(A, now + 0.5, now + 0.5, Failure.ERROR, Proof.SYSTEM)
+
+    assert world.news == []
+
+
+def test_checks_of_the_system_that_fail_now_and_then_are_not_in_a_row(world: World) -> None:
+    for now in range(1, 9):
+        world.fleet.fitness.check_failed(A, float(now), float(now), Failure.UNREACHABLE, Proof.SYSTEM)
+        world.fleet.fitness.checked(A, now + 0.5, Proof.SYSTEM)
+
+    assert world.news == []
+
+
+def test_one_on_trial_that_fails_a_check_of_its_system_is_back_when_it_passes_one(world: World) -> None:
+    eject(world, Failure.UNREACHABLE)
+    world.fleet.fitness.checked(A, 3.0, Proof.SYSTEM)
+    world.fleet.fitness.check_failed(A, 4.0, 4.0, Failure.ERROR, Proof.SYSTEM)
+    ejected = world.news[-1]
+    assert isinstance(ejected, ReplicaEjected)
+    assert ejected.why == "it answered with an error on trial, when it was checked"
+
+    world.fleet.fitness.checked(A, 5.0, Proof.SYSTEM)
+
+    assert world.out() == []

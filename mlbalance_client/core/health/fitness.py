@@ -231,12 +231,12 @@ class Fitness:
         known, self._epochs[place] = self._epochs.get(place, epoch), epoch
         return known != epoch
 
-    def served(self, place: int, sent: float, now: float) -> None:
-        """A replica served a call, which was sent at ``sent``, to its end."""
+    def served(self, place: int, sent: float, now: float, by: Proof = Proof.CALLS) -> None:
+        """A replica served a call, or a check of its model, which was sent at ``sent``, to its end."""
         self.answered(place, sent, now)
         self._heard_at[place] = now
         self.pushback.succeeded(place, sent)
-        self.outliers.served(place, now)
+        self.outliers.served(place, now, by)
         if self.slow_start.active:
             self.slow_start.served(place, sent, now)
 
@@ -250,9 +250,16 @@ class Fitness:
             self.checked(self._replicas[place].id, now, Proof.SYSTEM)
 
     def failed(
-        self, place: int, kind: Failure, now: float, retry_after_s: float | None, *, on_trial: bool
+        self,
+        place: int,
+        kind: Failure,
+        now: float,
+        retry_after_s: float | None,
+        *,
+        on_trial: bool,
+        by: Proof = Proof.CALLS,
     ) -> None:
-        """A replica failed a call."""
+        """A replica failed a call, or a check."""
         self._heard_at[place] = now
         self._failed[place] = kind
         if kind is Failure.UNREACHABLE:
@@ -260,7 +267,7 @@ class Fitness:
             if self.outliers.awaits_checks:
                 retry_after_s = retry_after_s or _UNTIL_CHECKED_S
         self.pushback.failed(place, now, retry_after_s)
-        self.eject(self.outliers.failed(place, kind, now, on_trial=on_trial), now)
+        self.eject(self.outliers.failed(place, kind, now, on_trial=on_trial, by=by), now)
 
     def eject(self, ejection: Ejection | None, now: float) -> None:
         """Act on an ejection, if there is one."""
@@ -297,7 +304,9 @@ class Fitness:
             self._come_back(place, now)
         if proof is Proof.MODEL:
             self.outliers.silences.begun(place, 0.0, now)
-            self.served(place, now, now)
+            self.served(place, now, now, proof)
+        else:
+            self.outliers.served(place, now, proof)
 
     def reached(self, id_: ReplicaId, now: float) -> None:
         """A replica has answered a check that says nothing of its health, but it can be reached."""
@@ -308,15 +317,17 @@ class Fitness:
         ):
             self.checked(id_, now, Proof.SYSTEM)
 
-    def check_failed(self, id_: ReplicaId, asked: float, now: float, kind: Failure) -> bool:
-        """A health check was failed that was begun at ``asked``; it counts like a call.
+    def check_failed(
+        self, id_: ReplicaId, asked: float, now: float, kind: Failure, by: Proof = Proof.MODEL
+    ) -> bool:
+        """A health check was failed that was begun at ``asked``; it counts like a call among those in a row.
 
         False, and nothing has happened, if the replica is gone, or has come back since: it was asked how it was before.
         """
         place = self._places.get(id_)
         if place is None or self._returned_at.get(place, asked) > asked:
             return False
-        self.failed(place, kind, now, None, on_trial=self.slow_start.on_trial(place))
+        self.failed(place, kind, now, None, on_trial=self.slow_start.on_trial(place), by=by)
         return True
 
     def without_evidence(self, now: float, older_than_s: float) -> list[Unproven]:
