@@ -159,8 +159,11 @@ class Fitness:
         unwilling, full = self.unwilling(model, now, replayable=True), self.fullness.full(now)
         closed, lacking = self.readiness.closed(model, now), self.absences.lacking(model, now)
 
-        def why(place: int) -> str:
+        def why(place: int, replica: Replica) -> str:
             bit = 1 << place
+            if not replica.usable:
+                because = f": {replica.because}" if replica.because else ""
+                return f"discovery says that it is {replica.state}{because}"
             if self.outliers.barred & bit and (ejection := self.outliers.ejection(place)) is not None:
                 return f"it is ejected: {ejection.why}"
             if (rests_s := self.pushback.rests_s(place, now)) > 0.0:
@@ -174,7 +177,11 @@ class Fitness:
                 return "it gets one call at a time until it has answered one"
             return "its memory is all but full"
 
-        return {place: why(place) for place in self._replicas if (unwilling | full) >> place & 1}
+        return {
+            place: why(place, replica)
+            for place, replica in self._replicas.items()
+            if not replica.usable or (unwilling | full) >> place & 1
+        }
 
     def _awaits_check(self, place: int) -> bool:
         """Whether the replica has refused a connection, and gets no call before a check has reached it."""
