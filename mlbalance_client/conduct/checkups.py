@@ -88,7 +88,7 @@ class Checkups:
         self._recent: dict[str | None, tuple[float, Dialect, str]] = {}
         self._calls = 0
         self._checked: dict[ReplicaId, _Checked] = {}
-        self._warned = False
+        self._warned: set[str] = set()
 
     def start(self, seed: int) -> None:
         """Before anything else, in the process that will run it."""
@@ -198,9 +198,9 @@ class Checkups:
                 checked.ill_since = now
                 self._tell(HealthCheckFailed(now, id_, check, finding.why))
             checked.ill = check
-        if finding.forbidden and not self._warned:
-            self._warned = True
-            logger.warning("health checks are refused, by %s first: %s", id_, finding.why)
+        if finding.wants and finding.wants not in self._warned:
+            self._warned.add(finding.wants)
+            logger.warning("health checks tell nothing, of %s first: %s", id_, finding.why)
         return finding.health
 
     def _pages(self, checked: _Checked) -> Get:

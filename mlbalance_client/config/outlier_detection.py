@@ -52,7 +52,8 @@ class OutlierDetectionConfig(Section):
         default=30.0,
         gt=0,
         le=3_600,
-        description="How long the first ejection lasts; the second in a row twice as long, and so on. 30 as in Envoy.",
+        description="How long the first ejection lasts; the second in a row twice as long, and so on. 30 as in Envoy. "
+        "One that refuses connections is out until a check reaches it, at first 60 s at most; without checks 5 s.",
     )
     ejection_max_s: Annotated[float, Unit("s")] = Field(
         default=300.0, gt=0, le=86_400, description="The longest ejection. 300 as in Envoy."

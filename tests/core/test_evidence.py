@@ -369,3 +369,17 @@ def test_one_on_trial_that_fails_a_check_of_its_system_is_back_when_it_passes_on
     world.fleet.fitness.checked(A, 5.0, Proof.SYSTEM)
 
     assert world.out() == []
+
+
+@pytest.mark.parametrize(("checks_run", "at_first_s"), [(True, 60.0), (False, 5.0)])
+def test_one_that_refuses_connections_is_out_as_long_as_is_documented(
+    world: World, checks_run: bool, at_first_s: float
+) -> None:
+    world.fleet.fitness.outliers.awaits_checks = checks_run
+    for number in (1, 2):
+        for _ in range(2):
+            world.call(A, 1.0, Failure.UNREACHABLE)
+        ejected = world.news[-1]
+        assert isinstance(ejected, ReplicaEjected)
+        assert (ejected.count, ejected.for_s) == (number, pytest.approx(at_first_s * number, rel=0.1))
+        world.fleet.fitness.checked(A, 1.0, Proof.SYSTEM)
