@@ -108,7 +108,10 @@ class HedgeEnded:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """All replicas have enough to do: a call waits in this client, as one of ``waiting``."""
+    """All replicas have enough to do: a call waits in this client, as one of ``waiting``.
+
+    ``Pulled`` or ``Shed`` follows, whichever way it ends.
+    """
 
     at: float
     call: str
@@ -131,7 +134,10 @@ class Pulled:
 
 @dataclass(frozen=True, slots=True)
 class Shed:
-    """A call got no room. ``error``: the kind that its caller gets; ``waited_s``: how long it had waited."""
+    """A call got no room. ``waited_s``: how long it had waited.
+
+    ``error``: the kind that its caller gets; ``cancelled`` if he has gone.
+    """
 
     at: float
     call: str

@@ -26,6 +26,8 @@ from ..core.model import Demand, ReplicaId, Usage, Verdict
 from ..core.placement.picker import Decision
 from ..core.report import CallReport
 from ..dialects import Dialect, Lacks, Sign
+from ..dialects.base import AnswerWatch
+from ..dialects.watches import BlindWatch
 from ..errors import (
     PASSED,
     AttemptReport,
@@ -255,7 +257,9 @@ class Performer:
                 if pick is None:
                     return call.told or call.plan.nobody_left()
                 now = self._clock()
-        except (NoReplicas, NoCapacity, QueueTimeout, DeadlineExceeded):
+        except DeadlineExceeded:  # as if its own alarm had been first
+            return call.plan.out_of_time()
+        except (NoReplicas, NoCapacity, QueueTimeout):
             if first:
                 raise
             return call.plan.nobody_left()
@@ -543,11 +547,15 @@ class Performer:
         self._check_open()
 
     def _flow(self, call: CallUnderWay, attempt: Attempt, answer: WireAnswer) -> Flow:
+        status = answer.status
+        watch: AnswerWatch = BlindWatch()
+        if status < 300 or status >= 400:  # a redirect's body is not the API's
+            watch = call.dialect.watch(status, _content_type(answer.headers))
         return Flow(
             attempt.number,
             attempt.pick,
             answer,
-            call.dialect.watch(answer.status, _content_type(answer.headers)),
+            watch,
             call.report,
             self._clock,
             partial(self._on_end, call),
@@ -624,8 +632,10 @@ class Performer:
             return f": {retold(call.told_in_order)}"
         if self._roster.waiting:
             return f": no replica is known: {self._fleet.nobody}"
-        waited_for = call.report.queued_for
-        return f": it waited for {waited_for}" if waited_for else ": it was not placed by then"
+        if not (waited_for := call.report.queued_for):
+            return ": it was not placed by then"
+        kept = self._fleet.kept_from(call.demand, self._clock())
+        return f": it waited for {waited_for}{kept and f': all are kept out, {kept}'}"
 
     def _cut_short(self, attempt: Attempt) -> None:
         flow = attempt.flow

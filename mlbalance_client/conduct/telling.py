@@ -61,11 +61,13 @@ class Telling:
         if self._events:
             self._events.emit(Pulled(now, call, pick.replica.id, waited_s, report.tenant, report.priority))
 
-    def shed(self, call: str, report: CallReport, now: float, waited_s: float, error: BalancerError) -> None:
-        """A call gets no room."""
+    def shed(
+        self, call: str, report: CallReport, now: float, waited_s: float, error: BalancerError | None
+    ) -> None:
+        """A call gets no room. ``error``: None if its caller has gone."""
         if self._events:
             retry_after_s = error.retry_after_s if isinstance(error, NoCapacity) else None
-            kind = type(error).__name__
+            kind = str(FailureKind.CANCELLED) if error is None else type(error).__name__
             self._events.emit(Shed(now, call, kind, waited_s, retry_after_s, report.tenant, report.priority))
 
     def failed_over(self, call: str, pick: Pick, now: float, previous: AttemptReport) -> None:

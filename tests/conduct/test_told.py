@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+from math import inf
 from typing import Any
 
 import anyio
 import pytest
 
 import mlbalance_client as mlb
+from mlbalance_client.conduct.engine import Engine
 from mlbalance_client.core.load.report import LoadReport
-from mlbalance_client.events import AttemptEnded, Event, FailedOver, ReplicaEjected, Settled
+from mlbalance_client.errors import ClientClosed, DeadlineExceeded
+from mlbalance_client.events import (
+    AttemptEnded,
+    Event,
+    FailedOver,
+    Pulled,
+    Queued,
+    ReplicaEjected,
+    Settled,
+    Shed,
+)
 
 from ..test_client import OVERLOADED, PATH
 from .virtual import (
@@ -210,6 +223,104 @@ async def test_a_deadline_that_passes_in_the_queue_says_what_it_waited_for(
         await engine.send(request(options=mlb.CallOptions(deadline_s=2.0)))
 
     assert str(caught.value) == f"no answer began within 2 s (deadline_s): {said}"
+    await nothing_is_left(engine, network)
+
+
+def busy_engine(network: Network) -> Engine:
+    """All of whose replicas have work for longer than anybody waits."""
+    engine = engine_of(network)
+    for replica in engine.fleet.replicas:
+        told = LoadReport(source="vllm", at=anyio.current_time(), expected_wait_s=30.0)
+        engine.fleet.hear(replica.id, told)
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "waited_s"),
+    [("cancelled", "cancelled", 1.0), ("closed", "ClientClosed", 1.0), ("deadline", "DeadlineExceeded", 2.0)],
+)
+async def test_who_leaves_the_queue_without_room_is_told_of_once(
+    how: str, error: str, waited_s: float
+) -> None:
+    heard: list[Event] = []
+    engine = busy_engine(network := Network([WHOLE]))
+    engine.events.subscribe(heard.append)
+
+    async def call() -> None:
+        with contextlib.suppress(ClientClosed, DeadlineExceeded):
+            await engine.send(request(options=mlb.CallOptions(deadline_s=2.0)))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call)
+        await rest(1.0)
+        if how == "cancelled":
+            tasks.cancel_scope.cancel()
+        elif how == "closed":
+            engine.drain_s = 0.0
+            await engine.aclose()
+
+    queued = [event for event in heard if isinstance(event, Queued)]
+    (shed,) = [event for event in heard if isinstance(event, Shed)]
+    assert [event.call for event in queued] == [shed.call]
+    assert (shed.error, shed.waited_s) == (error, pytest.approx(waited_s, abs=0.01))
+    assert not [event for event in heard if isinstance(event, Pulled)]
+    await nothing_is_left(engine, network)
+
+
+async def test_who_is_cancelled_as_room_comes_is_told_of_once() -> None:
+    heard: list[Event] = []
+    engine = busy_engine(network := Network([WHOLE]))
+    engine.events.subscribe(heard.append)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(engine.send, request())
+        await rest(0.5)
+        for replica in engine.fleet.replicas:
+            engine.fleet.hear(
+                replica.id, LoadReport(source="vllm", at=anyio.current_time(), expected_wait_s=0.0)
+            )
+        assert engine.snapshot().queued == 0
+        tasks.cancel_scope.cancel()
+
+    first, *then = [type(event) for event in heard if isinstance(event, Queued | Pulled | Shed)]
+    assert first is Queued
+    assert then in ([Pulled], [Shed])  # by whether the loop was there before
+    await nothing_is_left(engine, network)
+
+
+@pytest.mark.parametrize("first", ["queue", "call"])
+async def test_a_deadline_that_passes_in_the_queue_is_told_alike_whoever_notices_it(
+    first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = busy_engine(Network([WHOLE]))
+    heard: list[Event] = []
+    engine.events.subscribe(heard.append)
+    if first == "queue":
+        monkeypatch.setattr(engine._performer, "_on_alarm", lambda call: None)
+    else:
+        monkeypatch.setattr(engine.queueing.queue, "next_at", lambda: inf)
+    with pytest.raises(mlb.DeadlineExceeded) as caught:
+        await engine.send(request(options=mlb.CallOptions(deadline_s=2.0)))
+
+    said = "it waited for a replica with room, since all that it may go to had enough to do"
+    assert str(caught.value) == f"no answer began within 2 s (deadline_s): {said}"
+    assert [event.error for event in heard if isinstance(event, Shed)] == ["DeadlineExceeded"]
+    await engine.aclose()
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+@pytest.mark.parametrize("head", [b"application/json", b"text/event-stream"])
+async def test_a_redirect_is_delivered_whatever_its_body_says(status: int, head: bytes) -> None:
+    body = b"data: " + BUSY + b"\n\n" if b"event" in head else BUSY
+    said = b"HTTP/1.1 %d X\r\ncontent-type: %s\r\ncontent-length: %d\r\n\r\n" % (status, head, len(body))
+    engine = engine_of(network := Network([said + body]), replicas=2, **PATIENT)
+    for streaming in (True, False):
+        got = await engine.send(request(stream=streaming))
+        (attempt,) = got.report.attempts
+        assert (got.status, attempt.status, attempt.failure, attempt.detail) == (status, status, None, "")
+        assert got.report.gave_up == ""
+        assert not [name for name, _ in got.headers if name.lower() == b"x-should-retry"]
+        assert await read(got) == body
+    assert not any(row.kept_out for row in engine.snapshot().replicas)
     await nothing_is_left(engine, network)
 
 
