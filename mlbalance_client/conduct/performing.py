@@ -43,7 +43,7 @@ from ..errors import (
 )
 from ..wire import WireAnswer, WireError, read_hints
 from .alarms import Alarm, Alarms
-from .answer import AnswerBody, Flow, HeldBody
+from .answer import AnswerBody, Flow, HeldBody, Stopped
 from .held_streams import HeldStreams
 from .queueing import Queueing
 from .reporting import Reporting
@@ -623,7 +623,9 @@ class Performer:
             )
             return DeadlineExceeded(f"no answer began within {within_s:g} s ({whose}){self._so_far(call)}")
         rests_s = self._fleet.opens_in_s(call.demand, now)
-        return AttemptsExhausted(call.told_in_order, retry_after_s=rests_s or None, why=call.plan.why_ended)
+        error = AttemptsExhausted(call.told_in_order, retry_after_s=rests_s or None, why=call.plan.why_ended)
+        self._tell.given_up(call.id, error)
+        return error
 
     def _so_far(self, call: CallUnderWay) -> str:
         """What a call has come to by now, in words."""
@@ -661,7 +663,18 @@ class Performer:
         self, call_id: str, began: float, flow: Flow, verdict: Verdict, usage: Usage | None
     ) -> None:
         self._held.remove(flow)
-        self._tell.settled(call_id, flow.pick, flow.report, began, verdict, usage)
+        failure: FailureKind | None = None
+        if verdict is not Verdict.OK and (broken := _how_it_broke(flow, verdict)) is not None:
+            failure, detail = broken
+            error = flow.in_band_error
+            self._tell.interrupted(
+                *(call_id, flow.pick, flow.number, flow.report),
+                delivered=flow.delivered,
+                failure=failure,
+                detail=detail,
+                status=None if error is None or failure is not FailureKind.IN_BAND else error.status,
+            )
+        self._tell.settled(call_id, flow.pick, flow.report, began, verdict, usage, failure=failure)
 
     def _settled(
         self, call: CallUnderWay, number: int, pick: Pick, verdict: Verdict, usage: Usage | None
@@ -691,6 +704,19 @@ _TEXT_WITHIN_S = 1.0
 
 def _beaten_by(winner: int | None) -> str:
     return "" if winner is None else f"attempt {winner} answered first"
+
+
+def _how_it_broke(flow: Flow, verdict: Verdict) -> Stopped | None:
+    """What ended an answer that was being read, None if its reader did."""
+    if flow.stopped is not None:
+        return None if flow.closed else flow.stopped
+    if verdict is not Verdict.FAILED:
+        return None
+    if (error := flow.in_band_error) is not None:
+        return Stopped(FailureKind.IN_BAND, error.message)
+    if (broke := flow.wire.broke) is not None:
+        return Stopped(*broke)
+    return Stopped(FailureKind.READ, "the connection was closed before its end")
 
 
 def _delivers(command: Command, number: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from math import inf
 from typing import Any
 
@@ -17,6 +18,8 @@ from mlbalance_client.events import (
     AttemptEnded,
     Event,
     FailedOver,
+    GivenUp,
+    Interrupted,
     Pulled,
     Queued,
     ReplicaEjected,
@@ -24,7 +27,7 @@ from mlbalance_client.events import (
     Shed,
 )
 
-from ..test_client import OVERLOADED, PATH
+from ..test_client import OVERLOADED, PATH, ROLE, WORD
 from .virtual import (
     BREAK,
     DONE,
@@ -223,6 +226,87 @@ async def test_a_deadline_that_passes_in_the_queue_says_what_it_waited_for(
         await engine.send(request(options=mlb.CallOptions(deadline_s=2.0)))
 
     assert str(caught.value) == f"no answer began within 2 s (deadline_s): {said}"
+    await nothing_is_left(engine, network)
+
+
+@pytest.mark.parametrize(
+    ("last", "kind", "detail"),
+    [
+        ([BREAK], mlb.FailureKind.READ, "reset"),
+        ([HANG], mlb.FailureKind.READ_TIMEOUT, ""),
+    ],
+)
+async def test_a_stream_that_breaks_off_is_told_everywhere(
+    last: list[Step], kind: mlb.FailureKind, detail: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard: list[Event] = []
+    network = Network([HEAD + chunk(ROLE), chunk(WORD), *last])
+    engine = engine_of(network, http={"read_timeout_s": 5.0}, **PATIENT)
+    got = await engine.send(request(stream=True))
+    assert "broke off" not in str(got.report.explain())
+    engine.events.subscribe(heard.append)
+    with pytest.raises(mlb.StreamInterrupted) as caught:
+        await read(got)
+
+    size = caught.value.bytes_delivered
+    (attempt,) = got.report.attempts
+    assert (attempt.status, attempt.failure) == (200, caught.value.kind) == (200, kind)
+    assert detail in attempt.detail
+    said = f"broke off after {size} bytes ({kind}): {attempt.detail}"
+    assert (got.report.broke_off, got.report.explain().broke_off) == (said, f"its answer {said}")
+    assert f"its answer {said}" in str(got.report.explain())
+    (broken,) = [event for event in heard if isinstance(event, Interrupted)]
+    assert (broken.attempt, broken.replica) == (1, got.report.replica)
+    assert (broken.bytes_delivered, broken.failure, broken.detail) == (size, kind, attempt.detail)
+    (settled,) = [event for event in heard if isinstance(event, Settled)]
+    assert (settled.call, settled.failure) == (broken.call, kind)
+    (line,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    for part in (f"call={broken.call}", f"replica={broken.replica}", f"bytes_delivered={size}"):
+        assert part in line.getMessage()
+    await nothing_is_left(engine, network)
+
+
+async def test_whoever_stops_reading_has_no_broken_stream() -> None:
+    heard: list[Event] = []
+    engine = engine_of(network := Network([HEAD + chunk(ROLE), chunk(WORD), HANG], STREAM), **PATIENT)
+    engine.events.subscribe(heard.append)
+    got = await engine.send(request(stream=True))
+    await got.body.aclose()
+    whole = await engine.send(request(stream=True))
+    await read(whole)
+
+    assert not [event for event in heard if isinstance(event, Interrupted)]
+    assert got.report.broke_off == whole.report.broke_off == ""
+    await nothing_is_left(engine, network)
+
+
+async def test_a_stream_that_the_client_closed_is_told_of_but_no_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    heard: list[Event] = []
+    engine = engine_of(Network([HEAD + chunk(ROLE), chunk(WORD), HANG]), **PATIENT)
+    engine.events.subscribe(heard.append)
+    got = await engine.send(request(stream=True))
+    engine.drain_s = 0.0
+    await engine.aclose()
+
+    (broken,) = [event for event in heard if isinstance(event, Interrupted)]
+    assert (broken.failure, broken.detail) == ("cancelled", "the client was closed")
+    assert got.report.broke_off
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_a_call_without_an_answer_leaves_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    heard: list[Event] = []
+    engine = engine_of(network := Network([BREAK]), replicas=1, **PATIENT)
+    engine.events.subscribe(heard.append)
+    with pytest.raises(mlb.AttemptsExhausted) as caught:
+        await engine.send(request())
+
+    (given_up,) = [event for event in heard if isinstance(event, GivenUp)]
+    assert (given_up.attempts, given_up.failure, given_up.error) == (1, "read", str(caught.value))
+    (line,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert f"GivenUp call={given_up.call}" in line.getMessage()
     await nothing_is_left(engine, network)
 
 
