@@ -470,15 +470,24 @@ class Performer:
             call.look_at = seen_at  # or it is a second one that is left alone
             return
         call.look_at = first.found_slow(now)
-        if not call.plan.may_hedge and not call.plan.may_move(now):
-            return
-        decision = self._fleet.alternative(call.demand, call.plan.tried, now)
+        may_hedge, may_move = call.plan.may_hedge, call.plan.may_move(now)
+        why_not: str = ""
+        decision: Decision | None = None
+        if not may_hedge:
+            why_not = _NOT_TWICE  # or it has been hedged already
+        if may_hedge or may_move:
+            decision = self._fleet.alternative(call.demand, call.plan.tried, now)
+        stood_s, left_s = now - first.began, call.deadline_at - now
+        if may_hedge:
+            why_not = _NOBODY
+            if decision is not None:
+                wish = call.request.options.hedge
+                why_not = self._hedging.why_not(decision, call.demand, stood_s, left_s, wish)
+        if not call.report.hedged:
+            call.report.not_hedged = why_not
         if decision is None:
             return
-        stood_s, left_s = now - first.began, call.deadline_at - now
-        if call.plan.may_hedge and self._hedging.may(
-            decision, call.demand, stood_s, left_s, call.request.options.hedge
-        ):
+        if not why_not:
             self._hedge(call, first, decision, now)
         elif call.plan.may_move(now) and (why := self._why_move(first, decision, now, left_s)):
             # Not a second attempt, whose size is bounded, but another instead.
@@ -698,6 +707,8 @@ class Performer:
 
 
 _WAIT = Wait()
+_NOT_TWICE = "it may not be sent twice"
+_NOBODY = "no other replica that it had not been sent to took calls and had room"
 # For the text of an error, which is short and there when its status is; one who cannot send it hangs.
 _TEXT_WITHIN_S = 1.0
 

@@ -46,8 +46,9 @@ class Explanation:
     ``reason``: in one line. ``candidates``: those that were compared, as they were weighed. Of a call that is yet to be
     made: ``kept_out``: who would not get it; ``queued``: whether it would wait in this client. Of a call that was made:
     ``tried``: where it was sent in turn, and why it was not left there, if it was sent more than once; ``hedge``: what
-    came of a second attempt beside the first; ``queued``: what it waited for in this client; ``gave_up``: why its
-    failure was not tried again; ``broke_off``: how its answer did, if it did. Tokens are estimates.
+    came of a second attempt beside the first, or why a slow call got none; ``queued``: what it waited for in this
+    client; ``gave_up``: why its failure was not tried again; ``broke_off``: how its answer did, if it did. Tokens are
+    estimates.
     """
 
     replica: str
@@ -100,7 +101,8 @@ class CallReport:
 
     Times are seconds since the call began. ``predicted_hit_tokens`` is what the picker believed the replica to
     have cached; ``usage`` is what the replica said, once the answer has ended. ``hedged``: another replica was asked
-    as well; ``hedge_won``: and answered first. ``queued_s``: how long it waited in this client
+    as well; ``hedge_won``: and answered first; ``not_hedged``: why none was when the slow call was last looked at, in
+    words. ``queued_s``: how long it waited in this client
     for room, ``queued_for``: and for whose, in words. ``gave_up``: why the failure that was delivered was not
     tried again, in words. ``broke_off``: how the answer broke off after its first content, in words; its attempt then
     bears the failure too. ``ttft_s``: until the commit point, which is a stream's first
@@ -119,6 +121,7 @@ class CallReport:
     queued_for: str = ""
     gave_up: str = ""
     broke_off: str = ""
+    not_hedged: str = ""
     ttft_s: float | None = None
     total_s: float | None = None
     usage: Usage | None = None
@@ -170,7 +173,8 @@ class CallReport:
 
     def _hedge_words(self) -> str:
         if not self.hedged:
-            return ""
+            why = self.not_hedged
+            return f"it was slow to begin, but no other was asked as well: {why}" if why else ""
         if self.hedge_won:
             return "it was asked as well, since another was slow to begin, and answered first"
         return "it was slow to begin, so another was asked as well, but it answered first"

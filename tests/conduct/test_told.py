@@ -95,6 +95,53 @@ async def test_an_answer_that_was_held_is_told_of_who_gave_it() -> None:
     await nothing_is_left(engine, network)
 
 
+@pytest.mark.parametrize(
+    ("sections", "options", "busy_s", "said"),
+    [
+        ({"hedging": {"enabled": False}}, {}, 0.0, "that is switched off (hedging.enabled)"),
+        ({}, {"hedge": False}, 0.0, "its caller forbids it"),
+        ({}, {"replayable": False}, 0.0, "it may not be sent twice"),
+        ({"hedging": {"max_prefill_tokens": 1}}, {}, 0.0, "the other would have had too much to prefill"),
+        ({"hedging": {"reserve_tokens": 0, "budget_ratio": 0.0}}, {}, 0.0, "the budget for it was used up"),
+        ({"replicas": 1}, {}, 0.0, "no other replica that it had not been sent to took calls and had room"),
+        ({"hedging": {"saturated_at": 1e-9}}, {}, 0.6, "too much work stood everywhere"),
+        ({}, {}, 20.0, "no other was expected to begin within the time that it had stood"),
+    ],
+)
+async def test_an_explanation_says_why_a_slow_call_was_not_hedged(
+    sections: dict[str, Any], options: dict[str, Any], busy_s: float, said: str
+) -> None:
+    async def all_are_busy() -> None:
+        for replica in engine.fleet.replicas if busy_s else ():
+            told = LoadReport(source="vllm", at=anyio.current_time(), expected_wait_s=busy_s)
+            engine.fleet.hear(replica.id, told)
+
+    network = Network([all_are_busy, after(2.0), *STREAM])
+    engine = engine_of(network, **{"replicas": 2, "admission": {"engine_queue_s": 60.0}, **sections})
+    got = await engine.send(request("word " * 20, mlb.CallOptions(**options), stream=True))
+    report = got.report
+    await read(got)
+
+    assert not report.hedged
+    assert said in report.not_hedged
+    assert (
+        report.explain().hedge == f"it was slow to begin, but no other was asked as well: {report.not_hedged}"
+    )
+    await nothing_is_left(engine, network)
+
+
+async def test_a_call_that_was_not_slow_has_nothing_to_say_of_hedging() -> None:
+    engine = engine_of(network := Network(STREAM, [HANG], STREAM), replicas=2)
+    quick = await engine.send(request(stream=True))
+    await read(quick)
+    hedged = await engine.send(request(stream=True))
+    await read(hedged)
+
+    assert (quick.report.not_hedged, quick.report.explain().hedge) == ("", "")
+    assert (hedged.report.hedged, hedged.report.not_hedged) == (True, "")
+    await nothing_is_left(engine, network)
+
+
 async def test_an_explanation_of_a_hedged_call_names_both() -> None:
     engine = engine_of(network := Network([HANG], [after(0.1), *STREAM]), replicas=2)
     got = await engine.send(request(stream=True))
