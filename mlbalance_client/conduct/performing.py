@@ -54,6 +54,8 @@ from .telling import Telling
 from .tending import Loop
 
 _RETRY_HEADERS = (b"x-should-retry",)
+_TIME_HEADERS = (b"retry-after", b"retry-after-ms")
+_DAY_S = 86_400.0
 
 
 @dataclass(slots=True)
@@ -612,7 +614,9 @@ class Performer:
 
     def _final(self, headers: Headers, call: CallUnderWay) -> Headers:
         """The headers of a failure that was given up on: no SDK is to try it again, and when it may be."""
-        kept = [pair for pair in headers if pair[0].lower() not in _RETRY_HEADERS]
+        kept = [
+            pair for pair in headers if pair[0].lower() not in _RETRY_HEADERS and not _names_no_time(pair)
+        ]
         kept.append((b"x-should-retry", b"false"))
         if not any(name.lower() == b"retry-after" for name, _ in kept):
             opens_in_s = self._fleet.opens_in_s(call.demand, self._clock())
@@ -728,6 +732,14 @@ def _how_it_broke(flow: Flow, verdict: Verdict) -> Stopped | None:
     if (broke := flow.wire.broke) is not None:
         return Stopped(*broke)
     return Stopped(FailureKind.READ, "the connection was closed before its end")
+
+
+def _names_no_time(header: tuple[bytes, bytes]) -> bool:
+    """Whether a header is to name a time to come again, and nobody can read it or would wait so long."""
+    if header[0].lower() not in _TIME_HEADERS:
+        return False
+    after_s = read_hints([header], time.time()).after_s
+    return after_s is None or after_s > _DAY_S
 
 
 def _delivers(command: Command, number: int) -> bool:
