@@ -66,7 +66,8 @@ class AttemptReport(NamedTuple):
     """What one attempt did. Times in seconds since the call began.
 
     ``status``: the answer's; of an error inside of a 200 (``in_band``) the one that the error names. ``failure``: how
-    it ended if no answer came, or such a one. ``detail``: what the replica or the network said of it.
+    it ended if no answer came, or such a one, or one that broke off after its first content. ``detail``: what the
+    replica or the network said of it.
     """
 
     number: int

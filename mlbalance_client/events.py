@@ -13,7 +13,7 @@ from inspect import iscoroutinefunction
 from threading import Lock
 
 from .config.urls import scrubbed
-from .errors import ConfigError
+from .errors import ConfigError, FailureKind
 
 LOGGER = logging.getLogger("mlbalance_client")
 LOGGER.addHandler(logging.NullHandler())
@@ -108,7 +108,10 @@ class HedgeEnded:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """All replicas have enough to do: a call waits in this client, as one of ``waiting``."""
+    """All replicas have enough to do: a call waits in this client, as one of ``waiting``.
+
+    ``Pulled`` or ``Shed`` follows, whichever way it ends.
+    """
 
     at: float
     call: str
@@ -131,7 +134,10 @@ class Pulled:
 
 @dataclass(frozen=True, slots=True)
 class Shed:
-    """A call got no room. ``error``: the kind that its caller gets; ``waited_s``: how long it had waited."""
+    """A call got no room. ``waited_s``: how long it had waited.
+
+    ``error``: the kind that its caller gets; ``cancelled`` if he has gone.
+    """
 
     at: float
     call: str
@@ -143,10 +149,38 @@ class Shed:
 
 
 @dataclass(frozen=True, slots=True)
+class Interrupted:
+    """An answer broke off after its first content: its caller has got ``bytes_delivered`` and no more.
+
+    ``failure``: a FailureKind; ``detail``: what the replica or the network said of it, or why it was closed.
+    """
+
+    at: float
+    call: str
+    attempt: int
+    replica: str
+    bytes_delivered: int
+    failure: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """A call got no answer in ``attempts`` attempts. ``error``: what its caller gets, in words."""
+
+    at: float
+    call: str
+    attempts: int
+    failure: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class Settled:
     """A charge was closed. Tokens as the replica counted them, ``None`` where it did not say.
 
-    ``ttft_s``: as in the call's report; ``None`` if its answer is not the one that the caller got.
+    ``ttft_s``: as in the call's report; ``None`` if its answer is not the one that the caller got. ``failure``: how
+    that broke off, if it did.
     """
 
     at: float
@@ -160,6 +194,7 @@ class Settled:
     output_tokens: int | None = None
     tenant: str | None = None
     priority: int = 0
+    failure: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +295,8 @@ Event = (
     | Queued
     | Pulled
     | Shed
+    | Interrupted
+    | GivenUp
     | Settled
     | ReplicasChanged
     | DiscoveryTrouble
@@ -294,7 +331,7 @@ class EventStream:
         if events:
             events.emit(...)
 
-    Failovers, hedges and changes of the fleet are rare, and are always emitted.
+    Failovers, hedges, broken streams, calls without an answer and changes of the fleet are rare: always emitted.
     """
 
     __slots__ = ("_lock", "_subscriptions")
@@ -349,7 +386,8 @@ def log_events(events: EventStream, logger: logging.Logger = LOGGER) -> None:
 
 
 def logging_subscriber(logger: logging.Logger = LOGGER) -> Subscriber:
-    """A subscriber that logs: failovers, discovery's trouble and an emptied fleet as warnings, other changes as info.
+    """A subscriber that logs. Warnings: failovers, answers that broke off, calls without one, discovery's trouble, an
+    emptied fleet; info: other changes, and answers that the client itself cut off by closing.
 
     All else is debug. The fields are in the record's ``extra``, named ``mlbalance.<field>``.
     """
@@ -372,11 +410,18 @@ def logging_subscriber(logger: logging.Logger = LOGGER) -> Subscriber:
 def _level(event: Event) -> int:
     match event:
         case (
-            FailedOver() | DiscoveryTrouble() | HealthCheckFailed() | ReplicaEjected() | PanicChanged(on=True)
+            FailedOver()
+            | GivenUp()
+            | DiscoveryTrouble()
+            | HealthCheckFailed()
+            | ReplicaEjected()
+            | PanicChanged(on=True)
         ):
             return logging.WARNING
         case DiscoveryRecovered() | HealthCheckPassed() | ReplicaReturned() | PanicChanged():
             return logging.INFO
+        case Interrupted():
+            return logging.INFO if event.failure == FailureKind.CANCELLED else logging.WARNING
         case ReplicasChanged():
             return logging.INFO if event.total else logging.WARNING
         case _:

@@ -26,6 +26,8 @@ from ..core.model import Demand, ReplicaId, Usage, Verdict
 from ..core.placement.picker import Decision
 from ..core.report import CallReport
 from ..dialects import Dialect, Lacks, Sign
+from ..dialects.base import AnswerWatch
+from ..dialects.watches import BlindWatch
 from ..errors import (
     PASSED,
     AttemptReport,
@@ -41,7 +43,7 @@ from ..errors import (
 )
 from ..wire import WireAnswer, WireError, read_hints
 from .alarms import Alarm, Alarms
-from .answer import AnswerBody, Flow, HeldBody
+from .answer import AnswerBody, Flow, HeldBody, Stopped
 from .held_streams import HeldStreams
 from .queueing import Queueing
 from .reporting import Reporting
@@ -52,6 +54,8 @@ from .telling import Telling
 from .tending import Loop
 
 _RETRY_HEADERS = (b"x-should-retry",)
+_TIME_HEADERS = (b"retry-after", b"retry-after-ms")
+_DAY_S = 86_400.0
 
 
 @dataclass(slots=True)
@@ -255,7 +259,9 @@ class Performer:
                 if pick is None:
                     return call.told or call.plan.nobody_left()
                 now = self._clock()
-        except (NoReplicas, NoCapacity, QueueTimeout, DeadlineExceeded):
+        except DeadlineExceeded:  # as if its own alarm had been first
+            return call.plan.out_of_time()
+        except (NoReplicas, NoCapacity, QueueTimeout):
             if first:
                 raise
             return call.plan.nobody_left()
@@ -466,15 +472,24 @@ class Performer:
             call.look_at = seen_at  # or it is a second one that is left alone
             return
         call.look_at = first.found_slow(now)
-        if not call.plan.may_hedge and not call.plan.may_move(now):
-            return
-        decision = self._fleet.alternative(call.demand, call.plan.tried, now)
+        may_hedge, may_move = call.plan.may_hedge, call.plan.may_move(now)
+        why_not: str = ""
+        decision: Decision | None = None
+        if not may_hedge:
+            why_not = _NOT_TWICE  # or it has been hedged already
+        if may_hedge or may_move:
+            decision = self._fleet.alternative(call.demand, call.plan.tried, now)
+        stood_s, left_s = now - first.began, call.deadline_at - now
+        if may_hedge:
+            why_not = _NOBODY
+            if decision is not None:
+                wish = call.request.options.hedge
+                why_not = self._hedging.why_not(decision, call.demand, stood_s, left_s, wish)
+        if not call.report.hedged:
+            call.report.not_hedged = why_not
         if decision is None:
             return
-        stood_s, left_s = now - first.began, call.deadline_at - now
-        if call.plan.may_hedge and self._hedging.may(
-            decision, call.demand, stood_s, left_s, call.request.options.hedge
-        ):
+        if not why_not:
             self._hedge(call, first, decision, now)
         elif call.plan.may_move(now) and (why := self._why_move(first, decision, now, left_s)):
             # Not a second attempt, whose size is bounded, but another instead.
@@ -543,11 +558,15 @@ class Performer:
         self._check_open()
 
     def _flow(self, call: CallUnderWay, attempt: Attempt, answer: WireAnswer) -> Flow:
+        status = answer.status
+        watch: AnswerWatch = BlindWatch()
+        if status < 300 or status >= 400:  # a redirect's body is not the API's
+            watch = call.dialect.watch(status, _content_type(answer.headers))
         return Flow(
             attempt.number,
             attempt.pick,
             answer,
-            call.dialect.watch(answer.status, _content_type(answer.headers)),
+            watch,
             call.report,
             self._clock,
             partial(self._on_end, call),
@@ -595,7 +614,9 @@ class Performer:
 
     def _final(self, headers: Headers, call: CallUnderWay) -> Headers:
         """The headers of a failure that was given up on: no SDK is to try it again, and when it may be."""
-        kept = [pair for pair in headers if pair[0].lower() not in _RETRY_HEADERS]
+        kept = [
+            pair for pair in headers if pair[0].lower() not in _RETRY_HEADERS and not _names_no_time(pair)
+        ]
         kept.append((b"x-should-retry", b"false"))
         if not any(name.lower() == b"retry-after" for name, _ in kept):
             opens_in_s = self._fleet.opens_in_s(call.demand, self._clock())
@@ -615,7 +636,9 @@ class Performer:
             )
             return DeadlineExceeded(f"no answer began within {within_s:g} s ({whose}){self._so_far(call)}")
         rests_s = self._fleet.opens_in_s(call.demand, now)
-        return AttemptsExhausted(call.told_in_order, retry_after_s=rests_s or None, why=call.plan.why_ended)
+        error = AttemptsExhausted(call.told_in_order, retry_after_s=rests_s or None, why=call.plan.why_ended)
+        self._tell.given_up(call.id, error)
+        return error
 
     def _so_far(self, call: CallUnderWay) -> str:
         """What a call has come to by now, in words."""
@@ -624,8 +647,9 @@ class Performer:
             return f": {retold(call.told_in_order)}"
         if self._roster.waiting:
             return f": no replica is known: {self._fleet.nobody}"
-        waited_for = call.report.queued_for
-        return f": it waited for {waited_for}" if waited_for else ": it was not placed by then"
+        if not (waited_for := call.report.queued_for):
+            return ": it was not placed by then"
+        return f": it waited for {waited_for}{self._fleet.kept_from(call.demand, call.plan.tried, self._clock())}"
 
     def _cut_short(self, attempt: Attempt) -> None:
         flow = attempt.flow
@@ -651,7 +675,18 @@ class Performer:
         self, call_id: str, began: float, flow: Flow, verdict: Verdict, usage: Usage | None
     ) -> None:
         self._held.remove(flow)
-        self._tell.settled(call_id, flow.pick, flow.report, began, verdict, usage)
+        failure: FailureKind | None = None
+        if verdict is not Verdict.OK and (broken := _how_it_broke(flow, verdict)) is not None:
+            failure, detail = broken
+            error = flow.in_band_error
+            self._tell.interrupted(
+                *(call_id, flow.pick, flow.number, flow.report),
+                delivered=flow.delivered,
+                failure=failure,
+                detail=detail,
+                status=None if error is None or failure is not FailureKind.IN_BAND else error.status,
+            )
+        self._tell.settled(call_id, flow.pick, flow.report, began, verdict, usage, failure=failure)
 
     def _settled(
         self, call: CallUnderWay, number: int, pick: Pick, verdict: Verdict, usage: Usage | None
@@ -675,12 +710,35 @@ class Performer:
 
 
 _WAIT = Wait()
+_NOT_TWICE = "it may not be sent twice"
+_NOBODY = "no other replica that it had not been sent to took calls and had room"
 # For the text of an error, which is short and there when its status is; one who cannot send it hangs.
 _TEXT_WITHIN_S = 1.0
 
 
 def _beaten_by(winner: int | None) -> str:
     return "" if winner is None else f"attempt {winner} answered first"
+
+
+def _how_it_broke(flow: Flow, verdict: Verdict) -> Stopped | None:
+    """What ended an answer that was being read, None if its reader did."""
+    if flow.stopped is not None:
+        return None if flow.closed else flow.stopped
+    if verdict is not Verdict.FAILED:
+        return None
+    if (error := flow.in_band_error) is not None:
+        return Stopped(FailureKind.IN_BAND, error.message)
+    if (broke := flow.wire.broke) is not None:
+        return Stopped(*broke)
+    return Stopped(FailureKind.READ, "the connection was closed before its end")
+
+
+def _names_no_time(header: tuple[bytes, bytes]) -> bool:
+    """Whether a header is to name a time to come again, and nobody can read it or would wait so long."""
+    if header[0].lower() not in _TIME_HEADERS:
+        return False
+    after_s = read_hints([header], time.time()).after_s
+    return after_s is None or after_s > _DAY_S
 
 
 def _delivers(command: Command, number: int) -> bool:

@@ -16,7 +16,7 @@ from ..core.admission import Admission, AdmissionSettings, Waiting
 from ..core.fleet import Fleet, Pick
 from ..core.model import Demand, ReplicaId, Verdict
 from ..core.report import CallReport
-from ..errors import ClientClosed
+from ..errors import ClientClosed, DeadlineExceeded
 from .alarms import Alarm, Alarms
 from .telling import Telling
 
@@ -74,11 +74,16 @@ class Queueing:
                 self._tell.queued(call, report, now, len(self.queue))
                 await woken.wait()
         except BaseException:
+            ended_at = self._clock()
+            report.queued_s += ended_at - now
             self.abandon(waiting)
+            error = waiting.error
+            if error is None and ended_at >= deadline:  # his call's own alarm was first
+                error = DeadlineExceeded()
+            self._tell.shed(call, report, ended_at, ended_at - now, error)
             raise
-        finally:
-            waited_s = self._clock() - now
-            report.queued_s += waited_s
+        waited_s = self._clock() - now
+        report.queued_s += waited_s
         if waiting.pick is None:
             assert waiting.error is not None
             self._tell.shed(call, report, now + waited_s, waited_s, waiting.error)

@@ -7,14 +7,16 @@ from collections.abc import Callable
 from ..core.fleet import Pick
 from ..core.model import Usage, Verdict
 from ..core.report import CallReport, reason
-from ..errors import AttemptReport, BalancerError, FailureKind, NoCapacity
+from ..errors import AttemptReport, AttemptsExhausted, BalancerError, FailureKind, NoCapacity
 from ..events import (
     AttemptEnded,
     AttemptStarted,
     EventStream,
     FailedOver,
+    GivenUp,
     HedgeEnded,
     HedgeStarted,
+    Interrupted,
     Picked,
     Pulled,
     Queued,
@@ -61,11 +63,13 @@ class Telling:
         if self._events:
             self._events.emit(Pulled(now, call, pick.replica.id, waited_s, report.tenant, report.priority))
 
-    def shed(self, call: str, report: CallReport, now: float, waited_s: float, error: BalancerError) -> None:
-        """A call gets no room."""
+    def shed(
+        self, call: str, report: CallReport, now: float, waited_s: float, error: BalancerError | None
+    ) -> None:
+        """A call gets no room. ``error``: None if its caller has gone."""
         if self._events:
             retry_after_s = error.retry_after_s if isinstance(error, NoCapacity) else None
-            kind = type(error).__name__
+            kind = str(FailureKind.CANCELLED) if error is None else type(error).__name__
             self._events.emit(Shed(now, call, kind, waited_s, retry_after_s, report.tenant, report.priority))
 
     def failed_over(self, call: str, pick: Pick, now: float, previous: AttemptReport) -> None:
@@ -110,6 +114,28 @@ class Telling:
             number, replica.id, replica.url, began - call_began, now - call_began, status, failure, detail
         )
 
+    def interrupted(
+        self,
+        call: str,
+        pick: Pick,
+        number: int,
+        report: CallReport,
+        *,
+        delivered: int,
+        failure: FailureKind,
+        detail: str,
+        status: int | None,
+    ) -> None:
+        """The answer of attempt ``number`` broke off. ``status``: the one that an error in it names, if it was one."""
+        report.interrupted(number, delivered, failure, detail, status)
+        self._events.emit(
+            Interrupted(self._clock(), call, number, pick.replica.id, delivered, failure, detail)
+        )
+
+    def given_up(self, call: str, error: AttemptsExhausted) -> None:
+        """A call gets no answer."""
+        self._events.emit(GivenUp(self._clock(), call, len(error.attempts), error.kind, str(error)))
+
     def settled(
         self,
         call: str,
@@ -120,6 +146,7 @@ class Telling:
         usage: Usage | None,
         *,
         counts: bool = True,
+        failure: FailureKind | None = None,
     ) -> None:
         """A pick was settled; if it ``counts``, the report gets its end."""
         total_s = self._clock() - began
@@ -140,5 +167,6 @@ class Telling:
                     output_tokens=usage.output_tokens,
                     tenant=report.tenant,
                     priority=report.priority,
+                    failure=failure,
                 )
             )

@@ -171,26 +171,32 @@ class Hedging:
         multiple = settings.first_guess if known is None else settings.margin * known
         return max(settings.floor_s, multiple * expected.seconds)
 
-    def may(
+    def why_not(
         self,
         decision: Decision,
         demand: Demand,
         stood_s: float,
         left_s: float = inf,
         wish: bool | None = None,
-    ) -> bool:
-        """Whether the call, which has stood for ``stood_s``, is to be sent to the chosen replica as well, now.
+    ) -> str:
+        """Why the call, which has stood for ``stood_s``, is not to be sent to the chosen replica as well now, in words.
 
-        ``left_s``: until its deadline.
+        Empty if it is to be. ``left_s``: until its deadline.
         """
         settings, other = self._settings, decision.chosen
-        if wish is False or not (settings.enabled or wish):
-            return False
+        if wish is False:
+            return "its caller forbids it"
+        if not (settings.enabled or wish):
+            return "that is switched off (hedging.enabled)"
         if demand.prompt_tokens - other.hit_tokens > settings.max_prefill_tokens and not wish:
-            return False
-        if not self.sooner(decision, demand, stood_s, left_s) or self._saturated(decision, stood_s):
-            return False
-        return self.budget.covers(_tokens(demand))
+            return "the other would have had too much to prefill (hedging.max_prefill_tokens)"
+        if not self.sooner(decision, demand, stood_s, left_s):
+            return "no other was expected to begin within the time that it had stood, or had left"
+        if self._saturated(decision, stood_s):
+            return "too much work stood everywhere (hedging.saturated_at)"
+        if not self.budget.covers(_tokens(demand)):
+            return "the budget for it was used up (hedging.budget_ratio, hedging.reserve_tokens)"
+        return ""
 
     def sooner(self, decision: Decision, demand: Demand, stood_s: float, left_s: float = inf) -> bool:
         """Whether the chosen replica would take less than the call has stood already, and than it has left.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from ..errors import AttemptReport, retold
+from ..errors import AttemptReport, FailureKind, retold
 from .fleet import Fleet, Pick
 from .load.windows import Window
 from .model import Demand, ReplicaId, Usage
@@ -46,8 +46,9 @@ class Explanation:
     ``reason``: in one line. ``candidates``: those that were compared, as they were weighed. Of a call that is yet to be
     made: ``kept_out``: who would not get it; ``queued``: whether it would wait in this client. Of a call that was made:
     ``tried``: where it was sent in turn, and why it was not left there, if it was sent more than once; ``hedge``: what
-    came of a second attempt beside the first; ``queued``: what it waited for in this client; ``gave_up``: why its
-    failure was not tried again. Tokens are estimates.
+    came of a second attempt beside the first, or why a slow call got none; ``queued``: what it waited for in this
+    client; ``gave_up``: why its failure was not tried again; ``broke_off``: how its answer did, if it did. Tokens are
+    estimates.
     """
 
     replica: str
@@ -63,6 +64,7 @@ class Explanation:
     queued: str = ""
     tried: str = ""
     gave_up: str = ""
+    broke_off: str = ""
     kept_out: tuple[KeptOut, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -71,7 +73,11 @@ class Explanation:
 
     def __str__(self) -> str:
         lines = [f"{self.replica} ({self.url}): {self.reason}"]
-        lines += [f"    {told}" for told in (self.tried, self.gave_up, self.queued, self.hedge) if told]
+        lines += [
+            f"    {told}"
+            for told in (self.tried, self.gave_up, self.broke_off, self.queued, self.hedge)
+            if told
+        ]
         for c in sorted(self.candidates, key=lambda c: c.score_s):
             mark = "->" if c.replica == self.replica else "  "
             lines.append(
@@ -95,9 +101,11 @@ class CallReport:
 
     Times are seconds since the call began. ``predicted_hit_tokens`` is what the picker believed the replica to
     have cached; ``usage`` is what the replica said, once the answer has ended. ``hedged``: another replica was asked
-    as well; ``hedge_won``: and answered first. ``queued_s``: how long it waited in this client
+    as well; ``hedge_won``: and answered first; ``not_hedged``: why none was when the slow call was last looked at, in
+    words. ``queued_s``: how long it waited in this client
     for room, ``queued_for``: and for whose, in words. ``gave_up``: why the failure that was delivered was not
-    tried again, in words. ``ttft_s``: until the commit point, which is a stream's first
+    tried again, in words. ``broke_off``: how the answer broke off after its first content, in words; its attempt then
+    bears the failure too. ``ttft_s``: until the commit point, which is a stream's first
     content, the whole answer (or its first 64 KiB) of a call that is not streamed, and the head of one of unknown form.
     """
 
@@ -112,6 +120,8 @@ class CallReport:
     queued_s: float = 0.0
     queued_for: str = ""
     gave_up: str = ""
+    broke_off: str = ""
+    not_hedged: str = ""
     ttft_s: float | None = None
     total_s: float | None = None
     usage: Usage | None = None
@@ -141,15 +151,30 @@ class CallReport:
                 queued=self._queue_words(),
                 tried=retold(self.attempts, self._answered) if len(self.attempts) > 1 else "",
                 gave_up=f"it failed and was not tried again: {self.gave_up}" if self.gave_up else "",
+                broke_off=f"its answer {self.broke_off}" if self.broke_off else "",
             )
         return self._explanation
+
+    def interrupted(
+        self, number: int, delivered: int, failure: FailureKind, detail: str, status: int | None = None
+    ) -> None:
+        """Note that the answer of attempt ``number`` broke off. ``status``: the one that an error in it names."""
+        self.broke_off = f"broke off after {delivered} bytes ({failure}): {detail}"
+        self.attempts = tuple(
+            told._replace(failure=failure, detail=detail, status=status or told.status)
+            if told.number == number
+            else told
+            for told in self.attempts
+        )
+        self._explanation = None
 
     def _queue_words(self) -> str:
         return f"it waited {_time(self.queued_s)} for {self.queued_for}" if self.queued_for else ""
 
     def _hedge_words(self) -> str:
         if not self.hedged:
-            return ""
+            why = self.not_hedged
+            return f"it was slow to begin, but no other was asked as well: {why}" if why else ""
         if self.hedge_won:
             return "it was asked as well, since another was slow to begin, and answered first"
         return "it was slow to begin, so another was asked as well, but it answered first"

@@ -18,9 +18,12 @@ from .timeouts import Timeouts
 
 
 class WireAnswer:
-    """Holds a connection until it is read to its end or closed, whichever comes first."""
+    """Holds a connection until it is read to its end or closed, whichever comes first.
 
-    __slots__ = ("_chunks", "_connection", "_held", "_pool", "_response", "_timeouts")
+    ``broke``: how it ended before its end, and in words; not the error itself, which knows its way here.
+    """
+
+    __slots__ = ("_chunks", "_connection", "_held", "_pool", "_response", "_timeouts", "broke")
 
     def __init__(
         self, response: httpcore.Response, connection: Connection, pool: Pool, timeouts: Timeouts
@@ -30,6 +33,7 @@ class WireAnswer:
         self._pool = pool
         self._timeouts = timeouts
         self._held = True
+        self.broke: tuple[FailureKind, str] | None = None
         # The stream itself, not aiter_stream(): one generator less to leave behind.
         self._chunks = cast(AsyncGenerator[bytes, None], aiter(cast(AsyncIterable[bytes], response.stream)))
 
@@ -66,6 +70,7 @@ class WireAnswer:
         except EXPECTED as error:
             closed = WireError(FailureKind.READ, "it was closed while it was being read")
             failure = translate(error, self._timeouts.in_words()) if self._held else closed
+            self.broke = failure.kind, str(failure)
             await self.aclose()
             raise failure from error
         except BaseException:

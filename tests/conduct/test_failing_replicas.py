@@ -101,6 +101,29 @@ async def test_what_a_replica_says_of_retrying_is_replaced_not_repeated() -> Non
             assert answer.headers.get_list("x-should-retry") == ["false"]
 
 
+@pytest.mark.parametrize(
+    "said",
+    ["garbage", "-1", "inf", "nan", "", "1e99", "99999999999999999999", "Fri, 31 Dec 9999 23:59:59 GMT"],
+)
+async def test_a_time_that_nobody_can_heed_is_replaced_by_ours(said: str) -> None:
+    with Scripted(refusing(429, f"Retry-After: {said}\r\nRetry-After-Ms: nan\r\n")) as only:
+        async with mlb.AsyncClient(config(only)) as client:
+            answer = await client.post(PATH, json=chat())
+
+            (named,) = answer.headers.get_list("retry-after")
+            assert 1 <= int(named) <= 30
+            assert "retry-after-ms" not in answer.headers
+
+
+@pytest.mark.parametrize("said", ["0", "0.3", "5", "3600", "Thu, 01 Jan 1970 00:00:00 GMT"])
+async def test_a_time_that_a_replica_names_is_passed_on(said: str) -> None:
+    with Scripted(refusing(429, f"Retry-After: {said}\r\n")) as only:
+        async with mlb.AsyncClient(config(only)) as client:
+            answer = await client.post(PATH, json=chat())
+
+            assert answer.headers.get_list("retry-after") == [said]
+
+
 @pytest.mark.parametrize("kind", ["text/event-stream", "application/json"])
 async def test_an_answer_cut_off_where_only_closing_could_end_it_is_not_taken_for_whole(kind: str) -> None:
     def cut(exchange: Exchange) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from math import inf
 from typing import Any
 
 import anyio
@@ -9,10 +12,24 @@ import httpcore
 import pytest
 
 import mlbalance_client as mlb
+from mlbalance_client.conduct.engine import Engine
 from mlbalance_client.core.load.report import LoadReport
-from mlbalance_client.events import AttemptEnded, Event, FailedOver, ReplicaEjected, ReplicaReturned, Settled
+from mlbalance_client.errors import ClientClosed, DeadlineExceeded
+from mlbalance_client.events import (
+    AttemptEnded,
+    Event,
+    FailedOver,
+    GivenUp,
+    Interrupted,
+    Pulled,
+    Queued,
+    ReplicaEjected,
+    ReplicaReturned,
+    Settled,
+    Shed,
+)
 
-from ..test_client import OVERLOADED, PATH
+from ..test_client import OVERLOADED, PATH, ROLE, WORD
 from .virtual import (
     BREAK,
     DONE,
@@ -78,6 +95,53 @@ async def test_an_answer_that_was_held_is_told_of_who_gave_it() -> None:
         f"first sent to {one}, whose answer this is; then to {two}, which broke the connection (reset)"
     )
     await read(got)
+    await nothing_is_left(engine, network)
+
+
+@pytest.mark.parametrize(
+    ("sections", "options", "busy_s", "said"),
+    [
+        ({"hedging": {"enabled": False}}, {}, 0.0, "that is switched off (hedging.enabled)"),
+        ({}, {"hedge": False}, 0.0, "its caller forbids it"),
+        ({}, {"replayable": False}, 0.0, "it may not be sent twice"),
+        ({"hedging": {"max_prefill_tokens": 1}}, {}, 0.0, "the other would have had too much to prefill"),
+        ({"hedging": {"reserve_tokens": 0, "budget_ratio": 0.0}}, {}, 0.0, "the budget for it was used up"),
+        ({"replicas": 1}, {}, 0.0, "no other replica that it had not been sent to took calls and had room"),
+        ({"hedging": {"saturated_at": 1e-9}}, {}, 0.6, "too much work stood everywhere"),
+        ({}, {}, 20.0, "no other was expected to begin within the time that it had stood"),
+    ],
+)
+async def test_an_explanation_says_why_a_slow_call_was_not_hedged(
+    sections: dict[str, Any], options: dict[str, Any], busy_s: float, said: str
+) -> None:
+    async def all_are_busy() -> None:
+        for replica in engine.fleet.replicas if busy_s else ():
+            told = LoadReport(source="vllm", at=anyio.current_time(), expected_wait_s=busy_s)
+            engine.fleet.hear(replica.id, told)
+
+    network = Network([all_are_busy, after(2.0), *STREAM])
+    engine = engine_of(network, **{"replicas": 2, "admission": {"engine_queue_s": 60.0}, **sections})
+    got = await engine.send(request("word " * 20, mlb.CallOptions(**options), stream=True))
+    report = got.report
+    await read(got)
+
+    assert not report.hedged
+    assert said in report.not_hedged
+    assert (
+        report.explain().hedge == f"it was slow to begin, but no other was asked as well: {report.not_hedged}"
+    )
+    await nothing_is_left(engine, network)
+
+
+async def test_a_call_that_was_not_slow_has_nothing_to_say_of_hedging() -> None:
+    engine = engine_of(network := Network(STREAM, [HANG], STREAM), replicas=2)
+    quick = await engine.send(request(stream=True))
+    await read(quick)
+    hedged = await engine.send(request(stream=True))
+    await read(hedged)
+
+    assert (quick.report.not_hedged, quick.report.explain().hedge) == ("", "")
+    assert (hedged.report.hedged, hedged.report.not_hedged) == (True, "")
     await nothing_is_left(engine, network)
 
 
@@ -212,6 +276,185 @@ async def test_a_deadline_that_passes_in_the_queue_says_what_it_waited_for(
         await engine.send(request(options=mlb.CallOptions(deadline_s=2.0)))
 
     assert str(caught.value) == f"no answer began within 2 s (deadline_s): {said}"
+    await nothing_is_left(engine, network)
+
+
+@pytest.mark.parametrize(
+    ("last", "kind", "detail"),
+    [
+        ([BREAK], mlb.FailureKind.READ, "reset"),
+        ([HANG], mlb.FailureKind.READ_TIMEOUT, ""),
+    ],
+)
+async def test_a_stream_that_breaks_off_is_told_everywhere(
+    last: list[Step], kind: mlb.FailureKind, detail: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard: list[Event] = []
+    network = Network([HEAD + chunk(ROLE), chunk(WORD), *last])
+    engine = engine_of(network, http={"read_timeout_s": 5.0}, **PATIENT)
+    got = await engine.send(request(stream=True))
+    assert "broke off" not in str(got.report.explain())
+    engine.events.subscribe(heard.append)
+    with pytest.raises(mlb.StreamInterrupted) as caught:
+        await read(got)
+
+    size = caught.value.bytes_delivered
+    (attempt,) = got.report.attempts
+    assert (attempt.status, attempt.failure) == (200, caught.value.kind) == (200, kind)
+    assert detail in attempt.detail
+    said = f"broke off after {size} bytes ({kind}): {attempt.detail}"
+    assert (got.report.broke_off, got.report.explain().broke_off) == (said, f"its answer {said}")
+    assert f"its answer {said}" in str(got.report.explain())
+    (broken,) = [event for event in heard if isinstance(event, Interrupted)]
+    assert (broken.attempt, broken.replica) == (1, got.report.replica)
+    assert (broken.bytes_delivered, broken.failure, broken.detail) == (size, kind, attempt.detail)
+    (settled,) = [event for event in heard if isinstance(event, Settled)]
+    assert (settled.call, settled.failure) == (broken.call, kind)
+    (line,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    for part in (f"call={broken.call}", f"replica={broken.replica}", f"bytes_delivered={size}"):
+        assert part in line.getMessage()
+    await nothing_is_left(engine, network)
+
+
+async def test_whoever_stops_reading_has_no_broken_stream() -> None:
+    heard: list[Event] = []
+    engine = engine_of(network := Network([HEAD + chunk(ROLE), chunk(WORD), HANG], STREAM), **PATIENT)
+    engine.events.subscribe(heard.append)
+    got = await engine.send(request(stream=True))
+    await got.body.aclose()
+    whole = await engine.send(request(stream=True))
+    await read(whole)
+
+    assert not [event for event in heard if isinstance(event, Interrupted)]
+    assert got.report.broke_off == whole.report.broke_off == ""
+    await nothing_is_left(engine, network)
+
+
+async def test_a_stream_that_the_client_closed_is_told_of_but_no_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    heard: list[Event] = []
+    engine = engine_of(Network([HEAD + chunk(ROLE), chunk(WORD), HANG]), **PATIENT)
+    engine.events.subscribe(heard.append)
+    got = await engine.send(request(stream=True))
+    engine.drain_s = 0.0
+    await engine.aclose()
+
+    (broken,) = [event for event in heard if isinstance(event, Interrupted)]
+    assert (broken.failure, broken.detail) == ("cancelled", "the client was closed")
+    assert got.report.broke_off
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_a_call_without_an_answer_leaves_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    heard: list[Event] = []
+    engine = engine_of(network := Network([BREAK]), replicas=1, **PATIENT)
+    engine.events.subscribe(heard.append)
+    with pytest.raises(mlb.AttemptsExhausted) as caught:
+        await engine.send(request())
+
+    (given_up,) = [event for event in heard if isinstance(event, GivenUp)]
+    assert (given_up.attempts, given_up.failure, given_up.error) == (1, "read", str(caught.value))
+    (line,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert f"GivenUp call={given_up.call}" in line.getMessage()
+    await nothing_is_left(engine, network)
+
+
+def busy_engine(network: Network) -> Engine:
+    """All of whose replicas have work for longer than anybody waits."""
+    engine = engine_of(network)
+    for replica in engine.fleet.replicas:
+        told = LoadReport(source="vllm", at=anyio.current_time(), expected_wait_s=30.0)
+        engine.fleet.hear(replica.id, told)
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "waited_s"),
+    [("cancelled", "cancelled", 1.0), ("closed", "ClientClosed", 1.0), ("deadline", "DeadlineExceeded", 2.0)],
+)
+async def test_who_leaves_the_queue_without_room_is_told_of_once(
+    how: str, error: str, waited_s: float
+) -> None:
+    heard: list[Event] = []
+    engine = busy_engine(network := Network([WHOLE]))
+    engine.events.subscribe(heard.append)
+
+    async def call() -> None:
+        with contextlib.suppress(ClientClosed, DeadlineExceeded):
+            await engine.send(request(options=mlb.CallOptions(deadline_s=2.0)))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call)
+        await rest(1.0)
+        if how == "cancelled":
+            tasks.cancel_scope.cancel()
+        elif how == "closed":
+            engine.drain_s = 0.0
+            await engine.aclose()
+
+    queued = [event for event in heard if isinstance(event, Queued)]
+    (shed,) = [event for event in heard if isinstance(event, Shed)]
+    assert [event.call for event in queued] == [shed.call]
+    assert (shed.error, shed.waited_s) == (error, pytest.approx(waited_s, abs=0.01))
+    assert not [event for event in heard if isinstance(event, Pulled)]
+    await nothing_is_left(engine, network)
+
+
+async def test_who_is_cancelled_as_room_comes_is_told_of_once() -> None:
+    heard: list[Event] = []
+    engine = busy_engine(network := Network([WHOLE]))
+    engine.events.subscribe(heard.append)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(engine.send, request())
+        await rest(0.5)
+        for replica in engine.fleet.replicas:
+            engine.fleet.hear(
+                replica.id, LoadReport(source="vllm", at=anyio.current_time(), expected_wait_s=0.0)
+            )
+        assert engine.snapshot().queued == 0
+        tasks.cancel_scope.cancel()
+
+    first, *then = [type(event) for event in heard if isinstance(event, Queued | Pulled | Shed)]
+    assert first is Queued
+    assert then in ([Pulled], [Shed])  # by whether the loop was there before
+    await nothing_is_left(engine, network)
+
+
+@pytest.mark.parametrize("first", ["queue", "call"])
+async def test_a_deadline_that_passes_in_the_queue_is_told_alike_whoever_notices_it(
+    first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = busy_engine(Network([WHOLE]))
+    heard: list[Event] = []
+    engine.events.subscribe(heard.append)
+    if first == "queue":
+        monkeypatch.setattr(engine._performer, "_on_alarm", lambda call: None)
+    else:
+        monkeypatch.setattr(engine.queueing.queue, "next_at", lambda: inf)
+    with pytest.raises(mlb.DeadlineExceeded) as caught:
+        await engine.send(request(options=mlb.CallOptions(deadline_s=2.0)))
+
+    said = "it waited for a replica with room, since all that it may go to had enough to do"
+    assert str(caught.value) == f"no answer began within 2 s (deadline_s): {said}"
+    assert [event.error for event in heard if isinstance(event, Shed)] == ["DeadlineExceeded"]
+    await engine.aclose()
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+@pytest.mark.parametrize("head", [b"application/json", b"text/event-stream"])
+async def test_a_redirect_is_delivered_whatever_its_body_says(status: int, head: bytes) -> None:
+    body = b"data: " + BUSY + b"\n\n" if b"event" in head else BUSY
+    said = b"HTTP/1.1 %d X\r\ncontent-type: %s\r\ncontent-length: %d\r\n\r\n" % (status, head, len(body))
+    engine = engine_of(network := Network([said + body]), replicas=2, **PATIENT)
+    for streaming in (True, False):
+        got = await engine.send(request(stream=streaming))
+        (attempt,) = got.report.attempts
+        assert (got.status, attempt.status, attempt.failure, attempt.detail) == (status, status, None, "")
+        assert got.report.gave_up == ""
+        assert not [name for name, _ in got.headers if name.lower() == b"x-should-retry"]
+        assert await read(got) == body
+    assert not any(row.kept_out for row in engine.snapshot().replicas)
     await nothing_is_left(engine, network)
 
 

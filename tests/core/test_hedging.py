@@ -187,7 +187,7 @@ def test_whom_it_is_for(settings: dict, wish: bool | None, hedged: bool) -> None
     hedging, demand = Hedging(HedgingConfig(**settings)), pick_of().demand
     hedging.sent(pick_of())
 
-    assert hedging.may(decision(waiting_s=[0.0] * 5), demand, stood_s=1.0, wish=wish) is hedged
+    assert bool(hedging.why_not(decision(waiting_s=[0.0] * 5), demand, stood_s=1.0, wish=wish)) is not hedged
     assert hedging.slow_after_s(hedging.expect(pick_of())) < inf
 
 
@@ -196,11 +196,11 @@ def test_when_it_may_be_done() -> None:
     hedging.sent(pick_of())
     idle = decision(waiting_s=[0.0] * 5)
 
-    assert hedging.may(idle, demand, stood_s=1.0)
-    assert not hedging.may(idle, demand, stood_s=0.05), "the other would not be sooner"
-    assert not hedging.may(idle, demand, stood_s=1.0, left_s=0.05), "the deadline comes before"
-    assert not hedging.may(decision(waiting_s=[0.0, 0.0, 9.0, 9.0, 9.0]), demand, stood_s=1.0), "saturated"
-    assert hedging.may(decision(waiting_s=[0.0, 0.0, 0.0, 9.0, 9.0]), demand, stood_s=1.0)
+    assert not hedging.why_not(idle, demand, stood_s=1.0)
+    assert hedging.why_not(idle, demand, stood_s=0.05), "the other would not be sooner"
+    assert hedging.why_not(idle, demand, stood_s=1.0, left_s=0.05), "the deadline comes before"
+    assert hedging.why_not(decision(waiting_s=[0.0, 0.0, 9.0, 9.0, 9.0]), demand, stood_s=1.0), "saturated"
+    assert not hedging.why_not(decision(waiting_s=[0.0, 0.0, 0.0, 9.0, 9.0]), demand, stood_s=1.0)
 
 
 def test_answers_that_do_not_tell_their_length_are_hedged_by_what_they_take() -> None:
@@ -213,8 +213,8 @@ def test_answers_that_do_not_tell_their_length_are_hedged_by_what_they_take() ->
     delay_s = hedging.slow_after_s(hedging.expect(pick))
 
     assert delay_s <= 0.1
-    assert hedging.may(decision(waiting_s=[0.0] * 5, own_s=0.001), pick.demand, stood_s=delay_s)
-    assert not hedging.may(decision(waiting_s=[100.0] * 5, own_s=0.001), pick.demand, stood_s=delay_s)
+    assert not hedging.why_not(decision(waiting_s=[0.0] * 5, own_s=0.001), pick.demand, stood_s=delay_s)
+    assert hedging.why_not(decision(waiting_s=[100.0] * 5, own_s=0.001), pick.demand, stood_s=delay_s)
 
 
 def test_what_takes_longer_than_predicted_takes_that_long_at_the_other_too() -> None:
@@ -223,8 +223,8 @@ def test_what_takes_longer_than_predicted_takes_that_long_at_the_other_too() -> 
     feed(hedging, pick, [10.0] * 100)
     idle = decision(waiting_s=[0.0] * 5)
 
-    assert not hedging.may(idle, pick.demand, stood_s=1.0)
-    assert hedging.may(idle, pick.demand, stood_s=2.0)
+    assert hedging.why_not(idle, pick.demand, stood_s=1.0)
+    assert not hedging.why_not(idle, pick.demand, stood_s=2.0)
 
 
 def test_a_fleet_of_calls_that_cost_nearly_nothing_is_not_saturated_by_some_of_them() -> None:
@@ -233,16 +233,16 @@ def test_a_fleet_of_calls_that_cost_nearly_nothing_is_not_saturated_by_some_of_t
     assert pick.decision.chosen.own_s < OPEN.floor_s / 100
     waiting_s = (OPEN.saturated_at - 0.1) * OPEN.floor_s
 
-    assert hedging.may(decision(waiting_s=[waiting_s] * 5, own_s=0.001), pick.demand, stood_s=1.0)
-    assert not hedging.may(decision(waiting_s=[2 * waiting_s] * 5, own_s=0.001), pick.demand, stood_s=0.4)
+    assert not hedging.why_not(decision(waiting_s=[waiting_s] * 5, own_s=0.001), pick.demand, stood_s=1.0)
+    assert hedging.why_not(decision(waiting_s=[2 * waiting_s] * 5, own_s=0.001), pick.demand, stood_s=0.4)
 
 
 def test_the_bound_counts_what_is_not_cached() -> None:
     hedging, demand = Hedging(OPEN), pick_of(20_000).demand
 
-    assert not hedging.may(decision(waiting_s=[0.0]), demand, stood_s=99.0)
-    assert hedging.may(decision(waiting_s=[0.0], hit_tokens=10_000), demand, stood_s=99.0)
-    assert hedging.may(decision(waiting_s=[0.0]), demand, stood_s=99.0, wish=True)
+    assert hedging.why_not(decision(waiting_s=[0.0]), demand, stood_s=99.0)
+    assert not hedging.why_not(decision(waiting_s=[0.0], hit_tokens=10_000), demand, stood_s=99.0)
+    assert not hedging.why_not(decision(waiting_s=[0.0]), demand, stood_s=99.0, wish=True)
 
 
 @given(st.lists(st.tuples(st.integers(1, 20_000), st.booleans(), st.booleans()), max_size=40))
@@ -254,7 +254,7 @@ def test_tokens_of_hedges_stay_within_the_budget(calls: list[tuple[int, bool, bo
         pick = fleet.pick(demand_of(fleet, tokens, blind=blind), 0.0)
         hedging.sent(pick)
         cost = pick.demand.prompt_tokens + (pick.demand.output_tokens if blind else 0)
-        hedged = slow and hedging.may(decision(waiting_s=[0.0]), pick.demand, stood_s=1e9)
+        hedged = slow and not hedging.why_not(decision(waiting_s=[0.0]), pick.demand, stood_s=1e9)
         if hedged:
             hedging.begun(pick.demand)
         sent.append(sent[-1] + cost)
@@ -267,5 +267,5 @@ def test_tokens_of_hedges_stay_within_the_budget(calls: list[tuple[int, bool, bo
 def test_work_that_is_soon_done_keeps_no_call_from_being_hedged_that_hangs() -> None:
     hedging, demand = Hedging(OPEN), pick_of().demand
     busy = decision(waiting_s=[1.0] * 5, own_s=0.001)
-    assert not hedging.may(busy, demand, stood_s=3.5)
-    assert hedging.may(busy, demand, stood_s=4.5)
+    assert hedging.why_not(busy, demand, stood_s=3.5)
+    assert not hedging.why_not(busy, demand, stood_s=4.5)
