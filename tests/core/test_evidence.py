@@ -299,14 +299,29 @@ def test_one_that_can_be_reached_again_is_asked_before_those_that_cannot_though_
     fleet.fitness.outliers.awaits_checks = True
     for _ in range(2):
         world.call(A, 1.0, Failure.BROKEN)
+    for id_ in (A, B):
+        for _ in range(2):
+            world.call(id_, 1.0, Failure.UNREACHABLE)
+
+    fleet.fitness.reached(A, 2.0)
+
+    assert {fleet.pick(Demand(fingerprint(b"x"), 10, 10), 2.5, [C]).replica.id for _ in range(4)} == {A}
+    assert sorted(world.out()) == [0, 1]
+
+
+def test_the_only_one_that_can_be_reached_again_is_not_kept_out_for_what_it_did_before(world: World) -> None:
+    fleet = world.fleet
+    fleet.fitness.outliers.awaits_checks = True
+    for _ in range(2):
+        world.call(A, 1.0, Failure.BROKEN)
     for id_ in (A, B, C):
         for _ in range(2):
             world.call(id_, 1.0, Failure.UNREACHABLE)
 
     fleet.fitness.reached(A, 2.0)
 
-    assert sorted(world.out()) == [0, 1, 2]
-    assert {fleet.pick(Demand(fingerprint(b"x"), 10, 10), 2.5).replica.id for _ in range(4)} == {A}
+    assert fleet.pick(Demand(fingerprint(b"x"), 10, 10), 2.5).replica.id == A
+    assert sorted(world.out()) == [1, 2]
 
 
 @pytest.mark.parametrize(

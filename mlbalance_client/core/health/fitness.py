@@ -304,7 +304,7 @@ class Fitness:
         if ejection is not None:
             if proof < ejection.needs:
                 if ejection.unreachable:
-                    self.outliers.reached(place)
+                    self.outliers.reached(place, now)
                     self._out_changed(now)
                 return
             self.outliers.release(place, now)

@@ -230,9 +230,10 @@ class Outliers:
             self._records[place].back_at = now
             self._changed()
 
-    def reached(self, place: int) -> None:
+    def reached(self, place: int, now: float) -> None:
         """One that refused connections takes them again, but is out for other evidence too."""
         self._out[place] = replace(self._out[place], unreachable=False)
+        self._trim(now)
         self._changed()
 
     def members(self, places: Iterable[int], now: float) -> None:
