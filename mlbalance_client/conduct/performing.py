@@ -336,6 +336,7 @@ class Performer:
             resending = call.plan if call.plan.replayable else None
             answer = await self._send.open(call.request, attempt.pick, attempt.acked_by, resending)
             self._reporting.overheard(attempt.pick.replica.id, answer.headers)
+            attempt.pick.answered(self._clock())
             attempt.flow = self._flow(call, attempt, answer)
             self._held.add(attempt.flow)
             call.flows[attempt.number] = attempt.flow
