@@ -729,10 +729,13 @@ def _how_it_broke(flow: Flow, verdict: Verdict) -> Stopped | None:
         return None if flow.closed else flow.stopped
     if verdict is not Verdict.FAILED:
         return None
-    if (error := flow.in_band_error) is not None:
-        return Stopped(FailureKind.IN_BAND, error.message)
     if (broke := flow.wire.broke) is not None:
         return Stopped(*broke)
+    if (error := flow.in_band_error) is not None:
+        # A failing answer that was too large to be held is one, and has not broken off.
+        failing = flow.wire.status >= 400 or flow.blind
+        failing = failing or any(told.failure for told in flow.report.attempts if told.number == flow.number)
+        return None if failing else Stopped(FailureKind.IN_BAND, error.message)
     return Stopped(FailureKind.READ, "the connection was closed before its end")
 
 
