@@ -233,9 +233,10 @@ class DiscoveryRecovered:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaEjected:
-    """A replica is not picked for ``for_s`` seconds. ``why``: the evidence, in words and figures.
+    """A replica is not picked for ``for_s`` seconds; less, if a health check shows before that it is well.
 
-    ``count``: it is the so many-th time lately. ``unreachable``: it refuses connections; else it is an outlier.
+    ``why``: the evidence, in words and figures. ``count``: it is the so many-th time lately. ``unreachable``: it
+    refuses connections; else it is an outlier.
     """
 
     at: float

@@ -46,11 +46,11 @@ class Health(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """``why``: in words; ``forbidden``: the replica demands credentials that the check did not bear."""
+    """``why``: in words; ``wants``: the setting without which checks tell nothing, as it seems."""
 
     health: Health
     why: str = ""
-    forbidden: bool = False
+    wants: str = ""
 
 
 Get = Callable[[str], Awaitable[tuple[int, bytes]]]
@@ -76,7 +76,8 @@ class SystemCheck:
             if finding is not None:
                 return finding
             if self._path is not None:
-                return Finding(Health.UNKNOWN, f"{path}: there is no such page")
+                why = f"{path}: there is no such page; is it the right one (health_checks.path)?"
+                return Finding(Health.UNKNOWN, why, wants="path")
             self._found = None
         return await self._look(get, path, out=out)
 
@@ -115,7 +116,7 @@ def judged(status: int, body: bytes, path: str) -> Finding | None:
     why = f"{path}: status {status}"
     if status in _FORBIDDEN:
         return Finding(
-            Health.UNKNOWN, f"{why}; does it need credentials (health_checks.headers)?", forbidden=True
+            Health.UNKNOWN, f"{why}; does it need credentials (health_checks.headers)?", wants="headers"
         )
     if status >= 500 or (status == 400 and path.startswith("/v2/")):
         return Finding(Health.FAILED, why)

@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 import mlbalance_client as mlb
-from mlbalance_client import httpx2
+from mlbalance_client import events, httpx2
 from mlbalance_client.dialects import FunctionDialect, Reading
 from mlbalance_client.events import Settled
 from mlbalance_client.simulator.model.fleet import Fleet
@@ -559,7 +559,31 @@ async def test_a_call_that_kills_its_replicas_kills_no_more_than_it_has_attempts
                 await client.post(PATH, json=chat("poison"))
             assert settled(client)
 
-    assert len(hit) == limit
+    assert len({id(server) for server in hit}) == limit
+    again = limit > 1 and not dies  # to the first one, whose connection had been idle
+    assert len(hit) == limit + again
+
+
+async def test_one_that_reads_and_resets_loses_no_call_that_another_can_serve() -> None:
+    def script(exchange: Exchange) -> None:
+        if b"second" in exchange.body and exchange.header("host") == bad.address:
+            exchange.reset()
+        else:
+            ok(exchange)
+
+    with Scripted(script) as bad, Scripted(script) as good:
+        settings = config(bad, good, picking={"policy": "round_robin"})
+        async with mlb.AsyncClient(settings) as client:
+            for _ in range(2):
+                await client.post(PATH, json=chat())
+            for _ in range(2):
+                answer = await client.post(PATH, json=chat("second"))
+                assert answer.status_code == 200
+            failed = [a for a in answer.extensions["mlbalance"].attempts if a.failure]
+            assert all("sent again at once" in attempt.detail for attempt in failed)
+            assert settled(client)
+
+        assert sum(b"second" in exchange.body for exchange in bad.exchanges) == 2
 
 
 async def test_an_answer_in_hand_is_returned_not_raised() -> None:
@@ -814,6 +838,71 @@ async def test_a_stream_that_breaks_says_how_far_it_came(way: str) -> None:
             assert caught.value.bytes_delivered == len(first) == len(ROLE + WORD)
             assert isinstance(caught.value, httpx.TransportError)
             assert settled(client)
+
+
+DIED = b'data: {"error":{"message":"engine died","code":500}}\n\n'
+
+
+@pytest.mark.parametrize("reads_on", [True, False])
+@pytest.mark.parametrize(("code", "speaks"), [(b"500", True), (b"429", False), (b"400", False)])
+async def test_a_stream_that_ends_in_an_error_event_says_so_and_counts_against_its_replica(
+    reads_on: bool, code: bytes, speaks: bool
+) -> None:
+    """Also where its reader, an SDK say, leaves at that event. A refusal for load, and the call's own fault, do not."""
+    died = DIED.replace(b"500", code)
+
+    def script(exchange: Exchange) -> None:
+        exchange.start_stream()
+        if exchange.header("host") == bad.address:
+            exchange.chunk(ROLE + WORD)
+            exchange.chunk(died)
+        else:
+            exchange.chunk(ROLE + WORD + b"data: [DONE]\n\n")
+        exchange.end_stream()
+
+    told: list[events.Event] = []
+    raised: list[mlb.StreamInterrupted] = []
+    with Scripted(script) as bad, Scripted(script) as good:
+        settings = config(
+            *(bad, good),
+            picking={"policy": "round_robin"},
+            outlier_detection={"rest_base_s": 0},
+            hedging={"enabled": False},
+        )
+        async with mlb.AsyncClient(settings) as client:
+            client.subscribe(told.append)
+            for _ in range(12):
+                async with client.stream("POST", PATH, json=chat(stream=True)) as answer:
+                    got = b""
+                    try:
+                        async for piece in answer.aiter_raw():
+                            got += piece
+                            if died in got and not reads_on:
+                                break
+                    except mlb.StreamInterrupted as error:
+                        raised.append(error)
+            assert settled(client)
+
+    ejected = [event for event in told if isinstance(event, events.ReplicaEjected)]
+    assert [event.replica for event in ejected] == [bad.address] * speaks
+    assert bool(raised) is reads_on
+    for error in raised:
+        assert error.bytes_delivered == len(ROLE + WORD + died)
+        assert f"ended in an error {code.decode()} after" in str(error)
+        assert str(error).endswith("engine died")
+        assert isinstance(error, httpx.RemoteProtocolError)
+
+
+async def test_an_error_in_the_first_event_that_is_delivered_is_an_answer() -> None:
+    def script(exchange: Exchange) -> None:
+        exchange.start_stream()
+        exchange.chunk(OVERLOADED)
+        exchange.end_stream()
+
+    with Scripted(script) as server:
+        async with mlb.AsyncClient(config(server)) as client:
+            async with client.stream("POST", PATH, json=chat(stream=True)) as answer:
+                assert await answer.aread() == OVERLOADED
 
 
 async def test_a_killed_replica_fails_no_call_that_had_not_begun() -> None:

@@ -11,8 +11,9 @@ from math import inf
 from typing import Any, NamedTuple
 from weakref import ref
 
+from ..core.attempts import RETRIED_STATUSES
 from ..core.fleet import Pick
-from ..core.health.outlier import Failure
+from ..core.health.outlier import Failure, failure_of_status
 from ..core.model import Usage, Verdict
 from ..core.report import CallReport
 from ..dialects.base import AnswerWatch, Ending, InBandError, Sign
@@ -43,8 +44,9 @@ class Flow:
     """
 
     __slots__ = (
-        "_chunks", "_clock", "_watch", "blind", "buffered", "closed", "delivered", "ending", "ends_by", "idle_since",
-        "number", "on_end", "pick", "reader", "report", "request", "settled", "stopped", "translate", "whole", "wire",
+        "_chunks", "_clock", "_watch", "blind", "buffered", "closed", "delivered", "ending", "ends_by", "first",
+        "idle_since", "number", "on_end", "pick", "reader", "report", "request", "settled", "stopped", "translate",
+        "whole", "wire",
     )  # fmt: skip
 
     def __init__(
@@ -75,6 +77,7 @@ class Flow:
         self.request: object = None
         self.stopped: Stopped | None = None
         self.ending: Ending | None = None
+        self.first = Sign.CONTENT
         self.whole = False
         self._watch = watch
         self._chunks: AsyncIterator[bytes] = aiter(wire)
@@ -93,9 +96,9 @@ class Flow:
         feed = self._watch.feed
         while (chunk := await self._read()) is not None:
             self.buffered.append(chunk)
-            sign = feed(chunk)
-            if sign is not Sign.PREAMBLE:
-                return sign
+            self.first = feed(chunk)
+            if self.first is not Sign.PREAMBLE:
+                return self.first
         return Sign.CONTENT
 
     async def hold(self) -> bool:
@@ -132,10 +135,25 @@ class Flow:
         wire = self.wire
         return wire.status < 400 and self._watch.has_mark and wire.ends_with_connection
 
-    def finish(self) -> None:
-        """The answer was read to its end, which has freed its connection: settle by what it says of itself."""
+    def finish(self) -> InBandError | None:
+        """The answer was read to its end, which has freed its connection: settle by what it says of itself.
+
+        The error event, if it has ended in one after content.
+        """
         ending = self.ending or self._watch.end()
+        if (error := self._late_error(ending)) is not None:
+            self._speaks_against_it(error)
         self.settle(Verdict.FAILED if ending.error else Verdict.OK, ending.usage)
+        return error
+
+    def _late_error(self, ending: Ending) -> InBandError | None:
+        """The error event with which a stream has ended after content."""
+        return None if self.blind or self.first is Sign.ERROR or self.settled else ending.error
+
+    def _speaks_against_it(self, error: InBandError) -> None:
+        if error.status in RETRIED_STATUSES:
+            kind = failure_of_status(error.status, None, says_busy=error.busy)
+            self.pick.failed(self._clock(), kind=kind)
 
     @property
     def in_band_error(self) -> InBandError | None:
@@ -186,10 +204,19 @@ class Flow:
                 raise
         if chunk is None:
             self.closed = True
-            self.finish()
+            if (late := self.finish()) is not None:
+                raise self.translate(self._ended_in(late), self.request)
             raise StopAsyncIteration
         self.delivered += len(chunk)
         return chunk
+
+    def _ended_in(self, error: InBandError) -> StreamInterrupted:
+        return StreamInterrupted(
+            f"the answer of {self.pick.replica.id} ended in an error {error.status} after {self.delivered} bytes: "
+            f"{error.message}",
+            bytes_delivered=self.delivered,
+            kind=FailureKind.IN_BAND,
+        )
 
     def _interruption(self, stopped: Stopped) -> StreamInterrupted:
         """What a reader hears of a flow that was stopped."""
@@ -205,6 +232,13 @@ class Flow:
             self.settled = True
             self.pick.settle(verdict, self._clock(), usage)
             self.on_end(self, verdict, usage)
+
+    async def leave(self) -> None:
+        """Its reader goes before its end, perhaps for the error event that it has just read."""
+        error = None if self.settled or self._watch.commits_at_head else self._late_error(self._watch.end())
+        if error is not None:
+            self._speaks_against_it(error)
+        await self.aclose(Verdict.CANCELLED if error is None else Verdict.FAILED)
 
     async def aclose(self, verdict: Verdict) -> None:
         """Settle, and close the connection unless the answer was read to its end."""
@@ -247,7 +281,7 @@ class AnswerBody:
         flow = self._flow
         if not flow.closed:
             flow.closed = True
-            await flow.aclose(Verdict.CANCELLED)
+            await flow.leave()
 
 
 class HeldBody:

@@ -88,7 +88,7 @@ class Checkups:
         self._recent: dict[str | None, tuple[float, Dialect, str]] = {}
         self._calls = 0
         self._checked: dict[ReplicaId, _Checked] = {}
-        self._warned = False
+        self._warned: set[str] = set()
 
     def start(self, seed: int) -> None:
         """Before anything else, in the process that will run it."""
@@ -180,7 +180,9 @@ class Checkups:
             failure = Failure.UNREACHABLE if error.refused else Failure.SILENT
             finding = Finding(Health.FAILED, str(error))
         now, id_ = self._clock(), checked.replica.id
-        if finding.health is Health.FAILED and not self._fleet.fitness.check_failed(id_, asked, now, failure):
+        if finding.health is Health.FAILED and not self._fleet.fitness.check_failed(
+            id_, asked, now, failure, proof
+        ):
             return Health.UNKNOWN
         check = proof.name.lower()
         checked.last = LastCheck(check, finding.health.value, finding.why, now)
@@ -196,9 +198,9 @@ class Checkups:
                 checked.ill_since = now
                 self._tell(HealthCheckFailed(now, id_, check, finding.why))
             checked.ill = check
-        if finding.forbidden and not self._warned:
-            self._warned = True
-            logger.warning("health checks are refused, by %s first: %s", id_, finding.why)
+        if finding.wants and finding.wants not in self._warned:
+            self._warned.add(finding.wants)
+            logger.warning("health checks tell nothing, of %s first: %s", id_, finding.why)
         return finding.health
 
     def _pages(self, checked: _Checked) -> Get:

@@ -651,7 +651,7 @@ class Performer:
             return f": no replica is known: {self._fleet.nobody}"
         if not (waited_for := call.report.queued_for):
             return ": it was not placed by then"
-        kept = self._fleet.kept_from(call.demand, self._clock())
+        kept = self._fleet.kept_from(call.demand, call.plan.tried, self._clock())
         return f": it waited for {waited_for}{kept and f': all are kept out, {kept}'}"
 
     def _cut_short(self, attempt: Attempt) -> None:

@@ -18,7 +18,7 @@ from pydantic import (
 
 from mlbalance_client.errors import ConfigError
 
-from .describe import allowed, is_secret
+from .describe import allowed, allowed_inside, is_secret
 from .urls import shown
 
 
@@ -106,6 +106,15 @@ Token = Annotated[SecretStr, AfterValidator(_can_be_sent)]
 BearerToken = Annotated[Token, AfterValidator(_is_bare)]
 """One that is sent after the word Bearer."""
 
+
+def within(first: str, first_s: float, most: str, most_s: float) -> None:
+    """Raises ValueError if the first of times that grow is longer than the longest."""
+    if first_s > most_s:
+        raise ValueError(
+            f"{first} {first_s:g} is more than {most} {most_s:g}, which bounds it: change one of them"
+        )
+
+
 S = TypeVar("S", bound=Section)
 
 
@@ -174,7 +183,8 @@ def _message(
     if kind == "extra_forbidden":
         return f"unknown key; {nearest(str(path[-1]), model.model_fields)}"
     field = model.model_fields.get(str(path[0])) if path else None
-    expected = allowed(field) if field else "table"
+    says = allowed if len(path) == 1 else allowed_inside
+    expected = says(field) if field else "table"
     if kind == "missing":
         return f"is required: {expected}"
     shown = "a secret" if field and is_secret(field) else given(value)

@@ -40,6 +40,16 @@ def allowed(field: FieldInfo) -> str:
     return _phrase(field.annotation, field.metadata)
 
 
+def allowed_inside(field: FieldInfo) -> str:
+    """What the values of a field take that is a table of them; what the field takes, if it is none."""
+    for kind in _members(field.annotation):
+        if get_origin(kind) is dict:
+            value = get_args(kind)[1]
+            inner = get_args(value) if get_origin(value) is Annotated else (value,)
+            return _phrase(inner[0], inner[1:])
+    return allowed(field)
+
+
 def type_words(annotation: Any) -> str:
     """The type alone: ``list of integers``."""
     origin, args = get_origin(annotation), get_args(annotation)
@@ -65,7 +75,7 @@ def bounds(annotation: Any, metadata: Sequence[Any]) -> str:
         if (limit := getattr(item, name, None)) is not None
     ]
     inner = [
-        f"each {limits}" if get_origin(annotation) in (tuple, list) else limits
+        f"each {limits}" if get_origin(annotation) in (tuple, list, dict) else limits
         for arg in get_args(annotation)
         if get_origin(arg) is Annotated and (limits := bounds(get_args(arg)[0], get_args(arg)[1:]))
     ]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from .base import Section, Token
+from .base import Section, Token, given
 from .describe import Unit
 
+_PATH = re.compile(r"/[!-~]*")
 _OURS = frozenset({"host", "content-length", "transfer-encoding", "connection", "accept-encoding"})
 
 
@@ -52,7 +54,7 @@ class HealthChecksConfig(Section):
         description="What checks of models may cost altogether, prompts included, of this client: about 20 checks of "
         "chat models. 0: none.",
     )
-    path: Annotated[str, Field(pattern=r"^/[!-~]*$", max_length=1_000)] | None = Field(
+    path: Annotated[str, Field(max_length=1_000)] | None = Field(
         default=None,
         description="The server's health endpoint. Unset: its engine's, as load reports found it, else `/health` and "
         "other usual ones.",
@@ -62,6 +64,15 @@ class HealthChecksConfig(Section):
         description="Headers that checks bear, such as `Authorization`, where replicas demand it. Checks never bear "
         "those of callers.",
     )
+
+    @field_validator("path")
+    @classmethod
+    def _is_a_path(cls, path: str | None) -> str | None:
+        if path is not None and _PATH.fullmatch(path) is None:
+            raise ValueError(
+                f"given {given(path)}; must begin with a slash and be printable ASCII, as '/health'"
+            )
+        return path
 
     @field_validator("headers")
     @classmethod

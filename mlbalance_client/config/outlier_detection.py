@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from .base import Section
+from .base import Section, within
 from .describe import Unit
 
 
@@ -52,7 +52,8 @@ class OutlierDetectionConfig(Section):
         default=30.0,
         gt=0,
         le=3_600,
-        description="How long the first ejection lasts; the second in a row twice as long, and so on. 30 as in Envoy.",
+        description="How long the first ejection lasts; the second in a row twice as long, and so on. 30 as in Envoy. "
+        "One that refuses connections is out until a check reaches it, at first 60 s at most; without checks 5 s.",
     )
     ejection_max_s: Annotated[float, Unit("s")] = Field(
         default=300.0, gt=0, le=86_400, description="The longest ejection. 300 as in Envoy."
@@ -71,6 +72,12 @@ class OutlierDetectionConfig(Section):
         description="With a smaller share of all replicas left, ejections are ignored, but for those that refuse "
         "connections: better to ask everyone than to drown the rest. 0.5 as in Envoy.",
     )
+
+    @model_validator(mode="after")
+    def _grow_from_less(self) -> OutlierDetectionConfig:
+        within("rest_base_s", self.rest_base_s, "rest_max_s", self.rest_max_s)
+        within("ejection_base_s", self.ejection_base_s, "ejection_max_s", self.ejection_max_s)
+        return self
 
 
 class SlowStartConfig(Section):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
-from .base import Section
+from .base import Section, within
 from .describe import Unit
 
 
@@ -23,7 +23,7 @@ class RetriesConfig(Section):
         le=5,
         description="How often a call may be sent at most, each time to another replica. 2: one replica's "
         "failure is hidden, an overload is not multiplied. What was never sent does not "
-        "count, nor do hedges.",
+        "count, nor do hedges, nor what goes to its replica again since an idle connection was closed.",
     )
     budget_ratio: Annotated[float, Unit("share")] = Field(
         default=0.1,
@@ -62,3 +62,10 @@ class RetriesConfig(Section):
         description="In code only: a wait strategy of tenacity's, instead of `first_wait_s` and `max_wait_s`; jitter "
         "is added.",
     )
+
+    @model_validator(mode="after")
+    def _do_not_contradict(self) -> RetriesConfig:
+        within("first_wait_s", self.first_wait_s, "max_wait_s", self.max_wait_s)
+        if self.stop is not None and "max_attempts" in self.model_fields_set:
+            raise ValueError("max_attempts and stop both say how often a call may be sent: give one of them")
+        return self

@@ -229,19 +229,20 @@ class Admission:
     def tick(self, now: float) -> list[Waiting]:
         """Time has passed: what room there is now, and who has waited too long."""
         ended = self.pull(now)
+        kept: dict[tuple[str | None, frozenset[ReplicaId]], str] = {}
         for waiter in self._line.expired(now):
             assert isinstance(waiter, Waiting)
             self._line.remove(waiter)
             why = "earlier calls of this client had not begun" if waiter.crowded else "no replica had room"
             waited = f"{why} within {now - waiter.since:.1f} s"
-            kept = (
-                f": all are kept out, {kept}" if (kept := self._fleet.kept_from(waiter.demand, now)) else ""
-            )
+            kind = waiter.demand.model, waiter.excluded
+            if kind not in kept:
+                kept[kind] = self._fleet.kept_from(waiter.demand, waiter.excluded, now)
             late = waiter.deadline <= waiter.due
             waiter.error = (
-                DeadlineExceeded(waited + kept)
+                DeadlineExceeded(waited + kept[kind])
                 if late
-                else QueueTimeout(f"{waited} (admission.queue_timeout_s){kept}")
+                else QueueTimeout(f"{waited} (admission.queue_timeout_s){kept[kind]}")
             )
             ended.append(waiter)
         self._note_end()

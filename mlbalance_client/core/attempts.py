@@ -3,7 +3,8 @@
 Rules. What the caller's own limit ended goes nowhere. What was never sent goes to another replica at once, once
 per replica, free of limits and budget. What was sent and failed (no answer, or a status of ``RETRIED_STATUSES`` before
 the commit point) goes elsewhere if the call is replayable, the strategies allow it and the budget has room; what met a
-connection that had just been closed may go to the same replica once more, and counts twice. A refusal that speaks for
+connection that had just been closed may go to the same replica once more, once a call, out of the same budget: that is
+no attempt of its own, since it is about a connection, not a replica. A refusal that speaks for
 its replica's load goes only to one that does not rest: when the whole fleet pushes back, a retry would add to it; then
 the time that the replica named is waited for if it is short, else its answer delivered. So does what met a replica
 without the call's model; if nobody else is left, that is the call's own fault. What a replica says of retrying comes
@@ -126,6 +127,7 @@ class Attempts:
     _held: int | None = None
     _anew: bool = False
     _unsent: bool = False
+    _resent: bool = False
     _barred: bool = False
     _end: Deliver | GiveUp | None = None
     why_ended: str = field(default="", init=False)
@@ -178,9 +180,13 @@ class Attempts:
     @property
     def may_send_again(self) -> bool:
         """Whether an attempt may go to its replica once more, should the connection turn out to be closed."""
-        if not self.replayable or self._end is not None or not self.budget.covers():
-            return False
-        return self.strategies.sends_again if self._sent <= 1 else not self.strategies.stops(self._sent, 0.0)
+        return (
+            self.replayable
+            and self._end is None
+            and not self._resent
+            and self.budget.covers()
+            and self.strategies.sends_again
+        )
 
     def may_move(self, now: float) -> bool:
         """Whether the only attempt under way may be given up for one elsewhere."""
@@ -202,13 +208,15 @@ class Attempts:
 
     def begin_resend(self) -> bool:
         """The attempt in progress met a closed connection: whether it goes to its replica once more."""
-        return self.may_send_again and self.budget.spend()
+        if not (self.may_send_again and self.budget.spend()):
+            return False
+        self._resent = True
+        return True
 
     def end_resend(self, *, sent: bool) -> None:
         """It did, or there was no new connection."""
-        if sent:
-            self._sent += 1
-        else:
+        if not sent:
+            self._resent = False
             self.budget.give_back()
 
     def content(self, number: int) -> Deliver | GiveUp:

@@ -129,6 +129,7 @@ class Pick:
         """The replica showed its first content: its prefill is done."""
         charge = self._charge
         if not charge.settled and charge.first_content_at is None:
+            self.answered(now)
             came = self._came(now)
             self._fleet.ledger.first_content(charge, came)
             if charge.account.open:  # else the replica is gone and its place may be another's
@@ -138,6 +139,11 @@ class Pick:
                 self._fleet.begun_tokens += self.demand.tokens
                 self._fleet.answered(self.place, charge, came)
                 self._fleet.stir(self.place)
+
+    def answered(self, now: float) -> None:
+        """The replica answers the call, whatever it says: it can be reached."""
+        if self._charge.account.open:
+            self._fleet.fitness.answered(self.place, self._charge.at, now)
 
     def unnumbered(self) -> None:
         """The call bears no number by which its replica could acknowledge it."""
@@ -160,6 +166,8 @@ class Pick:
     def failed(self, now: float, retry_after_s: float | None = None, kind: Failure = Failure.ERROR) -> None:
         """The replica failed the call, which speaks against it; when it will take calls again, if it said so."""
         if self._charge.account.open:
+            if kind is Failure.PUSHBACK:
+                self.answered(now)
             fitness = self._fleet.fitness
             on_trial = self._on_trial is not None and fitness.slow_start.on_trial(self.place)
             fitness.failed(self.place, kind, now, retry_after_s, on_trial=on_trial)
@@ -167,6 +175,7 @@ class Pick:
     def lacks_model(self, now: float) -> None:
         """The replica has answered that it does not have the call's model, which says nothing against it otherwise."""
         if self._charge.account.open:
+            self.answered(now)
             self._fleet.fitness.absences.said(self.place, self.demand.model, now)
 
     def silent(self, now: float, since: float | None = None, *, patient: bool = True) -> None:
@@ -570,13 +579,16 @@ class Fleet:
             return None
         return NoReplicas(self.serving.nobody(demand.model, excluded, self.nobody))
 
-    def kept_from(self, demand: Demand, now: float) -> str:
+    def kept_from(self, demand: Demand, excluded: Collection[ReplicaId], now: float) -> str:
         """Why all replicas that serve the call are kept out, in words; empty if any of them is not."""
-        kept_out = self.fitness.kept_out(demand.model, now)
-        serving = self._serving(demand)
+        barred, kept_out = self._barred(excluded), self.fitness.kept_out(demand.model, now)
+        serving = [place for place in self._serving(demand) if not barred >> place & 1]
         if not serving or any(place not in kept_out for place in serving):
             return ""
-        return "; ".join(f"of {self._replicas[place].id} {kept_out[place]}" for place in serving[:_NAMED])
+        words = [f"of {self._replicas[place].id} {kept_out[place]}" for place in serving[:_NAMED]]
+        if (more := len(serving) - _NAMED) > 0:
+            words.append(f"and {more} more")
+        return f": all are kept out, {'; '.join(words)}"
 
     def _serving(self, demand: Demand) -> list[int]:
         return [place for pool in self.serving.pools(demand.model) for place in pool.replicas]

@@ -35,6 +35,10 @@ class Remembered(Generic[K, V]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def items(self) -> Iterable[tuple[K, V]]:
+        """All of them, with their keys."""
+        return self._values.items()
+
     def values(self) -> Iterable[V]:
         """All of them."""
         return self._values.values()

@@ -197,7 +197,8 @@ class ReplicaSnapshot:
     ``ejected``: why it is kept out now, in words; None if it is not. ``starting``: as what share of itself it counts
     while it is led up to full load; None if it is not. ``looks``: unseen, free, busy or long busy, by the pace of own
     streams. ``rests_s``: for how long it is not picked yet, since it has failed. ``kept_out``: why it gets no calls
-    while others can have them, of all reasons the first, in words; None if it gets them. ``report``: what the replica
+    while others can have them, of all reasons the first, in words; None if it gets them. ``lacks``: the models of which
+    alone it gets none, since it has answered that it does not have them. ``report``: what the replica
     itself said last and how many seconds ago, if that still counts; ``published_prefixes``: how many of its cached
     prefixes it has named. ``window``: whether it is full, how many requests and tokens more it may be sent (None: any
     number), and by which word.
@@ -218,6 +219,7 @@ class ReplicaSnapshot:
     looks: str
     rests_s: float
     kept_out: str | None
+    lacks: tuple[str, ...]
     waiting_s: float
     prefill_tokens_per_s: float
     rate_samples: int
@@ -295,7 +297,7 @@ def explain(demand: Demand, decision: Decision, hedge: str = "") -> Explanation:
 def preview(fleet: Fleet, demand: Demand, now: float, *, queued: int, urgent: bool) -> Explanation:
     """What would become of a call now, with ``queued`` calls waiting. Raises NoReplicas."""
     decision, room = fleet.judge(demand, now, ordinary=not urgent)
-    serving = {p: r for pool in fleet.serving.pools(demand.model) for p, r in pool.replicas.items()}
+    serving = {p: r for p, r in fleet.places() if r.serves(demand.model)}
     kept_out = fleet.fitness.kept_out(demand.model, now)
     if (why := kept_out.get(decision.chosen.place)) is not None:
         kept_out[decision.chosen.place] = f"{why}; nobody else is left, so it gets the call"
@@ -367,6 +369,7 @@ def _replicas(
                 decode_tokens=account.decode_tokens,
                 rests_s=fleet.fitness.pushback.rests_s(place, now),
                 kept_out=kept_out.get(place),
+                lacks=tuple(fleet.fitness.absences.models(place, now)),
                 ejected=None if (out := fleet.fitness.outliers.ejection(place)) is None else out.why,
                 starting=shares.get(place),
                 looks=fleet.load.found(place, now).value,

@@ -82,7 +82,7 @@ class StreamReader:
                     raise LoadFormatError(
                         f"hashes of scheme {theirs.scheme!r}, where this client's are {ours.scheme!r}"
                     )
-                if theirs.differs(ours):
+                if theirs.by_another_key(ours):
                     raise LoadFormatError(
                         "hashes by another secret than this client's picking.fingerprint_secret"
                     )

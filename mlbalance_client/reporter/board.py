@@ -136,13 +136,16 @@ class LoadBoard:
         with self.lock:
             now = self.clock()
             self._work.first_content(call.work, now)
-            self.publisher.mutated(now, call.work.uncached)
+            self.publisher.mutated(now, 0 if call.work.answered else call.work.uncached)
 
     def answered(self, call: BoardCall) -> None:
         """The head of the call's whole answer is about to go out, and tells of the load without it."""
         with self.lock:
-            call.work.answered = True
-            self.publisher.mutated(self.clock(), 0 if call.work.decoding else call.work.uncached)
+            if call.over or call.work.answered:
+                return
+            now = self.clock()
+            self._work.answered(call.work, now)
+            self.publisher.mutated(now, 0 if call.work.decoding else call.work.uncached)
 
     def end(self, call: BoardCall, usage: Usage | None, *, served: bool) -> None:
         """The call is over."""

@@ -85,16 +85,13 @@ class Publisher:
 
     def told(self, now: float) -> Told:
         """A report as new as the spacing asks for, with all in it that may be large."""
-        return self._shared(now, self.shared_s)
+        known = self._recent(now, self.shared_s)
+        return self.tell(now) if known is None or self._outdated(known) else known
 
     def newest(self, now: float) -> Told:
         """A report that knows all that has happened."""
         known = self._recent(now, self.shared_s)
         return self.tell(now) if known is None or known.mutations != self._mutations else known
-
-    def _shared(self, now: float, most_s: float) -> Told:
-        known = self._recent(now, most_s)
-        return self.tell(now) if known is None or self._outdated(known) else known
 
     def _recent(self, now: float, most_s: float) -> Told | None:
         known = self._told
@@ -136,11 +133,16 @@ class Publisher:
             told.json, requests, tokens, {client: acked} if client is not None and acked is not None else None
         )
 
-    def header(self, client: str | None, now: float) -> str:
-        """The short form for an answer to ``client``, whose newest call it counts in."""
-        told = self._shared(now, LEAST_S / _SHARED_PART)
-        acked = self._board.acks.acked(client, told.seq)
-        return told.short if acked is None else f"{told.short};acked={acked}"
+    def header(self, client: str | None, now: float, *, anew: bool = False) -> str:
+        """The short form for an answer to ``client``, with its newest call that is counted. ``anew``: a large change
+        that has just come is to be in it.
+        """
+        told = self._recent(now, LEAST_S / _SHARED_PART)
+        if told is None or (anew and self._outdated(told)):
+            told = self.tell(now)
+        if client is None:
+            return told.short
+        return f"{told.short};acked={self._board.acks.acked(client, told.seq) or 0}"
 
     # -- subscribers --------------------------------------------------------------------------------------------
 

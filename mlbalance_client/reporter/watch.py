@@ -108,19 +108,21 @@ class WatchedCall:
         status = message["status"]
         if status in _BUSY:
             self._board.refused()
-        board, call = self._board, self._call
+        board, call, whole = self._board, self._call, False
         if call is not None:
             headers = {name.lower(): value for name, value in message.get("headers", ())}
+            content_type = headers.get(b"content-type", b"").decode("latin-1").lower()
             if 200 <= status < 300:
                 try:
-                    content_type = headers.get(b"content-type", b"")
-                    self._watch = self._dialect.watch(status, content_type.decode("latin-1"))
+                    self._watch = self._dialect.watch(status, content_type)
                 except Exception as error:
                     self._blind(error)
-            if b"content-length" in headers:  # the answer is there, so that nothing is left to do for it
+            # A body of known length is there already, so that nothing is left to do for it.
+            whole = b"content-length" in headers and not content_type.startswith("text/event-stream")
+            if whole:
                 board.answered(call)
         with board.lock:
-            value = board.publisher.header(self._client, board.clock())
+            value = board.publisher.header(self._client, board.clock(), anew=whole)
         return with_load(message, value)
 
     def _body(self, message: Message) -> Awaitable[None]:

@@ -80,6 +80,12 @@ class Workload:
                     self._prefilled(earlier, now, 0)
             self._prefilled(work, now, work.uncached)
 
+    def answered(self, work: Work, now: float) -> None:
+        """The head of its whole answer goes out: nothing is left to do for it, and the engine is at the next one."""
+        if not work.decoding and work is self._prefilling()[0]:
+            self._head_free_at = now
+        work.answered = True
+
     def end(self, work: Work, now: float, *, output_tokens: int, whole: bool) -> None:
         """It is gone, having brought ``output_tokens``; ``whole``: to its own end."""
         if id(work) not in self._calls:
@@ -87,7 +93,7 @@ class Workload:
         if work.decoding:
             self.decode.leave(now, output_tokens)
         else:
-            if work is self._prefilling()[0]:
+            if work is self._prefilling()[0] and not work.answered:
                 self._head_free_at = now
             if work.visible:
                 self.prefill.leave(now, work.uncached if whole else 0)

@@ -199,8 +199,12 @@ class Wire:
             answer = await self._exchange(pool, pool.take_new(), origin, request)
         except WireError as error:
             resending.end_resend(sent=error.sent)
-            if error.sent or cut:  # of half a request nothing can come
+            if cut:  # of half a request nothing can come
                 raise
+            if error.sent:
+                raise WireError(
+                    error.kind, f"{closed}; sent again at once, on a new connection: {error}"
+                ) from error
             # Not a failure to connect: the request was sent, and may be what killed the replica.
             raise WireError(closed.kind, f"{closed}; then {error}") from error
         resending.end_resend(sent=True)

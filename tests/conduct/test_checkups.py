@@ -317,6 +317,20 @@ async def test_a_check_that_may_not_see_says_so_once_and_nothing_of_health(
     assert [record.message.count("health_checks.headers") for record in caplog.records] == [1]
 
 
+async def test_a_page_that_is_configured_and_not_there_is_warned_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    one, two = Engine(model=401), Engine()
+    with Scripted(one) as first, Scripted(two) as second:
+        async with mlb.AsyncClient(checked(first, second, path="/nix", model="silent")) as client:
+            await client.post(PATH, json=chat(model="m"))
+            await until(lambda: one.models and len(one.checks) >= 3 and len(two.checks) >= 3)
+            assert [row.ejected for row in client.snapshot().replicas] == [None, None]
+    # Of what is wrong besides there is a warning of its own.
+    told = [record.message for record in caplog.records]
+    assert [sum(setting in line for line in told) for setting in ("health_checks.path", ".headers")] == [1, 1]
+
+
 @pytest.mark.parametrize(
     "headers",
     [{"": "x"}, {"a b": "x"}, {"Host": "x"}, {"ok": "two\r\nlines"}, {"ok": "ä"}, {"ok": " padded"}],

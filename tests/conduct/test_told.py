@@ -8,6 +8,7 @@ from math import inf
 from typing import Any
 
 import anyio
+import httpcore
 import pytest
 
 import mlbalance_client as mlb
@@ -23,6 +24,7 @@ from mlbalance_client.events import (
     Pulled,
     Queued,
     ReplicaEjected,
+    ReplicaReturned,
     Settled,
     Shed,
 )
@@ -36,6 +38,7 @@ from .virtual import (
     REFUSE,
     STREAM,
     WHOLE,
+    Connection,
     Network,
     Step,
     after,
@@ -560,3 +563,36 @@ async def test_it_is_told_before_a_call_who_would_not_get_it_and_why() -> None:
     assert f"{one} is kept out: {why[one]}" in str(explained)
     assert {row.id: row.kept_out for row in engine.snapshot().replicas if row.kept_out} == why
     await engine.aclose()
+
+
+async def test_of_a_fleet_that_was_killed_the_first_to_be_back_gets_the_calls() -> None:
+    dead = {"r0", "r1", "r2"}
+
+    class Killed(Network):
+        async def connect_tcp(self, host: str, port: int, *more: Any, **options: Any) -> Connection:
+            if host in dead:
+                self.asked.append(host)
+                raise httpcore.ConnectError("refused")
+            return await super().connect_tcp(host, port, *more, **options)
+
+    network = Killed(STREAM)
+    engine = engine_of(network, hedging={"enabled": False}, health_checks={"interval_s": 3_600})
+    heard: list[Event] = []
+    engine.events.subscribe(heard.append)
+    for _ in range(4):
+        with pytest.raises(mlb.AttemptsExhausted):
+            await engine.send(request(stream=True))
+    assert all(row.ejected for row in engine.snapshot().replicas)
+
+    dead.remove("r1")
+    await read(await engine.send(request(stream=True)))
+    (returned,) = [event.replica for event in heard if isinstance(event, ReplicaReturned)]
+    network.asked.clear()
+    for _ in range(5):
+        got = await engine.send(request(stream=True))
+        assert [attempt.replica for attempt in got.report.attempts] == [returned]
+        await read(got)
+
+    assert set(network.asked) <= {"r1"}
+    assert [row.id for row in engine.snapshot().replicas if row.ejected is None] == [returned]
+    await nothing_is_left(engine, network)

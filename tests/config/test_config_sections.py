@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tenacity import stop_after_attempt
 
 from mlbalance_client import config as config_package
 from mlbalance_client.config import BalancerConfig, HttpConfig, InvalidConfig, PickingConfig, ReplicaConfig
@@ -93,6 +94,39 @@ def test_every_problem_has_its_own_line_with_path_value_and_way_out() -> None:
         (
             {"load_reports": {"interval_s": 10}},
             "load_reports: expiry_s 5 is less than interval_s 10: reports would not last until the next",
+        ),
+        (
+            {"health_checks": {"path": "health"}},
+            "health_checks.path: given 'health'; must begin with a slash and be printable ASCII, as '/health'",
+        ),
+        (
+            {"health_checks": {"path": "/he alth"}},
+            "health_checks.path: given '/he alth'; must begin with a slash",
+        ),
+        (
+            {"health_checks": {"headers": {"Authorization": 5}}},
+            "health_checks.headers.Authorization: given a secret; allowed: text",
+        ),
+        ({"health_checks": {"headers": 5}}, "health_checks.headers: given a secret; allowed: table"),
+        (
+            {"admission": {"tenant_weights": {"a": 0}}},
+            "admission.tenant_weights.a: given 0; allowed: number > 0, <= 1,000,000",
+        ),
+        (
+            {"outlier_detection": {"rest_base_s": 60}},
+            "outlier_detection: rest_base_s 60 is more than rest_max_s 30, which bounds it",
+        ),
+        (
+            {"outlier_detection": {"ejection_base_s": 40, "ejection_max_s": 20}},
+            "outlier_detection: ejection_base_s 40 is more than ejection_max_s 20, which bounds it",
+        ),
+        (
+            {"retries": {"first_wait_s": 2}},
+            "retries: first_wait_s 2 is more than max_wait_s 1, which bounds it",
+        ),
+        (
+            {"retries": {"stop": stop_after_attempt(3), "max_attempts": 3}},
+            "retries: max_attempts and stop both say how often a call may be sent: give one of them",
         ),
         ({"seed": -1}, "seed: given -1; allowed: integer >= 0"),
         ({"seed": 10**5000}, "seed: given a huge number; allowed: integer >= 0"),

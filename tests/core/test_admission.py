@@ -19,7 +19,7 @@ from mlbalance_client.core.model import Demand, Replica, ReplicaId, Verdict
 from mlbalance_client.core.placement.picker import Decision
 from mlbalance_client.errors import ClientClosed, DeadlineExceeded, NoCapacity, NoReplicas, QueueTimeout
 
-NAMES = [ReplicaId(name) for name in "abc"]
+NAMES = [ReplicaId(name) for name in "abcde"]
 
 
 class Scene:
@@ -349,16 +349,33 @@ def test_who_waited_too_long_hears_for_what(
 
 
 def test_who_waited_for_replicas_that_all_say_no_hears_so() -> None:
-    scene = Scene(queue_timeout_s=30.0)
-    call = scene.waiting()
+    scene = Scene(4, queue_timeout_s=30.0)
+    call, elsewhere = scene.waiting(), scene.waiting(excluded={NAMES[0]})
     scene.queue.enter(call, 0.0)
-    ids = [replica.id for replica in scene.fleet.replicas]
-    for id_ in ids:
+    scene.queue.enter(elsewhere, 0.0)
+    for id_ in NAMES[1:4]:
         scene.fleet.hear(id_, LoadReport(source="stream", at=29.0, state=State.STARTING, free_requests=0))
+    scene.fleet.hear(NAMES[0], LoadReport(source="stream", at=29.0, state=State.READY, free_requests=0))
 
-    assert scene.queue.tick(30.0) == [call]
-    said = "; ".join(f"of {id_} it says itself that it is starting" for id_ in ids[:3])
-    assert str(call.error).endswith(f"(admission.queue_timeout_s): all are kept out, {said}")
+    assert scene.queue.tick(30.0) == [call, elsewhere]
+    said = "; ".join(f"of {id_} it says itself that it is starting" for id_ in NAMES[1:4])
+    assert str(call.error) == "no replica had room within 30.0 s (admission.queue_timeout_s)"
+    assert str(elsewhere.error) == f"{call.error}: all are kept out, {said}"
+
+
+def test_of_many_that_say_no_an_error_names_three_and_a_missed_deadline_too() -> None:
+    scene = Scene(5, queue_timeout_s=30.0)
+    call = scene.waiting(deadline=20.0, model="m")
+    scene.queue.enter(call, 0.0)
+    for id_ in NAMES[:5]:
+        models = {"m": State.STARTING.value}
+        report = LoadReport(source="stream", at=19.0, state=State.READY, models=models, free_requests=0)
+        scene.fleet.hear(id_, report)
+
+    assert scene.queue.tick(20.0) == [call]
+    assert isinstance(call.error, DeadlineExceeded)
+    said = "; ".join(f"of {id_} it says itself that the model is starting" for id_ in NAMES[:3])
+    assert str(call.error).endswith(f": all are kept out, {said}; and 2 more")
 
 
 def test_those_whom_nobody_serves_any_more_hear_so() -> None:
@@ -529,9 +546,9 @@ def test_calls_that_end_before_they_have_begun_were_pulled_too() -> None:
 def test_news_of_one_replica_is_no_reason_to_look_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     config = AdmissionConfig(engine_queue_s=3.0)
     fleet = Fleet(PickingConfig(), Random(1), windows=config)
-    fleet.update(Replica(name, f"http://{name}") for name in NAMES)
+    fleet.update(Replica(name, f"http://{name}") for name in NAMES[:3])
     queue = Admission(config, fleet)
-    for name, standing_s in zip(NAMES, (3.9, 3.5, 3.8), strict=True):
+    for name, standing_s in zip(NAMES[:3], (3.9, 3.5, 3.8), strict=True):
         tokens = int(standing_s * fleet.rates[0])
         fleet.hear(name, LoadReport(source="test", at=0.0, prefill_tokens=tokens))
     waiting = queue.waiting(fleet.demand(fingerprint(b"x"), text_bytes=1), 0.0)
@@ -615,7 +632,7 @@ class Anything(RuleBasedStateMachine):
         priority=st.integers(-1, 1),
         tenant=st.sampled_from([None, "a", "b"]),
         deadline_s=st.sampled_from([0.5, 4.0, float("inf")]),
-        excluded=st.sets(st.sampled_from(NAMES), max_size=1),
+        excluded=st.sets(st.sampled_from(NAMES[:3]), max_size=1),
     )
     def come(self, priority: int, tenant: str | None, deadline_s: float, excluded: set[ReplicaId]) -> Waiting:
         call = self.scene.waiting(

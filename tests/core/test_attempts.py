@@ -71,14 +71,20 @@ def test_it_says_why_a_failure_is_not_tried_again(knobs: dict[str, Any], others:
     assert why in plan.why_ended
 
 
-def test_a_second_sending_to_the_same_replica_counts() -> None:
+def test_a_second_sending_to_the_same_replica_is_once_a_call_and_no_attempt_of_its_own() -> None:
+    """Two connections of a replica may have been closed, and another has not been asked yet."""
     plan = attempts()
     plan.started(A)
     assert plan.begin_resend()
     plan.end_resend(sent=True)
 
     assert not plan.may_send_again
-    assert plan.failed(1, FailureKind.READ, 0.0) == GiveUp()
+    assert plan.failed(1, FailureKind.READ, 0.0) == Start(frozenset({A}))
+    plan.started(B)
+    assert not plan.may_send_again
+    assert not plan.begin_resend()
+    assert plan.failed(2, FailureKind.READ, 0.0) == GiveUp()
+    assert not attempts(max_attempts=1).may_send_again
     assert not attempts(replayable=False).may_send_again
     assert not attempts(budget=Budget(0.0, 0)).may_send_again
 

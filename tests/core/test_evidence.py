@@ -236,3 +236,150 @@ def test_one_whose_connections_broke_stays_out_while_checks_find_it_refusing_the
         world.call(B, float(now))
 
     assert [ejection.unreachable for ejection in world.fleet.fitness.outliers.out] == [True]
+
+
+@pytest.mark.parametrize("checks_run", [True, False])
+@pytest.mark.parametrize("answer", ["content", "served", "busy", "no such model"])
+def test_who_answers_a_call_does_not_refuse_connections_any_more(
+    world: World, checks_run: bool, answer: str
+) -> None:
+    """All were killed, one is back: the call that found it there proves more than a check."""
+    fleet = world.fleet
+    fleet.fitness.outliers.awaits_checks = checks_run
+    for id_ in (A, B, C):
+        for _ in range(2):
+            world.call(id_, 1.0, Failure.UNREACHABLE)
+    assert sorted(world.out()) == [0, 1, 2]
+
+    pick = fleet.pick(Demand(fingerprint(b"x"), 10, 10), 2.0, [B, C])
+    if answer == "content":
+        pick.first_content(2.5)
+    elif answer == "served":
+        pick.settle(Verdict.OK, 2.5)
+    elif answer == "busy":
+        pick.failed(2.5, 0.1, Failure.PUSHBACK)
+    else:
+        pick.lacks_model(2.5)
+
+    assert sorted(world.out()) == [1, 2]
+    assert isinstance(world.news[-1], ReplicaReturned)
+    assert fleet.fitness.slow_start.on_trial(0)
+    demand = Demand(fingerprint(b"x"), 10, 10, model="another", replayable=False)
+    assert {fleet.pick(demand, 2.7).replica.id for _ in range(4)} == {A}
+
+
+def test_who_refused_one_connection_and_answers_the_next_call_rests_no_more(world: World) -> None:
+    world.fleet.fitness.outliers.awaits_checks = True
+    world.call(A, 1.0, Failure.UNREACHABLE)
+    assert A not in {world.fleet.pick(Demand(fingerprint(b"x"), 10, 10), 2.0).replica.id for _ in range(3)}
+
+    world.call(A, 2.0)
+
+    assert A in {world.fleet.pick(Demand(fingerprint(b"x"), 10, 10), 2.0).replica.id for _ in range(3)}
+    assert world.unproven(2.0) == {}
+
+
+def test_an_answer_to_a_call_from_before_proves_nothing_of_new_connections(world: World) -> None:
+    world.fleet.fitness.outliers.awaits_checks = True
+    stream = world.fleet.pick(Demand(fingerprint(b"x"), 10, 10), 0.5, [B, C])
+    for _ in range(2):
+        world.call(A, 1.0, Failure.UNREACHABLE)
+
+    stream.first_content(2.0)
+    stream.settle(Verdict.OK, 3.0)
+
+    assert world.out() == [0]
+    assert world.unproven(3.0) == {A: Proof.SYSTEM}
+
+
+def test_one_that_can_be_reached_again_is_asked_before_those_that_cannot_though_it_stays_out(
+    world: World,
+) -> None:
+    fleet = world.fleet
+    fleet.fitness.outliers.awaits_checks = True
+    for _ in range(2):
+        world.call(A, 1.0, Failure.BROKEN)
+    for id_ in (A, B, C):
+        for _ in range(2):
+            world.call(id_, 1.0, Failure.UNREACHABLE)
+
+    fleet.fitness.reached(A, 2.0)
+
+    assert sorted(world.out()) == [0, 1, 2]
+    assert {fleet.pick(Demand(fingerprint(b"x"), 10, 10), 2.5).replica.id for _ in range(4)} == {A}
+
+
+@pytest.mark.parametrize(
+    ("failing", "passed", "words"),
+    [
+        ([Proof.SYSTEM, Proof.SYSTEM], Proof.SYSTEM, "it failed 2 checks in a row"),
+        ([Proof.SYSTEM, Proof.MODEL], Proof.MODEL, "it failed 2 checks in a row"),
+        ([Proof.CALLS, Proof.SYSTEM], Proof.MODEL, "it failed 1 call and 1 check in a row"),
+        ([Proof.CALLS, Proof.CALLS], Proof.MODEL, "it failed 2 calls in a row"),
+    ],
+)
+def test_who_failed_checks_is_said_to_have_failed_checks_and_returns_by_passing_such(
+    world: World, failing: list[Proof], passed: Proof, words: str
+) -> None:
+    for by in failing:
+        if by is Proof.CALLS:
+            world.call(A, 1.0, Failure.ERROR)
+        else:
+            world.fleet.fitness.check_failed(A, 1.0, 1.0, Failure.ERROR, by)
+
+    ejected = world.news[-1]
+    assert isinstance(ejected, ReplicaEjected)
+    assert ejected.why == f"{words}, the last time it answered with an error"
+    assert world.unproven(2.0) == {A: passed}
+    world.fleet.fitness.checked(A, 2.0, passed)
+    assert world.out() == []
+
+
+def test_checks_are_none_of_the_calls_of_which_a_share_failed() -> None:
+    rng = Random(1)
+    news: list[News] = []
+    fleet = Fleet(
+        PickingConfig(), rng, outliers=Outliers(OutlierDetectionConfig(rest_base_s=0), rng), tell=news.append
+    )
+    fleet.update(REPLICAS, 0.0)
+    world = World(fleet, news)
+    for now in range(1, 41):
+        world.call(A, float(now))
+        fleet.fitness.check_failed(A, now + 0.5, now + 0.5, Failure.ERROR, Proof.SYSTEM)
+
+    assert world.news == []
+
+
+def test_checks_of_the_system_that_fail_now_and_then_are_not_in_a_row(world: World) -> None:
+    for now in range(1, 9):
+        world.fleet.fitness.check_failed(A, float(now), float(now), Failure.UNREACHABLE, Proof.SYSTEM)
+        world.fleet.fitness.checked(A, now + 0.5, Proof.SYSTEM)
+
+    assert world.news == []
+
+
+def test_one_on_trial_that_fails_a_check_of_its_system_is_back_when_it_passes_one(world: World) -> None:
+    eject(world, Failure.UNREACHABLE)
+    world.fleet.fitness.checked(A, 3.0, Proof.SYSTEM)
+    world.fleet.fitness.check_failed(A, 4.0, 4.0, Failure.ERROR, Proof.SYSTEM)
+    ejected = world.news[-1]
+    assert isinstance(ejected, ReplicaEjected)
+    assert ejected.why == "it answered with an error on trial, when it was checked"
+
+    world.fleet.fitness.checked(A, 5.0, Proof.SYSTEM)
+
+    assert world.out() == []
+
+
+@pytest.mark.parametrize(("checks_run", "at_first_s"), [(True, 60.0), (False, 5.0)])
+def test_one_that_refuses_connections_is_out_as_long_as_is_documented(
+    world: World, checks_run: bool, at_first_s: float
+) -> None:
+    world.fleet.fitness.outliers.awaits_checks = checks_run
+    for number in (1, 2):
+        for _ in range(2):
+            world.call(A, 1.0, Failure.UNREACHABLE)
+        ejected = world.news[-1]
+        assert isinstance(ejected, ReplicaEjected)
+        assert (ejected.count, ejected.for_s) == (number, pytest.approx(at_first_s * number, rel=0.1))
+        world.fleet.fitness.checked(A, 1.0, Proof.SYSTEM)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlbalance_client.core.fingerprint import SCHEME
 from mlbalance_client.core.load.format import (
     LoadFormatError,
     PrefixDelta,
@@ -111,6 +112,21 @@ def test_prefixes() -> None:
     assert encode_prefixes(delta) == text
     assert decode_prefixes(text) == delta
     assert decode_prefixes(b'{"v":1,"epoch":"e","scheme":"%s","seq":1}' % KEYED_SCHEME.encode()).add == ()
+
+
+@pytest.mark.parametrize("told", ["", 7, None, "0" * 9, "wxyz0123", "ab" * 200])
+@pytest.mark.parametrize("scheme", [SCHEME, KEYED_SCHEME])
+def test_a_key_check_that_is_none_is_not_there(told: object, scheme: str) -> None:
+    fields = {"v": 1, "epoch": "e", "scheme": scheme, "seq": 1, "key_check": told}
+
+    assert decode_prefixes(json.dumps(fields)).hashing == Hashing(scheme)
+
+
+def test_a_key_check_may_be_written_in_either_case_and_means_nothing_without_a_key() -> None:
+    fields = {"v": 1, "epoch": "e", "seq": 1, "key_check": "0A1b2C3d"}
+
+    assert decode_prefixes(json.dumps(fields | {"scheme": KEYED_SCHEME})).hashing.key == "0a1b2c3d"
+    assert decode_prefixes(json.dumps(fields | {"scheme": SCHEME})).hashing.key == ""
 
 
 @given(reports)

@@ -19,7 +19,7 @@ from mlbalance_client.core.load.format import decode_header
 from mlbalance_client.core.load.report import State
 from mlbalance_client.dialects import Ending, Sign, find
 from mlbalance_client.errors import ConfigError
-from mlbalance_client.reporter import LoadBoard, LoadReporter, middleware
+from mlbalance_client.reporter import LoadBoard, LoadReporter, ReporterSettings, middleware
 
 from .asgi import CHAT, EVENTS, STREAM, Exchange, answering, load_of
 
@@ -77,6 +77,53 @@ async def test_the_head_of_a_whole_answer_tells_of_the_load_without_it(status: i
     assert ((beside.running or 0) + (beside.waiting or 0), (beside.prefill_tokens or 0) > 0) == (1, True)
     assert (alone.running, alone.waiting, alone.prefill_tokens) == (0, 0, 0)
     assert idle(reporter)
+
+
+async def test_the_heads_of_whole_answers_tell_of_all_that_is_left_for_the_others() -> None:
+    """The time of a prompt that is answered is not taken for work on the next one."""
+    now = 0.0
+    board = LoadBoard(ReporterSettings(), clock=lambda: now)
+    heads: list[int | None] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        heads.append(
+            decode_header(dict(sent[-1]["headers"])[b"x-mlbalance-load"].decode(), at=0.0).prefill_tokens
+        )
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    reporter, sent = LoadReporter(app, board=board), []
+
+    async def keep(message: Any) -> None:
+        sent.append(message)
+
+    with board.begin(prompt_tokens=4000, max_output_tokens=0):
+        now = 4.0  # so 1,000 tokens a second
+    calls = [board.begin(prompt_tokens=2000, max_output_tokens=0) for _ in range(2)]
+    now = 6.0
+    exchange = Exchange(CHAT)
+    board.answered(calls[0])
+    await reporter(exchange.scope, exchange.receive, keep)
+    assert heads == [2000]
+    for call in calls:
+        call.succeed()
+
+
+@pytest.mark.parametrize(
+    ("content", "running"), [(b"text/event-stream", 1), (b"application/json", 0), (b"text/plain", 0)]
+)
+async def test_a_stream_is_under_way_whatever_length_it_claims(content: bytes, running: int) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        head = [(b"content-type", content), (b"content-length", b"99")]
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        await send({"type": "http.response.body", "body": b""})
+
+    reporter, exchange = LoadReporter(app), Exchange(STREAM)
+    await reporter(exchange.scope, exchange.receive, exchange.send)
+
+    assert decode_header(exchange.head[b"x-mlbalance-load"].decode(), at=0.0).running == running
 
 
 async def test_every_answer_bears_the_load_and_the_apps_message_stays_as_it_is() -> None:

@@ -119,9 +119,9 @@ class Seen:
             t - sent[e.call]
             for kind in (events.HedgeStarted, events.FailedOver)
             for t, e in self.of(kind, since_s)
-            if e.call in sent and e.from_replica in url
+            if e.call in sent and url.endswith(f"/{e.from_replica}")
         ]
-        return min(sent.values()) + 3 * max(delays)
+        return min(sent.values(), default=0.0) + 3 * max(delays, default=float("inf"))
 
     @property
     def extra_tokens(self) -> float:

@@ -33,6 +33,12 @@ class Absences:
         rests = self._models.get(model) if self._models else None
         return 0 if rests is None else rests.resting(now)
 
+    def models(self, place: int, now: float) -> list[str]:
+        """The models of which the replica gets no call now, in order."""
+        return sorted(
+            m for m, rests in self._models.items() if m is not None and rests.rests_s(place, now) > 0.0
+        )
+
     def drop(self, place: int) -> None:
         """The replica is gone, or has changed what it has."""
         for rests in self._models.values():

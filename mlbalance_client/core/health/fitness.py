@@ -110,7 +110,7 @@ class Fitness:
         self._panicked = False
         self._heard_at: dict[int, float] = {}
         self._returned_at: dict[int, float] = {}
-        self._refuses: set[int] = set()
+        self._refused_at: dict[int, float] = {}
         self._failed: dict[int, Failure] = {}
         self._epochs: dict[int, str] = {}
 
@@ -159,12 +159,15 @@ class Fitness:
         unwilling, full = self.unwilling(model, now, replayable=True), self.fullness.full(now)
         closed, lacking = self.readiness.closed(model, now), self.absences.lacking(model, now)
 
-        def why(place: int) -> str:
+        def why(place: int, replica: Replica) -> str:
             bit = 1 << place
+            if not replica.usable:
+                because = f": {replica.because}" if replica.because else ""
+                return f"discovery says that it is {replica.state}{because}"
             if self.outliers.barred & bit and (ejection := self.outliers.ejection(place)) is not None:
                 return f"it is ejected: {ejection.why}"
             if (rests_s := self.pushback.rests_s(place, now)) > 0.0:
-                until = ", or until a check reaches it" if place in self._refuses else ""
+                until = ", or until a check reaches it" if self._awaits_check(place) else ""
                 return f"it {self._failed.get(place, Failure.ERROR)} and rests for {rests_s:.1f} s{until}"
             if closed & bit:
                 return self.readiness.why_closed(place, model)
@@ -174,7 +177,15 @@ class Fitness:
                 return "it gets one call at a time until it has answered one"
             return "its memory is all but full"
 
-        return {place: why(place) for place in self._replicas if (unwilling | full) >> place & 1}
+        return {
+            place: why(place, replica)
+            for place, replica in self._replicas.items()
+            if not replica.usable or (unwilling | full) >> place & 1
+        }
+
+    def _awaits_check(self, place: int) -> bool:
+        """Whether the replica has refused a connection, and gets no call before a check has reached it."""
+        return self.outliers.awaits_checks and place in self._refused_at
 
     def pass_to(self, now: float) -> None:
         """Let back and eject those for whom it is time: at every pick, check and snapshot, and so without calls too."""
@@ -205,7 +216,7 @@ class Fitness:
             table.drop(place)
         self._heard_at.pop(place, None)
         self._returned_at.pop(place, None)
-        self._refuses.discard(place)
+        self._refused_at.pop(place, None)
         self._failed.pop(place, None)
         self._epochs.pop(place, None)
 
@@ -227,26 +238,43 @@ class Fitness:
         known, self._epochs[place] = self._epochs.get(place, epoch), epoch
         return known != epoch
 
-    def served(self, place: int, sent: float, now: float) -> None:
-        """A replica served a call, which was sent at ``sent``, to its end."""
+    def served(self, place: int, sent: float, now: float, by: Proof = Proof.CALLS) -> None:
+        """A replica served a call, or a check of its model, which was sent at ``sent``, to its end."""
+        self.answered(place, sent, now)
         self._heard_at[place] = now
-        self._refuses.discard(place)
         self.pushback.succeeded(place, sent)
-        self.outliers.served(place, now)
+        self.outliers.served(place, now, by)
         if self.slow_start.active:
             self.slow_start.served(place, sent, now)
 
+    def answered(self, place: int, sent: float, now: float) -> None:
+        """A replica answers a call that was sent at ``sent``, whatever it says: if it refused before, it does no more.
+
+        That proves as much as a passed check of its server; but for a call that was sent before it refused, nothing:
+        connections that are open may outlive the one who accepts them.
+        """
+        if (refused_at := self._refused_at.get(place)) is not None and sent >= refused_at:
+            self.checked(self._replicas[place].id, now, Proof.SYSTEM)
+
     def failed(
-        self, place: int, kind: Failure, now: float, retry_after_s: float | None, *, on_trial: bool
+        self,
+        place: int,
+        kind: Failure,
+        now: float,
+        retry_after_s: float | None,
+        *,
+        on_trial: bool,
+        by: Proof = Proof.CALLS,
     ) -> None:
-        """A replica failed a call."""
+        """A replica failed a call, or a check."""
         self._heard_at[place] = now
         self._failed[place] = kind
-        if kind is Failure.UNREACHABLE and self.outliers.awaits_checks:
-            self._refuses.add(place)
-            retry_after_s = retry_after_s or _UNTIL_CHECKED_S
+        if kind is Failure.UNREACHABLE:
+            self._refused_at[place] = now
+            if self.outliers.awaits_checks:
+                retry_after_s = retry_after_s or _UNTIL_CHECKED_S
         self.pushback.failed(place, now, retry_after_s)
-        self.eject(self.outliers.failed(place, kind, now, on_trial=on_trial), now)
+        self.eject(self.outliers.failed(place, kind, now, on_trial=on_trial, by=by), now)
 
     def eject(self, ejection: Ejection | None, now: float) -> None:
         """Act on an ejection, if there is one."""
@@ -270,35 +298,43 @@ class Fitness:
         if (place := self._places.get(id_)) is None:
             return
         self._heard_at[place] = now
-        if place in self._refuses:
-            self._refuses.discard(place)
+        if self._refused_at.pop(place, None) is not None:
             self.pushback.drop(place)
         ejection = self.outliers.ejection(place)
         if ejection is not None:
             if proof < ejection.needs:
+                if ejection.unreachable:
+                    self.outliers.reached(place)
+                    self._out_changed(now)
                 return
             self.outliers.release(place, now)
             self._come_back(place, now)
         if proof is Proof.MODEL:
             self.outliers.silences.begun(place, 0.0, now)
-            self.served(place, now, now)
+            self.served(place, now, now, proof)
+        else:
+            self.outliers.served(place, now, proof)
 
     def reached(self, id_: ReplicaId, now: float) -> None:
         """A replica has answered a check that says nothing of its health, but it can be reached."""
         place = self._places.get(id_)
         ejection = None if place is None else self.outliers.ejection(place)
-        if place in self._refuses or (ejection is not None and ejection.unreachable):
+        if place is not None and (
+            self._awaits_check(place) or (ejection is not None and ejection.unreachable)
+        ):
             self.checked(id_, now, Proof.SYSTEM)
 
-    def check_failed(self, id_: ReplicaId, asked: float, now: float, kind: Failure) -> bool:
-        """A health check was failed that was begun at ``asked``; it counts like a call.
+    def check_failed(
+        self, id_: ReplicaId, asked: float, now: float, kind: Failure, by: Proof = Proof.MODEL
+    ) -> bool:
+        """A health check was failed that was begun at ``asked``; it counts like a call among those in a row.
 
         False, and nothing has happened, if the replica is gone, or has come back since: it was asked how it was before.
         """
         place = self._places.get(id_)
         if place is None or self._returned_at.get(place, asked) > asked:
             return False
-        self.failed(place, kind, now, None, on_trial=self.slow_start.on_trial(place))
+        self.failed(place, kind, now, None, on_trial=self.slow_start.on_trial(place), by=by)
         return True
 
     def without_evidence(self, now: float, older_than_s: float) -> list[Unproven]:
@@ -315,7 +351,7 @@ class Fitness:
             if (ejection := self.outliers.ejection(place)) is not None:
                 if ejection.needs < Proof.CALLS:
                     found.append(Unproven(replica, ejection.needs, out=True))
-            elif place in self._refuses:
+            elif self._awaits_check(place):
                 found.append(Unproven(replica, Proof.SYSTEM, out=True))
             elif self.slow_start.on_trial(place):
                 found.append(Unproven(replica, Proof.MODEL))
@@ -326,7 +362,7 @@ class Fitness:
     def _come_back(self, place: int, now: float) -> None:
         self._returned_at[place] = now
         self.slow_start.admit(place, now)
-        self._refuses.discard(place)
+        self._refused_at.pop(place, None)
         self.pushback.drop(place)
         self.forget(place)
         self._tell(ReplicaReturned(now, self._replicas[place].id))

@@ -3,7 +3,7 @@
 Evidence against a replica, each weighed against what the others show, so that a bad hour of all ejects nobody:
 
 ========== ==================================================================================================
-failures   so many in a row (of broken connections fewer), while most others do not fail
+failures   so many calls or checks in a row (of broken connections fewer), while most others do not fail
 refusals   of connections, likewise: *unreachable*, which is out in any case and does not count as ejected
 rate       the lower Wilson bound of its share of failed calls is above ``failure_share`` and twice the others'
 silence    several slow calls, and no answer begun since, though others begin theirs (``silence.py``)
@@ -20,7 +20,7 @@ most ``max_ejected_share`` of those that can be reached are out at once, and nev
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
@@ -83,7 +83,7 @@ def failure_of_status(status: int, retry_after_s: float | None, *, says_busy: bo
 
 
 class Proof(IntEnum):
-    """What shows that a replica is well: its server answers, its model does, or callers' calls go as they should."""
+    """What shows how a replica is: a check of its server, one of its model, or callers' calls."""
 
     SYSTEM = 1
     MODEL = 2
@@ -127,13 +127,13 @@ class Ejection:
 
 @dataclass(slots=True)
 class _Record:
-    """What one replica has shown."""
+    """What one replica has shown. ``failures``: in a row, by what has shown them, ``row``: by their weight."""
 
     good: float = 0.0
     bad: float = 0.0
     counted_at: float = 0.0
-    row: float = 0.0
-    failures: int = 0
+    row: dict[Proof, float] = field(default_factory=dict)
+    failures: Counter[Proof] = field(default_factory=Counter)
     broken: int = 0
     multiples: deque[float] = field(default_factory=lambda: deque(maxlen=_SAMPLES))
     times_out: int = 0
@@ -145,6 +145,18 @@ class _Record:
         """Add to counts that fade over the window."""
         keep = 0.5 ** (max(0.0, now - self.counted_at) / _WINDOW_S)
         self.good, self.bad, self.counted_at = self.good * keep + good, self.bad * keep + bad, now
+
+    def row_ends(self) -> None:
+        """What comes next is the first in a row."""
+        self.row.clear()
+        self.failures.clear()
+        self.broken = 0
+
+    def failed_in_a_row(self) -> str:
+        """``3 calls and 2 checks``."""
+        calls = self.failures[Proof.CALLS]
+        counts = {"call": calls, "check": self.failures.total() - calls}
+        return " and ".join(f"{count} {what}{'s' * (count > 1)}" for what, count in counts.items() if count)
 
 
 class Outliers:
@@ -218,6 +230,11 @@ class Outliers:
             self._records[place].back_at = now
             self._changed()
 
+    def reached(self, place: int) -> None:
+        """One that refused connections takes them again, but is out for other evidence too."""
+        self._out[place] = replace(self._out[place], unreachable=False)
+        self._changed()
+
     def members(self, places: Iterable[int], now: float) -> None:
         """Discovery has changed who there is."""
         self._members = frozenset(places)
@@ -236,15 +253,28 @@ class Outliers:
 
     # -- evidence -----------------------------------------------------------------------------------------------
 
-    def served(self, place: int, now: float) -> None:
-        """The replica served a call to its end."""
+    def served(self, place: int, now: float, by: Proof = Proof.CALLS) -> None:
+        """The replica served a call to its end, or passed a check: of its server, which ends a row of such alone."""
         record = self._records.get(place)
-        if record is not None:
-            record.row, record.failures, record.broken, record.refused = 0.0, 0, 0, 0
+        if record is None:
+            return
+        if by is Proof.SYSTEM:
+            record.row.pop(by, None)
+            record.failures.pop(by, None)
+            record.broken = 0
+            return
+        record.row_ends()
+        record.refused = 0
+        if by is Proof.CALLS:
             record.count(1.0, 0.0, now)
 
-    def failed(self, place: int, kind: Failure, now: float, *, on_trial: bool = False) -> Ejection | None:
-        """The replica failed a call. ``on_trial``: it was let back for this one."""
+    def failed(
+        self, place: int, kind: Failure, now: float, *, on_trial: bool = False, by: Proof = Proof.CALLS
+    ) -> Ejection | None:
+        """The replica failed a call, or a check, which is no call and so none of the share of them that failed.
+
+        ``on_trial``: it was let back for this one.
+        """
         record = self._records.get(place)
         if record is None or kind is Failure.PUSHBACK:
             return None
@@ -253,23 +283,26 @@ class Outliers:
                 self._still_unreachable(place, now)
             return None
         broken = kind in (Failure.UNREACHABLE, Failure.BROKEN)
-        if kind is not Failure.UNREACHABLE:  # which harms no call, and has a rule of its own
+        if (
+            by is Proof.CALLS and kind is not Failure.UNREACHABLE
+        ):  # which harms no call, and has a rule of its own
             record.count(0.0, 1.0, now)
-        record.row += _BROKEN_COUNTS if broken else 1.0
-        record.failures += 1
+        record.row[by] = record.row.get(by, 0.0) + (_BROKEN_COUNTS if broken else 1.0)
+        record.failures[by] += 1
         record.broken = record.broken + 1 if kind is Failure.UNREACHABLE else 0
         if kind is Failure.SILENT:
             self.silences.muted(place)
         if on_trial:
-            unreachable, needs = kind is Failure.UNREACHABLE, max(record.needed, Proof.MODEL)
-            return self._eject(place, f"it {kind} on trial", now, unreachable=unreachable, needs=needs)
+            unreachable, needs = kind is Failure.UNREACHABLE, max(record.needed, min(by, Proof.MODEL))
+            why = f"it {kind} on trial" + ("" if by is Proof.CALLS else ", when it was checked")
+            return self._eject(place, why, now, unreachable=unreachable, needs=needs)
         limit = self._settings.consecutive_failures
         if record.broken * _BROKEN_COUNTS >= limit > 0:
             return self._eject(place, f"it {kind} {record.broken} times in a row", now, unreachable=True)
-        if record.row >= limit > 0 and self._others_do_not_fail(place):
-            why = f"it failed {record.failures} calls in a row, the last time it {kind}"
-            return self._eject(place, why, now)
-        return self._by_rate(place, record, now)
+        if sum(record.row.values()) >= limit > 0 and self._others_do_not_fail(place):
+            why = f"it failed {record.failed_in_a_row()} in a row, the last time it {kind}"
+            return self._eject(place, why, now, needs=min(max(record.row), Proof.MODEL))
+        return self._by_rate(place, record, now) if by is Proof.CALLS else None
 
     def timed(
         self, place: int, multiple: float, now: float, *, at_least: bool = False, unsure: bool = False
@@ -341,7 +374,7 @@ class Outliers:
         others = [
             record for other, record in self._records.items() if other != place and other not in self._out
         ]
-        return 2 * sum(record.row > 0 for record in others) <= len(others)
+        return 2 * sum(bool(record.row) for record in others) <= len(others)
 
     def _usual(self) -> float | None:
         """The median of the replicas' medians, some samples old: the more replicas, the less often it is sought."""
@@ -407,8 +440,8 @@ class Outliers:
 
     def _forget(self, place: int) -> None:
         record = self._records[place]
-        record.good = record.bad = record.row = 0.0
-        record.failures = record.broken = 0
+        record.good = record.bad = 0.0
+        record.row_ends()
         record.multiples.clear()
 
     def _changed(self) -> None:

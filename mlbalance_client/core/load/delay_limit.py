@@ -6,9 +6,9 @@ fades, so that a burst does not begin with what was never tried. Beyond the targ
 for all that were under way; the oldest at two replicas may show that before their contents come, of which one alone may
 have stalled. A few are always open to a client of which no more wait than are under way: its own chance clusters are no
 overload. Whom it has kept waiting for long without a break is owed more, at last as many as there are replicas: a fleet
-that is slow by itself, cold say, looks like one full of others' work. A call that a later one at its replica has overtaken tells nothing of queues: what keeps it is its own affair.
-One limit for all replicas: a client among many has too few calls at each to learn from. Own work is no reason to cut:
-``Windows`` bounds it by replica.
+that is slow by itself, cold say, looks like one full of others' work. A call that a later one at its replica has
+overtaken tells nothing of queues: what keeps it is its own affair. One limit for all replicas: a client among many has
+too few calls at each to learn from. Own work is no reason to cut: ``Windows`` bounds it by replica.
 
 After Swift (Kumar et al., SIGCOMM 2020: target delay, increase by one a round, one cut a round)
 and RFC 7661 (what is not used is not kept).

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from base64 import b64decode, b64encode
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Self
+from typing import Any, Self
 
 from ..fingerprint import BLOCK_BYTES, SCHEME
 from .fields import VERSION, LoadFormatError, check_version, needed, parsed, sequence, text
 
 KEYED_SCHEME = f"blake2b-64/{BLOCK_BYTES}/1"
+_CHECK = re.compile("[0-9A-Fa-f]{8}")
 SCHEMES = frozenset({SCHEME, KEYED_SCHEME})
 MOST_PREFIXES_BYTES = 1024 * 1024
 
@@ -32,9 +34,9 @@ class Hashing:
             return cls()
         return cls(KEYED_SCHEME, blake2b(b"mlbalance key", digest_size=4, key=secret).hexdigest())
 
-    def differs(self, other: Hashing) -> bool:
-        """Whether the hashes of one mean nothing to the other."""
-        return self.scheme != other.scheme or bool(self.key and other.key and self.key != other.key)
+    def by_another_key(self, other: Hashing) -> bool:
+        """Whether the same scheme has another secret there, as far as that is told."""
+        return bool(self.key and other.key and self.key != other.key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +78,13 @@ def decode_prefixes(data: bytes | str) -> PrefixDelta:
         raise LoadFormatError(f"scheme {scheme!r} is not known; known are {', '.join(sorted(SCHEMES))}")
     epoch = needed(text(fields, "epoch"), "epoch")
     add, drop = unpack(fields.get("add", "")), unpack(fields.get("drop", ""))
-    hashing = Hashing(scheme, text(fields, "key_check") or "")
-    return PrefixDelta(epoch, sequence(fields), reset, add, drop, hashing)
+    return PrefixDelta(epoch, sequence(fields), reset, add, drop, Hashing(scheme, _key_check(scheme, fields)))
+
+
+def _key_check(scheme: str, fields: Mapping[str, Any]) -> str:
+    """Empty where it means nothing, or is none."""
+    told = fields.get("key_check")
+    return told.lower() if scheme == KEYED_SCHEME and isinstance(told, str) and _CHECK.fullmatch(told) else ""
 
 
 def pack(hashes: Iterable[int]) -> str:
