@@ -378,6 +378,8 @@ class Performer:
         if status >= 400:
             return await self._refused(call, attempt, flow, status)
         sign = await flow.until_commit()
+        if sign is Sign.CONTENT and call.streaming and _says_nothing(flow):
+            raise WireError(FailureKind.PROTOCOL, "the stream ended without content or the mark of an end")
         # Nothing of it was handed on yet: what breaks or is an error goes elsewhere like any other.
         held = sign is Sign.CONTENT and flow.blind and not flow.commits_at_head and await flow.hold()
         if held and flow.in_band_error is not None:
@@ -727,11 +729,22 @@ def _how_it_broke(flow: Flow, verdict: Verdict) -> Stopped | None:
         return None if flow.closed else flow.stopped
     if verdict is not Verdict.FAILED:
         return None
-    if (error := flow.in_band_error) is not None:
-        return Stopped(FailureKind.IN_BAND, error.message)
     if (broke := flow.wire.broke) is not None:
         return Stopped(*broke)
+    if (error := flow.in_band_error) is not None:
+        # A failing answer that was too large to be held is one, and has not broken off.
+        failing = flow.wire.status >= 400 or flow.blind
+        failing = failing or any(told.failure for told in flow.report.attempts if told.number == flow.number)
+        return None if failing else Stopped(FailureKind.IN_BAND, error.message)
     return Stopped(FailureKind.READ, "the connection was closed before its end")
+
+
+def _says_nothing(flow: Flow) -> bool:
+    """Whether an answer is a stream of events that has ended in its preamble, and not as an empty answer does."""
+    ending = flow.ending
+    if ending is None or ending.complete or ending.error or not flow.buffered:
+        return False  # of no event at all: Triton's models may have nothing to say
+    return _content_type(flow.wire.headers).lower().startswith("text/event-stream")
 
 
 def _names_no_time(header: tuple[bytes, bytes]) -> bool:

@@ -11,9 +11,10 @@ from tenacity import wait_fixed
 import mlbalance_client as mlb
 from mlbalance_client.conduct.engine import Request
 
-from ..test_client import OVERLOADED, PATH, ROLE
+from ..test_client import OVERLOADED, PATH, ROLE, WORD
 from .virtual import (
     BREAK,
+    DONE,
     HANG,
     HEAD,
     STREAM,
@@ -72,6 +73,36 @@ async def test_an_error_in_a_stream_that_goes_on_no_further_is_moved_on_from() -
 
     assert (await read(got)).endswith(b"[DONE]\n\n")
     assert anyio.current_time() - began < 5
+    await nothing_is_left(engine, network)
+
+
+@pytest.mark.parametrize("said", [ROLE, b": ping\n\n"])
+async def test_a_stream_that_ends_before_it_says_anything_is_tried_elsewhere(said: bytes) -> None:
+    nothing = HEAD + (chunk(said)) + b"0\r\n\r\n"
+    engine = engine_of(network := Network([nothing], STREAM), replicas=2)
+    got = await engine.send(request(stream=True))
+
+    first, second = got.report.attempts
+    assert (first.failure, second.status) == (mlb.FailureKind.PROTOCOL, 200)
+    assert first.detail == "the stream ended without content or the mark of an end"
+    assert WORD in await read(got)
+    await nothing_is_left(engine, network)
+
+    engine = engine_of(network := Network([nothing]), replicas=2)
+    with pytest.raises(mlb.AttemptsExhausted):
+        await engine.send(request(stream=True))
+    await nothing_is_left(engine, network)
+
+
+@pytest.mark.parametrize(
+    "end", [DONE, b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n']
+)
+async def test_a_stream_that_says_so_is_an_empty_answer(end: bytes) -> None:
+    engine = engine_of(network := Network([HEAD + chunk(ROLE + end) + b"0\r\n\r\n"]), replicas=2)
+    got = await engine.send(request(stream=True))
+
+    assert len(got.report.attempts) == 1
+    assert await read(got) == ROLE + end
     await nothing_is_left(engine, network)
 
 

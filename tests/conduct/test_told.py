@@ -316,6 +316,37 @@ async def test_a_stream_that_breaks_off_is_told_everywhere(
     await nothing_is_left(engine, network)
 
 
+async def test_a_stream_that_ends_in_an_error_is_told_as_one() -> None:
+    heard: list[Event] = []
+    script: list[Step] = [HEAD + chunk(ROLE), chunk(WORD), chunk(b"data: " + BUSY + b"\n\n") + b"0\r\n\r\n"]
+    engine = engine_of(network := Network(script), **PATIENT)
+    engine.events.subscribe(heard.append)
+    got = await engine.send(request(stream=True))
+    with contextlib.suppress(mlb.StreamInterrupted):
+        await read(got)
+
+    (broken,) = [event for event in heard if isinstance(event, Interrupted)]
+    assert (broken.failure, broken.detail) == ("in_band", "busy")
+    (attempt,) = got.report.attempts
+    assert (attempt.status, attempt.failure, attempt.detail) == (503, mlb.FailureKind.IN_BAND, "busy")
+    assert "(in_band): busy" in got.report.explain().broke_off
+    await nothing_is_left(engine, network)
+
+
+@pytest.mark.parametrize("status", [400, 503, 200])
+async def test_a_failing_answer_too_large_to_hold_has_not_broken_off(status: int) -> None:
+    heard: list[Event] = []
+    body = b'{"error": {"message": "busy", "code": 503}, "more": "' + b"x" * 100_000 + b'"}'
+    engine = engine_of(network := Network([answer(status, body)]), replicas=1, **PATIENT)
+    engine.events.subscribe(heard.append)
+    got = await engine.send(request())
+    assert await read(got) == body
+
+    assert not [event for event in heard if isinstance(event, Interrupted)]
+    assert got.report.broke_off == ""
+    await nothing_is_left(engine, network)
+
+
 async def test_whoever_stops_reading_has_no_broken_stream() -> None:
     heard: list[Event] = []
     engine = engine_of(network := Network([HEAD + chunk(ROLE), chunk(WORD), HANG], STREAM), **PATIENT)
