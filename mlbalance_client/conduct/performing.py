@@ -652,7 +652,7 @@ class Performer:
         if not (waited_for := call.report.queued_for):
             return ": it was not placed by then"
         kept = self._fleet.kept_from(call.demand, call.plan.tried, self._clock())
-        return f": it waited for {waited_for}{kept and f': all are kept out, {kept}'}"
+        return f": it waited for {waited_for}{kept}"
 
     def _cut_short(self, attempt: Attempt) -> None:
         flow = attempt.flow
