@@ -652,7 +652,8 @@ class Performer:
             return f": no replica is known: {self._fleet.nobody}"
         if not (waited_for := call.report.queued_for):
             return ": it was not placed by then"
-        return f": it waited for {waited_for}{self._fleet.kept_from(call.demand, call.plan.tried, self._clock())}"
+        kept = self._fleet.kept_from(call.demand, call.plan.tried, self._clock())
+        return f": it waited for {waited_for}{kept}"
 
     def _cut_short(self, attempt: Attempt) -> None:
         flow = attempt.flow

@@ -128,7 +128,7 @@ class Attempts:
     _anew: bool = False
     _unsent: bool = False
     _resent: bool = False
-    _barred: bool = False
+    _barred: str = ""
     _end: Deliver | GiveUp | None = None
     why_ended: str = field(default="", init=False)
     """Why a failure was not tried again, in words."""
@@ -252,7 +252,8 @@ class Attempts:
         if not (failing or absent or hints.retry):
             self._end = Deliver(number)
             return self._end
-        self._barred = self._barred or hints.retry is False
+        if hints.retry is False:
+            self._barred = self._barred or "the replica forbids it (x-should-retry, grpc-retry-pushback-ms)"
         if held and not (absent and self._held is not None):  # another has it, and says more of the call
             self._held = number
         if self._open:
@@ -276,7 +277,10 @@ class Attempts:
         elif number not in self._hedges:
             self._sent -= 1
             self._unsent = True
-        self._barred = self._barred or kind.by_caller
+        if kind.by_caller:
+            self._barred = (
+                self._barred or "the limit that has passed is the call's own, or its request cannot be sent"
+            )
         if self._open:
             return _WAIT
         return self._next(now, NO_HINTS, elsewhere=others > Others.NOBODY)
@@ -300,7 +304,7 @@ class Attempts:
         if not self.replayable:
             return self._finish("the call may not be sent twice")
         if self._barred:
-            return self._finish("the caller's own limit, or the replica, forbids it")
+            return self._finish(self._barred)
         if self.strategies.stops(self._sent, elapsed_s):
             return self._finish("it was sent as often as it may be (retries.max_attempts)")
         wait_s: float | None

@@ -452,6 +452,19 @@ async def test_who_is_cancelled_as_room_comes_is_told_of_once() -> None:
     await nothing_is_left(engine, network)
 
 
+async def test_a_deadline_that_passes_in_the_queue_says_who_is_kept_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = busy_engine(Network([WHOLE]))
+    kept = ": all are kept out, of r0:80 it is closed"
+    monkeypatch.setattr(engine.fleet, "kept_from", lambda demand, excluded, now: kept)
+    with pytest.raises(mlb.DeadlineExceeded) as caught:
+        await engine.send(request(options=mlb.CallOptions(deadline_s=2.0)))
+
+    assert str(caught.value).endswith(f"since all that it may go to had enough to do{kept}")
+    await engine.aclose()
+
+
 @pytest.mark.parametrize("first", ["queue", "call"])
 async def test_a_deadline_that_passes_in_the_queue_is_told_alike_whoever_notices_it(
     first: str, monkeypatch: pytest.MonkeyPatch
