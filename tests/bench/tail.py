@@ -34,8 +34,8 @@ from .reports import REPORTER
 
 CALLS = 1200
 HTTP_CALLS = 600
-# After a burst, as many as show whether it is over.
-BURST_CALLS = 900
+# As many as show whether a burst is over, and as last until the last replica has been restarted.
+MORE_CALLS = {"burst": 900, "rolling": 800}
 SEEDS = (1, 2, 3)
 COMPRESSION = 2.0
 PATIENCE = {"rolling": PATIENT, "rolling_gently": PATIENT}
@@ -167,7 +167,7 @@ def _virtual(scene: Scene, name: str, sections: Mapping[str, Any] | None, seed: 
 def _http(
     scene: Scene, name: str, sections: Mapping[str, Any] | None, seed: int, *, clients: int, stream: bool
 ) -> Seen:
-    trace = conversations(BURST_CALLS if scene.burst is not None else HTTP_CALLS)
+    trace = conversations(MORE_CALLS.get(scene.name, HTTP_CALLS))
     if stream and sections is not None:
         sections = {**sections, "load_reports": {"kind": "stream"}}
     with http_fleet(COMPRESSION, REPORTER if stream else ()) as fleet:
