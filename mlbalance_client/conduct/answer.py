@@ -235,10 +235,12 @@ class Flow:
 
     async def leave(self) -> None:
         """Its reader goes before its end, perhaps for the error event that it has just read."""
-        error = None if self.settled or self._watch.commits_at_head else self._late_error(self._watch.end())
-        if error is not None:
-            self._speaks_against_it(error)
-        await self.aclose(Verdict.CANCELLED if error is None else Verdict.FAILED)
+        if not (self.settled or self.blind or self._watch.commits_at_head):
+            ending = self._watch.end()
+            if (error := self._late_error(ending)) is not None:
+                self._speaks_against_it(error)
+                self.settle(Verdict.FAILED, ending.usage)
+        await self.aclose(Verdict.CANCELLED)
 
     async def aclose(self, verdict: Verdict) -> None:
         """Settle, and close the connection unless the answer was read to its end."""

@@ -298,7 +298,8 @@ class Fitness:
         if (place := self._places.get(id_)) is None:
             return
         self._heard_at[place] = now
-        if self._refused_at.pop(place, None) is not None:
+        refused = self._refused_at.pop(place, None) is not None
+        if refused and self._failed.get(place) is Failure.UNREACHABLE:  # else it has asked for its rest since
             self.pushback.drop(place)
         ejection = self.outliers.ejection(place)
         if ejection is not None:

@@ -42,7 +42,7 @@ class DelayLimit:
     __slots__ = (
         *("_before", "_company", "_cut_at", "_cut_before", "_kept", "_lost", "_lost_at", "_replicas"),
         *("_round_at", "_target_s", "_under_way", "_untried", "_used", "_used_before"),
-        *("_shut_since", "_waiting", "value"),
+        *("_shut_at", "_shut_since", "_waiting", "value"),
     )
 
     def __init__(self, target_s: float, company: Company) -> None:
@@ -53,6 +53,7 @@ class DelayLimit:
         self._untried = True
         self._waiting = 0
         self._shut_since = inf
+        self._shut_at = -inf
         self._lost: list[Charge] = []
         self._under_way: deque[tuple[Charge, bool]] = deque()
         self._kept = 0
@@ -120,7 +121,9 @@ class DelayLimit:
         if under_way + 1 <= self.value:
             return 0.0
         if self._waiting:
-            self._shut_since = min(self._shut_since, now)
+            broken = now - self._shut_at > self._target_s  # who waits looks each second
+            self._shut_since = now if broken else min(self._shut_since, now)
+            self._shut_at = now
         return 0.0 if under_way + 1 <= self._owed(now) else inf
 
     def _owed(self, now: float) -> float:

@@ -131,7 +131,7 @@ class LoadReport:
                 continue
             most = MOST_REQUESTS if name in _REQUESTS else _MOST
             if (
-                not isinstance(value, int | float) or not 0 <= value <= most
+                not isinstance(value, (int, float)) or not 0 <= value <= most
             ):  # NaN too, and the hugest integers
                 wrong[name] = None
             elif name in _SHARES and value > 1:
