@@ -142,7 +142,7 @@ class Flow:
         """
         ending = self.ending or self._watch.end()
         if (error := self._late_error(ending)) is not None:
-            self._speaks_against_it(error)
+            self.speaks_against_its_replica(error.status)
         self.settle(Verdict.FAILED if ending.error else Verdict.OK, ending.usage)
         return error
 
@@ -150,10 +150,12 @@ class Flow:
         """The error event with which a stream has ended after content."""
         return None if self.blind or self.first is Sign.ERROR or self.settled else ending.error
 
-    def _speaks_against_it(self, error: InBandError) -> None:
-        if error.status in RETRIED_STATUSES:
-            kind = failure_of_status(error.status, None, says_busy=error.busy)
-            self.pick.failed(self._clock(), kind=kind)
+    def speaks_against_its_replica(self, status: int, retry_after_s: float | None = None) -> None:
+        """It is a failure of this status, which a body or an event may name, unless that is the call's own fault."""
+        if status in RETRIED_STATUSES:
+            says_busy = (error := self.in_band_error) is not None and error.busy
+            kind = failure_of_status(status, retry_after_s, says_busy=says_busy)
+            self.pick.failed(self._clock(), retry_after_s, kind)
 
     @property
     def in_band_error(self) -> InBandError | None:
@@ -238,7 +240,7 @@ class Flow:
         if not (self.settled or self.blind or self._watch.commits_at_head):
             ending = self._watch.end()
             if (error := self._late_error(ending)) is not None:
-                self._speaks_against_it(error)
+                self.speaks_against_its_replica(error.status)
                 self.settle(Verdict.FAILED, ending.usage)
         await self.aclose(Verdict.CANCELLED)
 

@@ -18,9 +18,9 @@ from typing import Any
 import anyio
 
 from ..config import HttpConfig
-from ..core.attempts import RETRIED_STATUSES, Attempts, Command, Deliver, GiveUp, Pause, Start, Wait
+from ..core.attempts import Attempts, Command, Deliver, GiveUp, Pause, Start, Wait
 from ..core.fleet import Fleet, Pick
-from ..core.health.outlier import Failure, failure_of, failure_of_status
+from ..core.health.outlier import Failure, failure_of
 from ..core.hedging import Expected, Hedging
 from ..core.model import Demand, ReplicaId, Usage, Verdict
 from ..core.placement.picker import Decision
@@ -413,10 +413,8 @@ class Performer:
         lacks = None if error is None else error.lacks(status)
         if lacks is Lacks.MODEL:
             attempt.pick.lacks_model(now)
-        elif status in RETRIED_STATUSES:
-            says_busy = error is not None and error.busy
-            kind = failure_of_status(status, hints.after_s, says_busy=says_busy)
-            attempt.pick.failed(now, hints.after_s, kind)
+        else:
+            flow.speaks_against_its_replica(status, hints.after_s)
         others = self._fleet.others(call.demand, call.plan.tried, now)
         command = call.plan.refused(
             *(attempt.number, status, now),
@@ -476,18 +474,17 @@ class Performer:
             return
         call.look_at = first.found_slow(now)
         may_hedge, may_move = call.plan.may_hedge, call.plan.may_move(now)
-        why_not: str = ""
         decision: Decision | None = None
-        if not may_hedge:
-            why_not = _NOT_TWICE  # or it has been hedged already
         if may_hedge or may_move:
             decision = self._fleet.alternative(call.demand, call.plan.tried, now)
         stood_s, left_s = now - first.began, call.deadline_at - now
-        if may_hedge:
+        if not may_hedge:
+            why_not = _NOT_TWICE  # or it has been hedged already
+        elif decision is None:
             why_not = _NOBODY
-            if decision is not None:
-                wish = call.request.options.hedge
-                why_not = self._hedging.why_not(decision, call.demand, stood_s, left_s, wish)
+        else:
+            wish = call.request.options.hedge
+            why_not = self._hedging.why_not(decision, call.demand, stood_s, left_s, wish)
         if not call.report.hedged:
             call.report.not_hedged = why_not
         if decision is None:
@@ -734,8 +731,7 @@ def _how_it_broke(flow: Flow, verdict: Verdict) -> Stopped | None:
         return Stopped(*broke)
     if (error := flow.in_band_error) is not None:
         # A failing answer that was too large to be held is one, and has not broken off.
-        failing = flow.wire.status >= 400 or flow.blind
-        failing = failing or any(told.failure for told in flow.report.attempts if told.number == flow.number)
+        failing = flow.wire.status >= 400 or flow.blind or flow.first is Sign.ERROR
         return None if failing else Stopped(FailureKind.IN_BAND, error.message)
     return Stopped(FailureKind.READ, "the connection was closed before its end")
 

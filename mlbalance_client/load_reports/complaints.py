@@ -34,10 +34,6 @@ class Complaints:
         self._told, self._not_before = trouble, now + _BETWEEN_S
         return trouble or "understood again"
 
-    def about(self, report: LoadReport, now: float) -> str | None:
-        """The same of a report, whose doubts are the trouble."""
-        return self.hear(doubtful(report), now)
-
 
 class HeaderComplaints(Complaints):
     """The same of ORCA headers, which not every answer bears, and some servers' never."""

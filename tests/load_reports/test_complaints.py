@@ -6,6 +6,7 @@ import pytest
 
 from mlbalance_client.core.load.report import LoadReport
 from mlbalance_client.load_reports import Complaints
+from mlbalance_client.load_reports.complaints import doubtful
 
 ODD = "understood in part only (x): one; two"
 
@@ -28,12 +29,14 @@ def test_each_spell_of_a_trouble_and_its_end_make_one_line() -> None:
         (700.0, report("three"), "understood in part only (x): three"),
     ]
 
-    assert [complaints.about(each, now) for now, each, _ in heard] == [line for _, _, line in heard]
+    assert [complaints.hear(doubtful(each), now) for now, each, _ in heard] == [line for _, _, line in heard]
 
 
 def test_a_trouble_that_comes_and_goes_makes_a_line_a_minute_at_most() -> None:
     complaints = Complaints()
-    lines = [complaints.about(report("one") if now % 2 else report(), float(now)) for now in range(600)]
+    lines = [
+        complaints.hear(doubtful(report("one") if now % 2 else report()), float(now)) for now in range(600)
+    ]
 
     assert 1 <= sum(line is not None for line in lines) <= 10
 

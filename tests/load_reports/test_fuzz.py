@@ -23,6 +23,7 @@ from mlbalance_client.load_reports import (
     triton,
     vllm,
 )
+from mlbalance_client.load_reports.complaints import doubtful
 
 from .pages import body
 
@@ -73,7 +74,7 @@ def checked(parse: Parse, data: bytes) -> LoadReport | None:
         assert report == report.sane()
         hash(report)
         complaints = Complaints()
-        lines = [complaints.about(report, now) for now in (1.0, 2.0, 99.0)]
+        lines = [complaints.hear(doubtful(report), now) for now in (1.0, 2.0, 99.0)]
         assert lines[1:] == [None, None]
         assert (lines[0] is None) is (not report.doubts)
         assert lines[0] is None or ("\n" not in lines[0] and len(lines[0]) <= 300)
